@@ -1,0 +1,38 @@
+"""MNIST at 28×28 with small networks for a CPU.
+
+Commands: python -m experiments.train_classifier --config=experiments/configs/mnist.py \
+              --data_dir=DIR --workdir=runs/mnist/classifier
+          python -m experiments.train_ebm --config=experiments/configs/mnist.py \
+              --data_dir=DIR --workdir=runs/mnist/ebm
+          python -m experiments.evaluate --ebm=runs/mnist/ebm/model.safetensors \
+              --classifier=runs/mnist/classifier/model.safetensors --data_dir=DIR \
+              --epsilon=0.3 --workdir=runs/mnist/evaluation
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import digits
+
+
+def get_config() -> ConfigDict:
+    """A U-Net denoiser as score network, displacement scaling; a convolutional classifier."""
+    config = digits.get_config()
+    config.dataset = "mnist"
+    config.ebm.update(
+        {
+            "role": "score",
+            "sigma_max": 1.0,
+            "learning_rate": 1e-3,
+            "steps": 6000,
+            "batch_size": 64,
+            "checkpoint_every": 500,
+        }
+    )
+    config.ebm.network = ConfigDict({"name": "UNet", "features": [24, 48, 96], "blocks": 1})
+    config.classifier.network = ConfigDict(
+        {"name": "ConvNet", "features": [16, 32, 64], "hidden": 128}
+    )
+    config.classifier.update({"steps": 4000, "checkpoint_every": 1000, "ema_decay": 0.999})
+    config.purification.update({"num_steps": 10, "noise_scale": 0.3})
+    config.attack.epsilon = 0.3
+    return config

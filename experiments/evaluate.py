@@ -1,0 +1,241 @@
+"""Attacks a purifier with a classifier, and the classifier alone; writes records and a report.
+
+python -m experiments.evaluate --ebm=runs/quickstart/ebm.safetensors \
+    --classifier=runs/quickstart/classifier.safetensors --dataset=digits \
+    --suite=honest --epsilon=0.15 --images=128 --workdir=runs/evaluation
+
+Resumes from --workdir: an evaluation that was killed continues and ends with the same records.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from PIL import Image
+from tqdm import tqdm
+
+import purify_jax as pj
+from experiments import cli, flagging, sweeps
+from purify_jax import evaluation, plots, records, red_flags
+from purify_jax.attacks import suite as suites
+from purify_jax.types import InputError
+
+flags.DEFINE_string("ebm", None, "Energy or score model; none attacks the bare classifier only.")
+flags.DEFINE_string("classifier", None, "Classifier model (.safetensors).", required=True)
+flags.DEFINE_string("dataset", None, "Data set (default: the classifier's).")
+flags.DEFINE_string("split", "test", "Split, or a slice such as test[:512].")
+flags.DEFINE_string("workdir", None, "Folder for records and the report.", required=True)
+flags.DEFINE_enum("suite", "honest", sorted(suites.SUITES), "Which attacks.")
+flags.DEFINE_enum("norm", "linf", ["linf", "l2", "l1"], "Norm of the perturbation.")
+flags.DEFINE_float("epsilon", None, "Radius of the perturbation, in units of a pixel's range.", required=True)
+flags.DEFINE_integer("images", 128, "Images to attack.")
+flags.DEFINE_integer("draws", 10, "Scoring draws.")
+flags.DEFINE_integer("eot", None, "EOT samples (default: the suite's).")
+flags.DEFINE_integer("steps", None, "Attack steps (default: the suite's).")
+flags.DEFINE_integer("eot_at_once", 4, "EOT samples computed side by side; fewer take less memory.")
+flags.DEFINE_integer("batch_size", 128, "Images side by side.")
+flags.DEFINE_integer("seed", 0, "Seed of all randomness.")
+flags.DEFINE_integer("num_steps", None, "Purification steps (default: the model's).")
+flags.DEFINE_integer("num_restarts", None, "Purification restarts (default: the model's).")
+flags.DEFINE_float("noise_scale", None, "Purification noise (default: the model's).")
+flags.DEFINE_enum("sweep", "none", ["none", *sorted(sweeps.SWEEPS)], "Also draw a curve over this.")
+flags.DEFINE_bool("save_images", False, "Save adversarial images (.npz, PNG) and check them again.")
+flagging.define_data()
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+    """Flags in, records and a report out."""
+    del argv
+    classifier = pj.checkpoints.load_model(FLAGS.classifier, ("classifier",))
+    logits_fn = pj.models.logits_fn(classifier)
+    models = {"undefended": pj.defense.undefended(logits_fn)}
+    if FLAGS.ebm:
+        ebm = pj.checkpoints.load_model(FLAGS.ebm, ("energy", "score"))
+        if ebm.image_shape != classifier.image_shape:
+            raise InputError(
+                f"ebm: made for images {ebm.image_shape}, expected the classifier's {classifier.image_shape}"
+            )
+        purifier = pj.models.model_purifier(
+            ebm,
+            num_steps=FLAGS.num_steps,
+            num_restarts=FLAGS.num_restarts,
+            noise_scale=FLAGS.noise_scale,
+        )
+        models["defended"] = pj.defense.defend(purifier, logits_fn)
+    name = FLAGS.dataset or classifier.metadata["dataset"]
+    dataset = pj.data.load_split(name, FLAGS.split, FLAGS.data_dir)
+    if dataset.image_shape != tuple(classifier.image_shape):
+        raise InputError(
+            f"dataset: images are {dataset.image_shape}, expected the model's {classifier.image_shape}"
+        )
+    dataset = dataset.take(FLAGS.images)
+    workdir = pj.training.claim_workdir(FLAGS.workdir, _settings(name), "evaluation.json")
+
+    found = {label: _attack(label, model, dataset, workdir) for label, model in models.items()}
+    health = {}
+    if FLAGS.ebm:
+        health = red_flags.gradient_health(
+            jax.random.key(FLAGS.seed), models["defended"], dataset.take(min(64, len(dataset)))
+        )
+    curve = None
+    if FLAGS.sweep != "none":
+        target = models.get("defended", models["undefended"])
+        curve = sweeps.run(FLAGS.sweep, jax.random.key(FLAGS.seed), target, dataset, _options())
+    _report(workdir, found, health, curve)
+
+
+def _settings(dataset: str) -> dict:
+    names = (
+        "ebm classifier split suite norm epsilon images draws eot steps batch_size seed "
+        "num_steps num_restarts noise_scale"
+    ).split()
+    return {"dataset": dataset, **{name: FLAGS[name].value for name in names}}
+
+
+def _options() -> suites.Options:
+    return suites.Options(
+        norm=FLAGS.norm,
+        epsilon=FLAGS.epsilon,
+        steps=FLAGS.steps,
+        eot=FLAGS.eot,
+        samples_at_once=FLAGS.eot_at_once,
+    )
+
+
+def _attack(label: str, model: pj.defense.Defense, dataset, workdir: Path) -> list[records.Record]:
+    entries = suites.build(FLAGS.suite, model, _options())
+    bar = tqdm(total=len(entries) * len(dataset), unit="image", disable=not FLAGS.progress)
+    survivors: dict[int, bool] = {}
+
+    def on_batch(attack: str, done: int, batch: list[records.Record]) -> None:
+        for record in batch:
+            index = record["index"]
+            survivors[index] = survivors.get(index, True) and record["one_draw"]
+        robust = sum(survivors.values()) / len(survivors)
+        bar.set_description(f"{label}, {attack}: robust so far {robust:.3f}")
+        if attack != "clean":
+            bar.update(len(batch))
+
+    keep = _keeper(workdir / "images" / label, model, dataset) if FLAGS.save_images else None
+    with bar:
+        return evaluation.evaluate(
+            jax.random.key(FLAGS.seed),
+            model,
+            {entry.name: entry.attack for entry in entries},
+            dataset,
+            draws=1 if label == "undefended" else FLAGS.draws,
+            batch_size=FLAGS.batch_size,
+            path=workdir / f"records_{label}.jsonl",
+            header={"suite": FLAGS.suite, "norm": FLAGS.norm, "epsilon": FLAGS.epsilon},
+            drop_fallen=suites.SUITES[FLAGS.suite].drop_fallen,
+            on_batch=on_batch,
+            keep_images=keep,
+        )
+
+
+def _keeper(folder: Path, model: pj.defense.Defense, dataset):
+    """Saves adversarial images as .npz (exact) and PNG (8 bits), and predicts both from disk."""
+    predict = jax.jit(model)
+
+    def keep(attack: str, indices: np.ndarray, adversarial: np.ndarray) -> None:
+        name = attack.replace(" ", "_").replace("+", "_")
+        place = folder / name
+        place.mkdir(parents=True, exist_ok=True)
+        np.savez(place / f"{indices[0]:06d}.npz", indices=indices, images=adversarial)
+        for index, image in zip(indices, adversarial, strict=True):
+            pixels = np.rint(image * 255).astype(np.uint8)
+            Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(
+                place / f"{index:06d}.png"
+            )
+        again = np.load(place / f"{indices[0]:06d}.npz")["images"]
+        rounded = np.stack(
+            [pj.data.read_image(place / f"{i:06d}.png", channels=again.shape[-1]) for i in indices]
+        )
+        keys = pj.types.image_keys(jax.random.key(FLAGS.seed), indices)
+        labels = dataset.labels[indices]
+        right = lambda x: int((np.asarray(predict(keys, x)).argmax(-1) == labels).sum())
+        tqdm.write(
+            f"{attack}: of {len(indices)} saved images {right(again)} are classified right from "
+            f".npz, {right(pj.data.to_float(rounded))} after rounding to 8 bits (PNG)"
+        )
+
+    return keep
+
+
+def _report(workdir: Path, found: dict[str, list], health: dict, curve) -> None:
+    rows = {label: records.table(r) for label, r in found.items()}
+    flags_raised = []
+    if "defended" in found:
+        flags_raised = red_flags.red_flags(found["defended"], health=health, curve=curve)
+    columns = ["attack", *(f"{label} {s}" for label in rows for s in records.SCORINGS[: _width(label)])]
+    body = []
+    for index, row in enumerate(next(iter(rows.values()))):
+        cells = [
+            str(table[index][scoring])
+            for label, table in rows.items()
+            for scoring in records.SCORINGS[: _width(label)]
+        ]
+        body.append([row["attack"], *cells])
+    worst = [
+        str(records.worst_case(found[label], scoring))
+        for label in rows
+        for scoring in records.SCORINGS[: _width(label)]
+    ]
+    body.append(["worst case per image", *worst])
+    names = [row[0] for row in body]
+    groups = {
+        label: [table[i]["one_draw"] for i in range(len(table))]
+        + [records.worst_case(found[label])]
+        for label, table in rows.items()
+    }
+    figure = plots.bars(
+        names,
+        {label: [i.value for i in intervals] for label, intervals in groups.items()},
+        {label: [(i.low, i.high) for i in intervals] for label, intervals in groups.items()},
+    )
+    summary = (
+        f"Suite {FLAGS.suite}, {FLAGS.norm} ε = {FLAGS.epsilon:g}, {FLAGS.images} images, "
+        f"{FLAGS.draws} scoring draws."
+    )
+    note = (
+        "Accuracy with 95% Wilson intervals. one_draw: a single answer; mean: of the mean "
+        "probability of all draws; vote: of their majority; worst: all draws right (an attacker who "
+        "may resubmit). In suites that drop fallen images, a row counts those as wrong."
+    )
+    sections = [
+        pj.report.Section("Accuracy", note, columns, body, figure=figure),
+        pj.report.Section("Red flags", flags=[str(flag) for flag in flags_raised]),
+    ]
+    if curve is not None:
+        sections.append(pj.report.Section(f"Sweep over {curve.name}", figure=sweeps.draw(curve)))
+    versions = pj.report.versions()
+    footer = f"seed {FLAGS.seed}; " + ", ".join(f"{k} {v}" for k, v in versions.items())
+    report = pj.report.write_report(
+        workdir / "report.html", "Robustness evaluation", summary, sections, footer
+    )
+    results = {
+        "settings": _settings(FLAGS.dataset or ""),
+        "versions": versions,
+        "rows": {label: table for label, table in rows.items()},
+        "worst_case": {label: records.worst_case(r) for label, r in found.items()},
+        "red_flags": [flag._asdict() for flag in flags_raised],
+        "gradient_health": health,
+        "sweep": None if curve is None else curve._asdict(),
+    }
+    pj.checkpoints.write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+    print(pj.report.text_table(columns, body))
+    for flag in flags_raised:
+        print(f"RED FLAG: {flag}")
+    print(f"report: {report}")
+
+
+def _width(label: str) -> int:
+    # A deterministic model has one scoring; a defense has four.
+    return 1 if label == "undefended" else len(records.SCORINGS)
+
+
+if __name__ == "__main__":
+    cli.run(main)

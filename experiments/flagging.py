@@ -1,0 +1,58 @@
+"""Flags and endings that the training binaries share."""
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+import purify_jax as pj
+from purify_jax.types import InputError
+
+FLAGS = flags.FLAGS
+
+
+def define_training() -> None:
+    """--config, --workdir, --data_dir, --progress."""
+    config_flags.DEFINE_config_file(
+        "config",
+        "experiments/configs/digits.py",
+        "Config file; override a value by --config.ebm.steps=100.",
+    )
+    flags.DEFINE_string(
+        "workdir", None, "Folder for checkpoints, metrics and the model.", required=True
+    )
+    define_data()
+
+
+def define_data() -> None:
+    """--data_dir and --progress."""
+    flags.DEFINE_string("data_dir", None, "Folder of prepared tensorflow-datasets or of images.")
+    flags.DEFINE_bool("progress", True, "Show progress bars.")
+
+
+def training_config(name: str) -> ConfigDict:
+    """The config of the flags; InputError unless its section ``name`` makes sense."""
+    config = FLAGS.config
+    for field in ("steps", "batch_size", "steps_per_dispatch", "checkpoint_every"):
+        if config[name][field] < 1:
+            raise InputError(
+                f"config.{name}.{field}: got {config[name][field]}, expected at least 1"
+            )
+    return config
+
+
+def section(config: ConfigDict, name: str) -> dict[str, Any]:
+    """What a training run's result depends on: the section, the data and the seed."""
+    fields = {field: config[field] for field in ("dataset", "train_split", "seed")}
+    return {**fields, name: config[name].to_dict()}
+
+
+def finish(model: pj.checkpoints.Model, finished: bool, workdir: Path) -> None:
+    """Saves the model of a finished run; says how to go on otherwise."""
+    if not finished:
+        print(f"stopped by SIGTERM; saved. The same command continues in {workdir}")
+        return
+    path = workdir / "model.safetensors"
+    pj.checkpoints.save_model(path, model)
+    print(f"model: {path}")

@@ -1,0 +1,96 @@
+"""Purifies an image file or a folder of images.
+
+python -m experiments.purify --ebm=runs/quickstart/ebm.safetensors --input=images/ --workdir=out
+
+Writes purified/<name>.png (the mean over restarts), sheet.png (before and after), and lists
+images that could not be read.
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from PIL import Image
+from tqdm import tqdm
+
+import purify_jax as pj
+from experiments import cli
+from purify_jax import plots
+from purify_jax.types import InputError, image_keys
+
+flags.DEFINE_string("ebm", None, "Energy or score model (.safetensors).", required=True)
+flags.DEFINE_string("input", None, "Image file, or folder of PNG and JPEG files.", required=True)
+flags.DEFINE_string("workdir", None, "Folder for the purified images.", required=True)
+flags.DEFINE_integer("seed", 0, "Seed of the noise.")
+flags.DEFINE_integer("batch_size", 64, "Images side by side.")
+flags.DEFINE_integer("num_steps", None, "Purification steps (default: the model's).")
+flags.DEFINE_integer("num_restarts", None, "Noise restarts (default: the model's).")
+flags.DEFINE_float("noise_scale", None, "Noise before the steps (default: the model's).")
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+    """Image files in, image files out."""
+    del argv
+    model = pj.checkpoints.load_model(FLAGS.ebm, ("energy", "score"))
+    purifier = pj.models.model_purifier(
+        model,
+        num_steps=FLAGS.num_steps,
+        num_restarts=FLAGS.num_restarts,
+        noise_scale=FLAGS.noise_scale,
+    )
+    if FLAGS.batch_size < 1:
+        raise InputError(f"batch_size: got {FLAGS.batch_size}, expected at least 1")
+    names, images, skipped = _read(Path(FLAGS.input), model.image_shape)
+    run = jax.jit(lambda keys, x: purifier(keys, x)[0].mean(axis=0))
+    key, purified = jax.random.key(FLAGS.seed), []
+    size = min(FLAGS.batch_size, len(images))
+    for start in tqdm(range(0, len(images), size), desc="purifying", unit="batch"):
+        # The last batch is filled up, so that there is one compilation.
+        indices = np.minimum(np.arange(start, start + size), len(images) - 1)
+        purified.append(np.asarray(run(image_keys(key, indices), images[indices])))
+    purified = np.concatenate(purified)[: len(images)]
+    workdir = Path(FLAGS.workdir)
+    for name, image in zip(names, purified, strict=True):
+        _save(workdir / "purified" / f"{name}.png", image)
+    shown = range(min(8, len(images)))
+    sheet = plots.image_grid([[images[i], purified[i]] for i in shown], ["before", "after"])
+    pj.checkpoints.write_atomically(workdir / "sheet.png", sheet)
+    print(f"{len(images)} images purified, {skipped} skipped; see {workdir}")
+
+
+def _read(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], np.ndarray, int]:
+    if source.is_dir():
+        files = pj.data.image_files(source)
+    elif source.is_file():
+        files = [source]
+    else:
+        raise InputError(f"input: {source} does not exist, expected an image file or a folder")
+    names, images, skipped = [], [], 0
+    for path in files:
+        try:
+            image = pj.data.read_image(path, channels=shape[2])
+            if image.shape != tuple(shape):
+                raise InputError(f"image: {path} is {image.shape}, expected {tuple(shape)}")
+        except InputError as error:
+            if not source.is_dir():
+                raise
+            print(f"skipped: {error}")
+            skipped += 1
+            continue
+        names.append(path.stem)
+        images.append(pj.data.to_float(image))
+    if not images:
+        raise InputError(f"input: {source} holds no readable image of shape {tuple(shape)}")
+    return names, np.stack(images), skipped
+
+
+def _save(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,99 @@
+"""Trains, attacks and purifies handwritten digits, and writes a report. What ``make demo`` runs.
+
+python -m experiments.quickstart --workdir=runs/quickstart
+
+Writes results.json, report.html (self-contained), figures/*.png, ebm.safetensors and
+classifier.safetensors. Finished training is picked up again from the work directory.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+import purify_jax as pj
+from experiments import building, cli, flagging, story
+from purify_jax import training
+from purify_jax.types import InputError
+
+config_flags.DEFINE_config_file("config", "experiments/configs/digits.py", "Config file.")
+flags.DEFINE_string("workdir", "runs/quickstart", "Folder for models, results and the report.")
+flags.DEFINE_integer("images", 256, "Test images to attack.")
+flags.DEFINE_integer("steps", 40, "Attack steps.")
+flags.DEFINE_integer("eot", 8, "Draws whose gradients are averaged (EOT).")
+flagging.define_data()
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+    """Flags in, a report out."""
+    del argv
+    started = time.monotonic()
+    for name in ("images", "steps", "eot"):
+        if FLAGS[name].value < 1:
+            raise InputError(f"{name}: got {FLAGS[name].value}, expected at least 1")
+    config = FLAGS.config
+    settings = {"images": FLAGS.images, "steps": FLAGS.steps, "eot": FLAGS.eot}
+    workdir = training.claim_workdir(FLAGS.workdir, {**config.to_dict(), **settings})
+    train = pj.data.load_split(config.dataset, config.train_split, FLAGS.data_dir)
+    test = pj.data.load_split(config.dataset, config.test_split, FLAGS.data_dir)
+    classifier = _trained(workdir, "classifier", building.train_classifier, config, train)
+    ebm = _trained(workdir, "ebm", building.train_ebm, config, train)
+
+    key = jax.random.key(config.seed + 2)
+    logits_fn = pj.models.logits_fn(classifier)
+    defense = pj.defense.defend(pj.models.model_purifier(ebm), logits_fn)
+    attacks = story.attacks(defense, config.attack, steps=FLAGS.steps, num_samples=FLAGS.eot)
+    attacked = test.take(min(FLAGS.images, len(test)))
+    results = story.run_attacks(key, defense, attacks, attacked, test, config.attack, FLAGS.progress)
+    results = {
+        "dataset": config.dataset,
+        "seed": config.seed,
+        "versions": pj.report.versions(),
+        **results,
+    }
+    figures = story.figures(key, defense, ebm, attacks, test, config.attack)
+    results["seconds"] = round(time.monotonic() - started, 1)
+    _write(workdir, results, figures)
+
+
+def _trained(workdir: Path, name: str, train, config, dataset) -> pj.checkpoints.Model:
+    path = workdir / f"{name}.safetensors"
+    if path.exists():
+        return pj.checkpoints.load_model(path)
+    model, finished = train(config, dataset, workdir / name, FLAGS.progress)
+    if not finished:
+        raise InputError("training: stopped by SIGTERM; the same command continues")
+    pj.checkpoints.save_model(path, model)
+    return model
+
+
+def _write(workdir: Path, results: dict, figures: dict[str, tuple[str, bytes]]) -> None:
+    columns, rows = story.table(results)
+    for name, (_, png) in figures.items():
+        pj.checkpoints.write_atomically(workdir / "figures" / f"{name}.png", png)
+    pj.checkpoints.write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+    sections = [
+        pj.report.Section("Accuracy", story.TABLE_NOTE, columns, rows),
+        *(
+            pj.report.Section(name.replace("_", " ").capitalize(), text, figure=png)
+            for name, (text, png) in figures.items()
+        ),
+    ]
+    footer = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
+    report = pj.report.write_report(
+        workdir / "report.html",
+        f"Adversarial purification of {results['dataset']}",
+        story.SUMMARY,
+        sections,
+        f"seed {results['seed']}; {footer}; {results['seconds']} s",
+    )
+    print(pj.report.text_table(columns, rows))
+    print(f"report: {report}  ({results['seconds']} s)")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,32 @@
+"""Trains a classifier.
+
+python -m experiments.train_classifier --config=experiments/configs/digits.py --workdir=runs/digits/classifier
+
+Resumes from --workdir, to the bit. Writes config.json, metrics.jsonl, checkpoints/ and, when
+finished, model.safetensors (the averaged parameters).
+"""
+
+from absl import flags
+
+import purify_jax as pj
+from experiments import building, cli, flagging
+from purify_jax import training
+
+flagging.define_training()
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+    """Flags in, a model file out."""
+    del argv
+    config = flagging.training_config("classifier")
+    dataset = pj.data.load_split(config.dataset, config.train_split, FLAGS.data_dir)
+    workdir = training.claim_workdir(
+        FLAGS.workdir, {"classifier": flagging.section(config, "classifier")}
+    )
+    model, finished = building.train_classifier(config, dataset, workdir, FLAGS.progress)
+    flagging.finish(model, finished, workdir)
+
+
+if __name__ == "__main__":
+    cli.run(main)

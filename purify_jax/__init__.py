@@ -1,0 +1,47 @@
+"""Adversarial purification with energy-based models, in JAX.
+
+Images → noise → a few steps along the score of an energy → classifier; and exact gradients back
+through all of it. See ``docs/architecture.md``.
+"""
+
+from purify_jax import (
+    attacks,
+    checkpoints,
+    data,
+    defense,
+    energy,
+    evaluation,
+    losses,
+    models,
+    networks,
+    noise,
+    plots,
+    purification,
+    records,
+    report,
+    training,
+    types,
+)
+from purify_jax.types import InputError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "InputError",
+    "attacks",
+    "checkpoints",
+    "data",
+    "defense",
+    "energy",
+    "evaluation",
+    "losses",
+    "models",
+    "networks",
+    "noise",
+    "plots",
+    "purification",
+    "records",
+    "report",
+    "training",
+    "types",
+]

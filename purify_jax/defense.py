@@ -1,0 +1,76 @@
+"""A defense: a purifier before a classifier that nobody retrained. Deployed and attacked as one."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from purify_jax.purification import identity
+from purify_jax.types import Array, InputError, Keys, LogitsFn, Purifier
+
+#: logits of every restart ``[restarts, batch, classes]`` → log-probabilities ``[batch, classes]``.
+Combine = Callable[[Array], Array]
+
+
+def mean_probabilities(logits: Array) -> Array:
+    """log of the average softmax over restarts (ADP, section 3.3)."""
+    log_probs = jax.nn.log_softmax(logits)
+    return jax.nn.logsumexp(log_probs, axis=0) - jnp.log(logits.shape[0])
+
+
+def mean_logits(logits: Array) -> Array:
+    """log-softmax of the average logits over restarts."""
+    return jax.nn.log_softmax(jnp.mean(logits, axis=0))
+
+
+def vote(logits: Array) -> Array:
+    """log of each class's share of the restarts' votes, with one vote spread over all classes.
+
+    A vote's own derivative is zero almost everywhere, which would stop an attacker for no good
+    reason; so the backward pass is that of :func:`mean_probabilities`.
+    """
+    classes = logits.shape[-1]
+    votes = jnp.sum(jax.nn.one_hot(jnp.argmax(logits, axis=-1), classes), axis=0)
+    hard = jnp.log((votes + 1 / classes) / (logits.shape[0] + 1))
+    soft = mean_probabilities(logits)
+    return soft + jax.lax.stop_gradient(hard - soft)
+
+
+@dataclasses.dataclass(frozen=True)
+class Defense:
+    """(keys ``[batch]``, images) → log-probabilities ``[batch, classes]``.
+
+    purifier: (keys, images) → (purified ``[restarts, batch, h, w, c]``, info).
+    logits_fn: images → logits; applied to every restart's purified images.
+    combine: how the restarts' logits become one prediction.
+    """
+
+    purifier: Purifier
+    logits_fn: LogitsFn
+    combine: Combine = mean_probabilities
+
+    def __call__(self, keys: Keys, images: Array) -> Array:
+        purified, _ = self.purifier(keys, images)
+        flat = purified.reshape((-1, *purified.shape[2:]))
+        logits = self.logits_fn(flat)
+        if logits.ndim != 2:
+            raise InputError(f"logits_fn: output shape {logits.shape}, expected [batch, classes]")
+        return self.combine(logits.reshape(purified.shape[:2] + logits.shape[1:]))
+
+    def replace(self, **changes: Any) -> "Defense":
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def defend(
+    purifier: Purifier, logits_fn: LogitsFn, combine: Combine = mean_probabilities
+) -> Defense:
+    """Puts ``purifier`` before ``logits_fn``; the average of the softmax over restarts by default."""
+    return Defense(purifier, logits_fn, combine)
+
+
+def undefended(logits_fn: LogitsFn) -> Defense:
+    """The bare classifier in the form of a defense, so that it is attacked by the same code."""
+    return Defense(identity, logits_fn)

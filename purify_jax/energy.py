@@ -1,0 +1,86 @@
+"""Energies and scores: two ways to one ``ScoreFn``.
+
+p(x) ∝ exp(−E(x)), and the score is s(x) = −∇E(x). Either a network gives the energy and
+automatic differentiation gives the score, or a network gives the score at once.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from purify_jax.types import Array, EnergyFn, InputError, Params, ScoreFn
+
+
+def score_from_energy(energy_fn: EnergyFn) -> ScoreFn:
+    """s(x) = −∇E(x), by automatic differentiation; images → the same shape."""
+
+    def score_fn(images: Array) -> Array:
+        return -jax.grad(lambda x: jnp.sum(energy_fn(x)))(images)
+
+    return score_fn
+
+
+def energy_from_network(network: nn.Module, params: Params) -> EnergyFn:
+    """The energy of a network and its parameters; images → ``[batch]``.
+
+    A network with one output per image is the energy itself. A network with an image as
+    output, g, gives E(x) = ½‖x − g(x)‖² (Salimans & Ho 2021, "Should EBMs model the energy
+    or the score?", equation 8), which learns far better than a bare scalar.
+
+    Raises InputError for any other output shape.
+    """
+
+    def energy_fn(images: Array) -> Array:
+        output = cast(Array, network.apply({"params": params}, images))
+        if output.shape == images.shape:
+            return 0.5 * jnp.sum((images - output).reshape(images.shape[0], -1) ** 2, axis=-1)
+        if output.shape in ((images.shape[0],), (images.shape[0], 1)):
+            return output.reshape(images.shape[0])
+        raise InputError(
+            f"network: output shape {output.shape} for images {images.shape}, "
+            "expected the images' shape or one number per image"
+        )
+
+    return energy_fn
+
+
+def score_from_network(network: nn.Module, params: Params) -> ScoreFn:
+    """The raw output f(x) of a score network, which purification uses as it is (σ := 1).
+
+    Raises InputError if the network's output has not the images' shape.
+    """
+
+    def score_fn(images: Array) -> Array:
+        output = cast(Array, network.apply({"params": params}, images))
+        if output.shape != images.shape:
+            raise InputError(
+                f"network: output shape {output.shape}, expected the images' {images.shape}"
+            )
+        return output
+
+    return score_fn
+
+
+def score_from_energy_network(network: nn.Module, params: Params) -> ScoreFn:
+    """``score_from_energy(energy_from_network(network, params))``."""
+    return score_from_energy(energy_from_network(network, params))
+
+
+def gaussian_energy(mean: Array, precision: Array) -> EnergyFn:
+    """E(x) = ½(x − μ)ᵀ P (x − μ) with mean ``[h, w, c]`` and precision ``[d, d]``, d = h·w·c.
+
+    The closed form that samplers and purifiers are tested against; its score is −P(x − μ).
+    """
+
+    def energy_fn(images: Array) -> Array:
+        centred = (images - mean).reshape(images.shape[0], -1)
+        return 0.5 * jnp.einsum("bi,ij,bj->b", centred, precision, centred)
+
+    return energy_fn
+
+
+#: (network, params) → ScoreFn; the two choices of a training run and of a saved model.
+ScoreFactory = Callable[[nn.Module, Params], ScoreFn]

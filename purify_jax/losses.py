@@ -1,0 +1,100 @@
+"""Losses: denoising score matching to train with, classification losses to train and attack with.
+
+Attack losses take log-probabilities ``[batch, classes]`` and labels ``[batch]`` and return
+``[batch]``; an attack ascends them. A softmax only shifts logits by a constant per image, so
+margin and DLR of the log-probabilities of a deterministic model equal those of its logits.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from purify_jax import noise
+from purify_jax.types import Array, Keys, LossFn, ScoreFn, fold_keys, normal_like, per_image
+
+# --- training ---------------------------------------------------------------------------------
+
+
+def denoising_score_matching(
+    score_fn: ScoreFn,
+    keys: Keys,
+    images: Array,
+    sigmas: Array,
+    scale: Callable[[Array], Array] = noise.per_sigma,
+) -> Array:
+    """Denoising score matching over noise levels, one loss per image ``[batch]``.
+
+    For x̃ = x + σε, ε ~ N(0, I), σ drawn uniformly from ``sigmas``:
+    ``½ σ² ‖ s(x̃, σ) + ε/σ ‖²`` with s(x̃, σ) = scale(σ)·f(x̃) (Vincent 2011, equation 11,
+    weighted by σ² as in Song & Ermon 2019, equation 5). f does not see σ: the model is
+    noise-unconditional, as published.
+
+    Args:
+      score_fn: f, images → same shape.
+      keys: ``[batch]``, one per image; image i's level and noise depend on key i alone.
+      images: ``[batch, h, w, c]`` in [0, 1].
+      sigmas: ``[levels]`` positive noise levels, in units of a pixel's range.
+      scale: σ → factor that turns f into a score, see :mod:`purify_jax.noise`.
+    """
+    choose = lambda key: jax.random.randint(key, (), 0, sigmas.shape[0])
+    sigma = sigmas[jax.vmap(choose)(fold_keys(keys, 0))]
+    epsilon = normal_like(fold_keys(keys, 1), images)
+    noisy = images + per_image(sigma, images) * epsilon
+    # σ(s + ε/σ) in one factor, so that nothing is divided by a small σ and multiplied back.
+    residual = per_image(sigma * scale(sigma), images) * score_fn(noisy) + epsilon
+    return 0.5 * jnp.sum(residual.reshape(images.shape[0], -1) ** 2, axis=-1)
+
+
+# --- classification ---------------------------------------------------------------------------
+
+
+def _of_label(log_probs: Array, labels: Array) -> Array:
+    return jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+
+
+def _largest_other(log_probs: Array, labels: Array) -> Array:
+    is_label = jax.nn.one_hot(labels, log_probs.shape[-1], dtype=bool)
+    return jnp.max(jnp.where(is_label, -jnp.inf, log_probs), axis=-1)
+
+
+def cross_entropy(log_probs: Array, labels: Array) -> Array:
+    """−log p(y), in nats."""
+    return -_of_label(jax.nn.log_softmax(log_probs), labels)
+
+
+def margin(log_probs: Array, labels: Array) -> Array:
+    """max_{j≠y} z_j − z_y: positive exactly when the image is misclassified.
+
+    The loss of Carlini & Wagner 2017 (arXiv 1608.04644, f₆) without its floor.
+    """
+    return _largest_other(log_probs, labels) - _of_label(log_probs, labels)
+
+
+def dlr(log_probs: Array, labels: Array) -> Array:
+    """Difference of logits ratio, −(z_y − max_{j≠y} z_j)/(z_π1 − z_π3) (Croce & Hein 2020, eq. 6).
+
+    Invariant to shift and scale of the logits. Needs at least 3 classes.
+    """
+    ordered = jnp.sort(log_probs, axis=-1)
+    return margin(log_probs, labels) / (ordered[:, -1] - ordered[:, -3] + 1e-12)
+
+
+def targeted_dlr(labels: Array) -> LossFn:
+    """Targeted DLR, −(z_y − z_t)/(z_π1 − ½(z_π3 + z_π4)) (Croce & Hein 2020, equation 7).
+
+    ``labels`` are the true labels; the returned loss takes the targets in their place. Needs
+    at least 4 classes.
+    """
+
+    def loss(log_probs: Array, targets: Array) -> Array:
+        ordered = jnp.sort(log_probs, axis=-1)
+        scale = ordered[:, -1] - 0.5 * (ordered[:, -3] + ordered[:, -4]) + 1e-12
+        return (_of_label(log_probs, targets) - _of_label(log_probs, labels)) / scale
+
+    return loss
+
+
+def targeted(loss_fn: LossFn) -> LossFn:
+    """Turns an untargeted loss into one that is ascended towards the labels (now targets)."""
+    return lambda log_probs, targets: -loss_fn(log_probs, targets)

@@ -1,0 +1,45 @@
+"""Networks as linen modules, and their description as plain data for the header of a model file."""
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import flax.linen as nn
+
+from purify_jax.networks.convnet import ConvNet
+from purify_jax.networks.mlp import MLP
+from purify_jax.networks.unet import UNet
+from purify_jax.types import InputError
+
+#: What a model file may name as its network.
+BY_NAME: Mapping[str, type[nn.Module]] = MappingProxyType(
+    {network.__name__: network for network in (MLP, ConvNet, UNet)}
+)
+
+
+def describe(network: nn.Module) -> dict[str, Any]:
+    """``{"name": class name, field: value, ...}``, from which :func:`build` makes an equal module."""
+    fields = {
+        f.name: getattr(network, f.name)
+        for f in dataclasses.fields(network)
+        if f.init and f.name not in ("parent", "name")
+    }
+    plain = {k: list(v) if isinstance(v, (tuple, list)) else v for k, v in fields.items()}
+    return {"name": type(network).__name__, **plain}
+
+
+def build(description: Mapping[str, Any]) -> nn.Module:
+    """The linen module of a description; InputError for an unknown name or field."""
+    name = str(description.get("name"))
+    plain = {k: v for k, v in description.items() if k != "name"}
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+    if name not in BY_NAME:
+        raise InputError(f"network: got {name!r}, expected one of {sorted(BY_NAME)}")
+    try:
+        return BY_NAME[name](**fields)
+    except TypeError as error:
+        raise InputError(f"network {name}: {error}") from error
+
+
+__all__ = ["BY_NAME", "MLP", "ConvNet", "UNet", "build", "describe"]

@@ -1,0 +1,150 @@
+"""Convolution whose derivatives are fast on a CPU too, also inside ``lax.scan``.
+
+XLA's CPU backend runs a plain forward convolution well, but inside a loop (a ``scan`` over
+training or purification steps) it falls back to naive code for the two convolutions that
+differentiation makes: 30 and 40 times slower than outside, measured in
+``docs/performance.md``. So convolution is a primitive here, bilinear like the original, with
+transposes in forms that stay fast:
+
+- with respect to the images: a plain stride-1 convolution with the flipped kernel, after
+  spreading the cotangent by explicit zeros if the stride was larger;
+- with respect to the kernel: matrix products of shifted images and cotangents on a CPU, and
+  XLA's own convolution elsewhere.
+
+It differentiates any number of times, forwards and backwards, and batches under ``vmap``.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from purify_jax.types import Array
+
+_NUMBERS = ("NHWC", "HWIO", "NHWC")
+Pairs = tuple[tuple[int, int], tuple[int, int]]
+
+
+def convolve(
+    images: Array,
+    kernel: Array,
+    strides: tuple[int, int] = (1, 1),
+    padding: str | Pairs = "SAME",
+    dilation: tuple[int, int] = (1, 1),
+) -> Array:
+    """2-D cross-correlation: images ``[b, h, w, in]``, kernel ``[kh, kw, in, out]``."""
+    if isinstance(padding, str):
+        reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel.shape[:2], strict=True)]
+        padding = lax.padtype_to_pads(images.shape[1:3], reach, strides, padding)
+    pairs = tuple((int(low), int(high)) for low, high in padding)
+    return _conv_p.bind(
+        images, kernel, strides=tuple(strides), padding=pairs, dilation=tuple(dilation)
+    )
+
+
+def conv_general_dilated(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Any,
+    padding: Any,
+    lhs_dilation: Any = None,
+    rhs_dilation: Any = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    precision: Any = None,
+    **options: Any,
+) -> Array:
+    """:func:`convolve` with the signature that ``linen.Conv(conv_general_dilated=...)`` asks for."""
+    del dimension_numbers, precision, options
+    if feature_group_count != 1 or any(d != 1 for d in lhs_dilation or ()):
+        raise NotImplementedError("grouped and transposed convolutions")
+    return convolve(lhs, rhs, tuple(window_strides), padding, tuple(rhs_dilation or (1, 1)))
+
+
+def _native(images: Array, kernel: Array, *, strides: Any, padding: Any, dilation: Any) -> Array:
+    return lax.conv_general_dilated(
+        images, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=_NUMBERS
+    )
+
+
+def _images_transpose(
+    cotangent: Array, images: Any, kernel: Array, *, strides: Any, padding: Any, dilation: Any
+) -> Array:
+    sizes = images.aval.shape[1:3]
+    spread, pairs = [(0, 0, 0)], []
+    for axis in range(2):
+        reach = dilation[axis] * (kernel.shape[axis] - 1)
+        low, high = padding[axis]
+        unused = (sizes[axis] + low + high - reach - 1) % strides[axis]
+        spread.append((0, unused, strides[axis] - 1))
+        pairs.append((reach - low, reach - high))
+    if tuple(strides) != (1, 1):
+        zero = jnp.zeros((), cotangent.dtype)
+        cotangent = lax.pad(cotangent, zero, [*spread, (0, 0, 0)])
+    flipped = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
+    return convolve(cotangent, flipped, (1, 1), tuple(pairs), dilation)  # type: ignore[arg-type]
+
+
+def _kernel_transpose(
+    cotangent: Array, images: Array, kernel: Any, *, strides: Any, padding: Any, dilation: Any
+) -> Array:
+    shape, dtype = kernel.aval.shape, kernel.aval.dtype
+
+    def by_products(images: Array, cotangent: Array) -> Array:
+        pads = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
+        padded = lax.pad(images, jnp.zeros((), images.dtype), pads)
+        batch, height, width, out = cotangent.shape
+        rows = []
+        for i in range(shape[0]):
+            taps = []
+            for j in range(shape[1]):
+                top, left = i * dilation[0], j * dilation[1]
+                stop = (top + (height - 1) * strides[0] + 1, left + (width - 1) * strides[1] + 1)
+                taps.append(padded[:, top : stop[0] : strides[0], left : stop[1] : strides[1]])
+            wide = jnp.concatenate(taps, axis=-1).reshape(batch * height * width, -1)
+            rows.append(jnp.matmul(wide.T, cotangent.reshape(-1, out)))
+        return jnp.stack(rows).reshape(shape).astype(dtype)
+
+    def by_convolution(images: Array, cotangent: Array) -> Array:
+        conv = partial(_native, images, strides=strides, padding=padding, dilation=dilation)
+        (gradient,) = jax.linear_transpose(conv, jax.ShapeDtypeStruct(shape, dtype))(cotangent)
+        return gradient
+
+    return lax.platform_dependent(images, cotangent, cpu=by_products, default=by_convolution)
+
+
+def _abstract(images: Any, kernel: Any, **params: Any) -> Any:
+    out = jax.eval_shape(
+        partial(_native, **params),
+        jax.ShapeDtypeStruct(images.shape, images.dtype),
+        jax.ShapeDtypeStruct(kernel.shape, kernel.dtype),
+    )
+    return jax.core.ShapedArray(out.shape, out.dtype)
+
+
+def _batched(arrays: Any, axes: Any, **params: Any) -> tuple[Array, int]:
+    images, kernel = arrays
+    images_axis, kernel_axis = axes
+    if kernel_axis is None:
+        images = jnp.moveaxis(images, images_axis, 0)
+        merged = images.reshape((-1, *images.shape[2:]))
+        out = _conv_p.bind(merged, kernel, **params)
+        return out.reshape((*images.shape[:2], *out.shape[1:])), 0
+    in_axes = tuple(axes)
+    return jax.vmap(partial(_native, **params), in_axes=in_axes)(images, kernel), 0
+
+
+_conv_p = Primitive("purify_conv")
+_conv_p.def_impl(jax.jit(_native, static_argnames=("strides", "padding", "dilation")))
+_conv_p.def_abstract_eval(_abstract)
+ad.defbilinear(_conv_p, _images_transpose, _kernel_transpose)
+batching.primitive_batchers[_conv_p] = _batched
+mlir.register_lowering(_conv_p, mlir.lower_fun(_native, multiple_results=False))
+
+#: ``linen.Conv`` on top of :func:`convolve`; the parameters are those of ``linen.Conv``.
+Conv = partial(nn.Conv, conv_general_dilated=conv_general_dilated)

@@ -1,0 +1,52 @@
+"""A small U-Net with image-shaped output: a score network, or the g of an energy ½‖x − g(x)‖²."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from purify_jax.networks.convolution import Conv
+from purify_jax.types import Array
+
+
+class UNet(nn.Module):
+    """Images ``[batch, h, w, c]`` → the same shape, any h and w ≥ 2^(levels − 1).
+
+    features: channels per resolution, finest first; each level halves the resolution.
+    blocks: residual blocks per level and direction.
+    """
+
+    features: Sequence[int] = (32, 64)
+    blocks: int = 1
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        x = Conv(self.features[0], (3, 3))(2.0 * images - 1.0)
+        skips = []
+        for level, width in enumerate(self.features):
+            if level > 0:
+                x = Conv(width, (3, 3), strides=(2, 2))(x)
+            for _ in range(self.blocks):
+                x = _ResidualBlock(width)(x)
+            skips.append(x)
+        for width, skip in zip(self.features[-2::-1], skips[-2::-1], strict=True):
+            x = jax.image.resize(x, skip.shape[:3] + x.shape[3:], "nearest")
+            x = Conv(width, (3, 3))(jnp.concatenate([x, skip], axis=-1))
+            for _ in range(self.blocks):
+                x = _ResidualBlock(width)(x)
+        return Conv(images.shape[-1], (3, 3))(nn.silu(nn.GroupNorm(_groups(x))(x)))
+
+
+def _groups(x: Array) -> int:
+    return max(g for g in range(1, 9) if x.shape[-1] % g == 0)
+
+
+class _ResidualBlock(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = Conv(self.width, (3, 3))(nn.silu(nn.GroupNorm(_groups(x))(x)))
+        y = Conv(self.width, (3, 3))(nn.silu(nn.GroupNorm(_groups(y))(y)))
+        return x + y

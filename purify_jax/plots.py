@@ -1,0 +1,121 @@
+"""Figures of a report, as PNG bytes; drawn without a display."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+#: One colour per role, the same in every figure; readable with common colour blindness.
+COLOURS = {"undefended": "#c44e52", "defended": "#1f5fa8"}
+_CYCLE = ("#1f5fa8", "#dd8452", "#3a923a", "#8172b3", "#937860", "#c44e52", "#7f7f7f")
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def _axes(width: float = 6.0, height: float = 3.6) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def image_grid(
+    rows: Sequence[Sequence[np.ndarray]],
+    columns: Sequence[str],
+    captions: Sequence[Sequence[str]] | None = None,
+) -> bytes:
+    """Images ``[h, w, c]`` in [0, 1] in rows, with a title per column and a caption per image."""
+    height, width = len(rows), len(columns)
+    figure = Figure(figsize=(1.15 * width, 1.4 * height), layout="constrained")
+    grid = figure.subplots(height, width, squeeze=False)
+    for r, row in enumerate(rows):
+        for c, image in enumerate(row):
+            axes = grid[r][c]
+            axes.imshow(np.squeeze(np.clip(image, 0, 1)), cmap="gray", vmin=0, vmax=1)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if r == 0:
+                axes.set_title(columns[c], fontsize=9)
+            if captions is not None and captions[r][c]:
+                axes.set_xlabel(captions[r][c], fontsize=8)
+    return png(figure)
+
+
+def curves(
+    x: Sequence[float],
+    lines: Mapping[str, Sequence[float]],
+    xlabel: str,
+    ylabel: str,
+    intervals: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    unit_interval: bool = False,
+) -> bytes:
+    """Lines over a common x, with 95% bands where ``intervals`` gives them."""
+    figure, axes = _axes()
+    for index, (name, values) in enumerate(lines.items()):
+        colour = COLOURS.get(name, _CYCLE[index % len(_CYCLE)])
+        axes.plot(x, values, "o-", markersize=4, color=colour, label=name)
+        if intervals and name in intervals:
+            low, high = np.transpose(intervals[name])
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    if unit_interval:
+        axes.set_ylim(-0.02, 1.02)
+    axes.legend(frameon=False, fontsize=9)
+    return png(figure)
+
+
+def histograms(samples: Mapping[str, np.ndarray], xlabel: str) -> bytes:
+    """Overlaid histograms with common bins, on a logarithmic axis (all values positive)."""
+    figure, axes = _axes()
+    values = np.concatenate([np.ravel(v) for v in samples.values()])
+    low = max(float(values.min()), 1e-6)
+    bins = np.geomspace(low, max(float(values.max()), low * 1.01), 40)
+    for index, (name, sample) in enumerate(samples.items()):
+        axes.hist(
+            np.maximum(np.ravel(sample), low),
+            bins=bins,
+            alpha=0.55,
+            label=name,
+            color=_CYCLE[index],
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("images")
+    axes.legend(frameon=False, fontsize=9)
+    return png(figure)
+
+
+def bars(
+    names: Sequence[str],
+    groups: Mapping[str, Sequence[float]],
+    intervals: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    ylabel: str = "accuracy",
+) -> bytes:
+    """A group of bars per name, with 95% intervals as error bars."""
+    figure, axes = _axes(width=max(6.0, 1.1 * len(names)))
+    width = 0.8 / len(groups)
+    positions = np.arange(len(names))
+    for index, (group, values) in enumerate(groups.items()):
+        error = None
+        if intervals and group in intervals:
+            low, high = np.transpose(intervals[group])
+            error = np.clip([np.asarray(values) - low, high - np.asarray(values)], 0, None)
+        colour = COLOURS.get(group, _CYCLE[index % len(_CYCLE)])
+        offset = (index - (len(groups) - 1) / 2) * width
+        axes.bar(
+            positions + offset, values, width, yerr=error, capsize=2, label=group, color=colour
+        )
+    axes.set_xticks(positions, names, rotation=25, ha="right", fontsize=8)
+    axes.set_ylabel(ylabel)
+    axes.set_ylim(0, 1.02)
+    axes.legend(frameon=False, fontsize=9)
+    return png(figure)

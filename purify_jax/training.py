@@ -1,0 +1,351 @@
+"""Training: a pure step, many steps per dispatch, and a loop that resumes to the bit."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from purify_jax import energy, losses
+from purify_jax.checkpoints import TrainingCheckpoints
+from purify_jax.data import Dataset, batch_indices
+from purify_jax.types import Array, InputError, Keys, Params, check_at_least, fold_keys, image_keys
+
+#: (params, batch_stats, keys, images, labels) → (mean loss, (metrics, new batch_stats)).
+TrainLoss = Callable[[Params, Params, Keys, Array, Array], tuple[Array, tuple[dict, Params]]]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything the next step needs. All randomness follows from the seed and ``step``."""
+
+    step: Array
+    params: Params
+    ema_params: Params
+    batch_stats: Params
+    opt_state: optax.OptState
+
+
+def adam(
+    learning_rate: float,
+    num_steps: int,
+    *,
+    cosine: bool = True,
+    warmup_steps: int = 0,
+    clip_norm: float | None = 1.0,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """Adam(W) with gradient clipping, and a cosine (to zero) or constant learning rate.
+
+    ``cosine=True`` follows the half cosine of Loshchilov & Hutter 2017 (arXiv 1608.03983)
+    after a linear warm-up.
+    """
+    check_at_least("learning_rate", learning_rate, 0.0)
+    if cosine:
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0 if warmup_steps else learning_rate, learning_rate, warmup_steps, num_steps
+        )
+    else:
+        schedule = optax.linear_schedule(
+            0.0 if warmup_steps else learning_rate, learning_rate, warmup_steps
+        )
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    return optax.chain(clip, optax.adamw(schedule, weight_decay=weight_decay))
+
+
+def init_state(
+    network: nn.Module,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    image_shape: tuple[int, ...],
+) -> TrainState:
+    """The state before the first step."""
+    variables = network.init(key, jnp.zeros((1, *image_shape)))
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema_params=jax.tree.map(jnp.copy, params),
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+    )
+
+
+def dsm_loss(
+    network: nn.Module,
+    score_factory: energy.ScoreFactory,
+    sigmas: Array,
+    scale: Callable[[Array], Array],
+) -> TrainLoss:
+    """Denoising score matching of a scalar energy or a score network; mean over the batch."""
+
+    def loss_fn(params, batch_stats, keys, images, labels):
+        score_fn = score_factory(network, params)
+        loss = losses.denoising_score_matching(score_fn, keys, images, sigmas, scale).mean()
+        return loss, ({"loss": loss}, batch_stats)
+
+    return loss_fn
+
+
+def classification_loss(
+    network: nn.Module,
+    label_smoothing: float = 0.0,
+    augment: Callable[[Keys, Array], Array] | None = None,
+) -> TrainLoss:
+    """Cross-entropy and accuracy of a classifier, updating its batch statistics if it has any.
+
+    ``augment`` maps (keys, images) to images before the network: noise, crops, purification.
+    """
+
+    def loss_fn(params, batch_stats, keys, images, labels):
+        if augment is not None:
+            images = augment(keys, images)
+        if batch_stats:
+            logits, updated = network.apply(
+                {"params": params, "batch_stats": batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            batch_stats = updated["batch_stats"]
+        else:
+            logits = network.apply({"params": params}, images)
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+        loss = optax.softmax_cross_entropy(logits, targets).mean()
+        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+        return loss, ({"loss": loss, "accuracy": accuracy}, batch_stats)
+
+    return loss_fn
+
+
+def random_flip(keys: Keys, images: Array) -> Array:
+    """Mirrors each image left to right with probability ½, by its own key."""
+    flip = jax.vmap(jax.random.bernoulli)(keys)
+    return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
+
+
+def random_crop(keys: Keys, images: Array, padding: int) -> Array:
+    """Shifts each image by up to ``padding`` pixels each way, filling with zeros (pad and crop)."""
+    pad = ((padding, padding), (padding, padding), (0, 0))
+
+    def one(key: Array, image: Array) -> Array:
+        row, column = jax.random.randint(key, (2,), 0, 2 * padding + 1)
+        return jax.lax.dynamic_slice(jnp.pad(image, pad), (row, column, 0), image.shape)
+
+    return jax.vmap(one)(keys, images)
+
+
+def train_step(
+    loss_fn: TrainLoss,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    keys: Keys,
+    images: Array,
+    labels: Array,
+    ema_decay: float = 0.999,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One pure step: gradient, update, exponential moving average.
+
+    The average's decay warms up as min(decay, (1 + t)/(10 + t)), so that it forgets the
+    initial parameters in short runs too.
+    """
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    (_, (metrics, batch_stats)), grads = gradient(
+        state.params, state.batch_stats, keys, images, labels
+    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+    metrics = {**metrics, "gradient_norm": optax.global_norm(grads)}
+    return TrainState(state.step + 1, params, ema_params, batch_stats, opt_state), metrics
+
+
+def scan_steps(
+    loss_fn: TrainLoss,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    *,
+    flip: bool = False,
+    ema_decay: float = 0.999,
+) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, dict[str, Array]]]:
+    """A jitted function (state, images, labels, indices ``[K, batch]``) → (state, mean metrics).
+
+    The data set stays on the device; every step gathers, scales and flips its batch there, and
+    K steps are one dispatch. The state is donated.
+    """
+
+    def one(carry: tuple, indices: Array) -> tuple[tuple, dict]:
+        state, images, labels = carry
+        keys = image_keys(jax.random.fold_in(key, state.step), jnp.arange(indices.shape[0]))
+        batch = images[indices]
+        if batch.dtype == jnp.uint8:
+            batch = batch.astype(jnp.float32) / 255
+        if flip:
+            batch = random_flip(fold_keys(keys, 2), batch)
+        state, metrics = train_step(
+            loss_fn, optimizer, state, keys, batch, labels[indices], ema_decay
+        )
+        return (state, images, labels), metrics
+
+    def run(state: TrainState, images: Array, labels: Array, indices: Array):
+        (state, _, _), metrics = jax.lax.scan(one, (state, images, labels), indices)
+        return state, jax.tree.map(jnp.mean, metrics)
+
+    return jax.jit(run, donate_argnums=0)
+
+
+class FitResult(NamedTuple):
+    """state: the last state. finished: False if SIGTERM ended the run early (it was saved)."""
+
+    state: TrainState
+    finished: bool
+
+
+def fit(
+    run_steps: Callable,
+    state: TrainState,
+    dataset: Dataset,
+    *,
+    num_steps: int,
+    batch_size: int,
+    seed: int,
+    workdir: str | Path | None = None,
+    checkpoint_every: int = 1000,
+    steps_per_dispatch: int = 100,
+    keep: int = 3,
+    description: str = "training",
+    progress: bool = True,
+) -> FitResult:
+    """Trains until ``num_steps``, from the newest checkpoint of ``workdir`` if there is one.
+
+    The batch at step k depends on ``seed`` and k alone and dispatches end at fixed steps, so a
+    run that was killed and started again ends with the same parameters to the bit as one that
+    was not. SIGTERM saves and returns at the end of the running dispatch. With a ``workdir``,
+    metrics go to ``workdir/metrics.jsonl``, checkpoints to ``workdir/checkpoints``.
+
+    Raises InputError for zero steps or batch size, OSError if saving fails.
+    """
+    check_at_least("num_steps", num_steps, 1)
+    check_at_least("batch_size", batch_size, 1)
+    check_at_least("steps_per_dispatch", steps_per_dispatch, 1)
+    checkpoint_every = -(-checkpoint_every // steps_per_dispatch) * steps_per_dispatch
+    checkpoints = metrics_file = None
+    if workdir is not None:
+        checkpoints = TrainingCheckpoints(Path(workdir) / "checkpoints", keep)
+        state = checkpoints.restore_latest(state) or state
+        metrics_file = _open_metrics(Path(workdir) / "metrics.jsonl", int(state.step))
+    images, labels = jnp.asarray(dataset.images), jnp.asarray(dataset.labels)
+    step = int(state.step)
+    bar = tqdm(total=num_steps, initial=step, desc=description, unit="step", disable=not progress)
+    with _termination_flag() as terminated, bar:
+        while step < num_steps and not terminated():
+            count = min(steps_per_dispatch - step % steps_per_dispatch, num_steps - step)
+            indices = np.stack(
+                [
+                    batch_indices(seed, k, batch_size, len(dataset))
+                    for k in range(step, step + count)
+                ]
+            )
+            state, metrics = run_steps(state, images, labels, indices)
+            step += count
+            values = {name: float(value) for name, value in metrics.items()}
+            if not np.isfinite(values["loss"]):
+                raise FloatingPointError(f"loss is {values['loss']} at step {step}")
+            if metrics_file is not None:
+                metrics_file.write(json.dumps({"step": step, **values}) + "\n")
+                metrics_file.flush()
+            bar.update(count)
+            bar.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
+            if checkpoints is not None and (step % checkpoint_every == 0 or step == num_steps):
+                checkpoints.save(step, state)
+        if checkpoints is not None:
+            checkpoints.save(step, state)
+            checkpoints.wait()
+            checkpoints.close()
+    if metrics_file is not None:
+        metrics_file.close()
+    return FitResult(state, step >= num_steps)
+
+
+def _open_metrics(path: Path, step: int):
+    """Opens the metrics for appending, without the lines after ``step`` of a run that died."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record: Mapping[str, Any] = json.loads(line)
+        except json.JSONDecodeError:  # the line being written when the process died
+            continue
+        if record["step"] <= step:
+            kept.append(line + "\n")
+    beside = path.with_suffix(".tmp")
+    beside.write_text("".join(kept))
+    os.replace(beside, path)
+    return open(path, "a")
+
+
+@contextmanager
+def _termination_flag() -> Iterator[Callable[[], bool]]:
+    """Turns SIGTERM into a flag while the context lasts (in the main thread; elsewhere, never)."""
+    received: list[int] = []
+    try:
+        previous = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    except ValueError:  # not the main thread
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def claim_workdir(
+    workdir: str | Path, config: Mapping[str, Any], name: str = "config.json"
+) -> Path:
+    """Makes ``workdir`` and writes the config into it, or checks that it belongs to that config.
+
+    Raises InputError that names the first difference if the folder belongs to another config,
+    or that says so if it cannot be written.
+    """
+    workdir = Path(workdir)
+    text = json.dumps(config, indent=2, sort_keys=True, default=str)
+    path = workdir / name
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not os.access(workdir, os.W_OK | os.X_OK):
+            raise PermissionError(13, "permission denied")
+        if not path.exists():
+            beside = path.with_suffix(".tmp")
+            beside.write_text(text)
+            os.replace(beside, path)
+            return workdir
+    except OSError as error:
+        raise InputError(f"workdir: {workdir} cannot be written: {error.strerror}") from error
+    before = _flatten(json.loads(path.read_text()))
+    now = _flatten(json.loads(text))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise InputError(
+                f"workdir: {workdir} belongs to another config ({key}: {before.get(key)!r} there, "
+                f"{now.get(key)!r} now), expected an empty folder or the same config"
+            )
+    return workdir
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {
+        k: v for name, sub in tree.items() for k, v in _flatten(sub, f"{prefix}{name}.").items()
+    }
