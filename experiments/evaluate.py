@@ -17,8 +17,8 @@ from PIL import Image
 from tqdm import tqdm
 
 import purify_jax as pj
-from experiments import cli, flagging, sweeps
-from purify_jax import evaluation, plots, records, red_flags
+from experiments import cli, flagging
+from purify_jax import evaluation, plots, records, red_flags, sweeps
 from purify_jax.attacks import suite as suites
 from purify_jax.types import InputError
 
@@ -29,12 +29,15 @@ flags.DEFINE_string("split", "test", "Split, or a slice such as test[:512].")
 flags.DEFINE_string("workdir", None, "Folder for records and the report.", required=True)
 flags.DEFINE_enum("suite", "honest", sorted(suites.SUITES), "Which attacks.")
 flags.DEFINE_enum("norm", "linf", ["linf", "l2", "l1"], "Norm of the perturbation.")
-flags.DEFINE_float("epsilon", None, "Radius of the perturbation, in units of a pixel's range.", required=True)
+flags.DEFINE_float(
+    "epsilon", None, "Radius of the perturbation, in units of a pixel's range.", required=True
+)
 flags.DEFINE_integer("images", 128, "Images to attack.")
 flags.DEFINE_integer("draws", 10, "Scoring draws.")
 flags.DEFINE_integer("eot", None, "EOT samples (default: the suite's).")
 flags.DEFINE_integer("steps", None, "Attack steps (default: the suite's).")
 flags.DEFINE_integer("eot_at_once", 4, "EOT samples computed side by side; fewer take less memory.")
+flags.DEFINE_integer("probe_images", 48, "Images of the short attacks behind the red flags.")
 flags.DEFINE_integer("batch_size", 128, "Images side by side.")
 flags.DEFINE_integer("seed", 0, "Seed of all randomness.")
 flags.DEFINE_integer("num_steps", None, "Purification steps (default: the model's).")
@@ -75,23 +78,35 @@ def main(argv: list[str]) -> None:
     workdir = pj.training.claim_workdir(FLAGS.workdir, _settings(name), "evaluation.json")
 
     found = {label: _attack(label, model, dataset, workdir) for label, model in models.items()}
-    health = {}
+    probes = {}
     if FLAGS.ebm:
-        health = red_flags.gradient_health(
-            jax.random.key(FLAGS.seed), models["defended"], dataset.take(min(64, len(dataset)))
-        )
+        few = dataset.take(min(FLAGS.probe_images, len(dataset)))
+        probes = red_flags.probe(jax.random.key(FLAGS.seed), models["defended"], few, _options())
     curve = None
     if FLAGS.sweep != "none":
         target = models.get("defended", models["undefended"])
         curve = sweeps.run(FLAGS.sweep, jax.random.key(FLAGS.seed), target, dataset, _options())
-    _report(workdir, found, health, curve)
+    _report(workdir, found, probes, curve)
 
 
 def _settings(dataset: str) -> dict:
-    names = (
-        "ebm classifier split suite norm epsilon images draws eot steps batch_size seed "
-        "num_steps num_restarts noise_scale"
-    ).split()
+    names = [
+        "ebm",
+        "classifier",
+        "split",
+        "suite",
+        "norm",
+        "epsilon",
+        "images",
+        "draws",
+        "eot",
+        "steps",
+        "batch_size",
+        "seed",
+        "num_steps",
+        "num_restarts",
+        "noise_scale",
+    ]
     return {"dataset": dataset, **{name: FLAGS[name].value for name in names}}
 
 
@@ -165,12 +180,15 @@ def _keeper(folder: Path, model: pj.defense.Defense, dataset):
     return keep
 
 
-def _report(workdir: Path, found: dict[str, list], health: dict, curve) -> None:
+def _report(workdir: Path, found: dict[str, list], probes: dict, curve) -> None:
     rows = {label: records.table(r) for label, r in found.items()}
     flags_raised = []
     if "defended" in found:
-        flags_raised = red_flags.red_flags(found["defended"], health=health, curve=curve)
-    columns = ["attack", *(f"{label} {s}" for label in rows for s in records.SCORINGS[: _width(label)])]
+        flags_raised = red_flags.red_flags(found["defended"], probes, curve=curve)
+    columns = [
+        "attack",
+        *(f"{label} {s}" for label in rows for s in records.SCORINGS[: _width(label)]),
+    ]
     body = []
     for index, row in enumerate(next(iter(rows.values()))):
         cells = [
@@ -222,7 +240,7 @@ def _report(workdir: Path, found: dict[str, list], health: dict, curve) -> None:
         "rows": {label: table for label, table in rows.items()},
         "worst_case": {label: records.worst_case(r) for label, r in found.items()},
         "red_flags": [flag._asdict() for flag in flags_raised],
-        "gradient_health": health,
+        "probes": probes,
         "sweep": None if curve is None else curve._asdict(),
     }
     pj.checkpoints.write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")

@@ -48,7 +48,9 @@ def main(argv: list[str]) -> None:
     defense = pj.defense.defend(pj.models.model_purifier(ebm), logits_fn)
     attacks = story.attacks(defense, config.attack, steps=FLAGS.steps, num_samples=FLAGS.eot)
     attacked = test.take(min(FLAGS.images, len(test)))
-    results = story.run_attacks(key, defense, attacks, attacked, test, config.attack, FLAGS.progress)
+    results = story.run_attacks(
+        key, defense, attacks, attacked, test, config.attack, FLAGS.progress
+    )
     results = {
         "dataset": config.dataset,
         "seed": config.seed,

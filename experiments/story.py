@@ -113,7 +113,17 @@ def run_attacks(
 
 def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the accuracy table."""
-    columns = ["attack", "ε", "steps", "EOT", "undefended", "defended", "95% interval", "images", "s"]
+    columns = [
+        "attack",
+        "ε",
+        "steps",
+        "EOT",
+        "undefended",
+        "defended",
+        "95% interval",
+        "images",
+        "s",
+    ]
     interval = lambda low, high: f"[{low:.3f}, {high:.3f}]"
     clean = results["clean"]
     row = ["clean", "0", "", "", f"{clean['undefended']:.3f}", f"{clean['defended']:.3f}"]
@@ -142,7 +152,9 @@ def figures(
     found["steps"] = _steps(defense, fold_keys(keys, 1), images, adversarial)
     if ebm.role == "energy":
         found["energy"] = _energies(defense, ebm, fold_keys(keys, 1), images, adversarial)
-    found["accuracy_against_epsilon"] = _sweep(key, defense, named, test.take(min(64, len(test))), config)
+    found["accuracy_against_epsilon"] = _sweep(
+        key, defense, named, test.take(min(64, len(test))), config
+    )
     return found
 
 

@@ -18,7 +18,9 @@ from purify_jax import (
     plots,
     purification,
     records,
+    red_flags,
     report,
+    sweeps,
     training,
     types,
 )
@@ -41,7 +43,9 @@ __all__ = [
     "plots",
     "purification",
     "records",
+    "red_flags",
     "report",
+    "sweeps",
     "training",
     "types",
 ]

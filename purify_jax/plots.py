@@ -78,7 +78,7 @@ def histograms(samples: Mapping[str, np.ndarray], xlabel: str) -> bytes:
     figure, axes = _axes()
     values = np.concatenate([np.ravel(v) for v in samples.values()])
     low = max(float(values.min()), 1e-6)
-    bins = np.geomspace(low, max(float(values.max()), low * 1.01), 40)
+    bins = np.geomspace(low, max(float(values.max()), low * 1.01), 40).tolist()
     for index, (name, sample) in enumerate(samples.items()):
         axes.hist(
             np.maximum(np.ravel(sample), low),

@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
                 "checkpoint_every": 800,
             },
             "purification": {
-                "curvature": "finite_difference",
+                "curvature": "secant",
                 "rate": 0.3,
                 "max_step": 1.0,
                 "num_steps": 5,

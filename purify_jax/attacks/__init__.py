@@ -1,6 +1,7 @@
-"""Attacks: gradients, and the loops that follow them."""
+"""Attacks: gradients, the loops that follow them, and suites of both."""
 
-from purify_jax.attacks import norms
+from purify_jax.attacks import norms, suite
+from purify_jax.attacks.apgd import apgd, apgd_targeted
 from purify_jax.attacks.gradients import (
     average_draws,
     blind,
@@ -14,8 +15,11 @@ from purify_jax.attacks.gradients import (
     spsa,
 )
 from purify_jax.attacks.pgd import pgd
+from purify_jax.attacks.square import square
 
 __all__ = [
+    "apgd",
+    "apgd_targeted",
     "average_draws",
     "blind",
     "bpda",
@@ -28,4 +32,6 @@ __all__ = [
     "norms",
     "pgd",
     "spsa",
+    "square",
+    "suite",
 ]

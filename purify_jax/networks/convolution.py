@@ -38,10 +38,13 @@ def convolve(
     dilation: tuple[int, int] = (1, 1),
 ) -> Array:
     """2-D cross-correlation: images ``[b, h, w, in]``, kernel ``[kh, kw, in, out]``."""
-    if isinstance(padding, str):
-        reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel.shape[:2], strict=True)]
-        padding = lax.padtype_to_pads(images.shape[1:3], reach, strides, padding)
-    pairs = tuple((int(low), int(high)) for low, high in padding)
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel.shape[:2], strict=True)]
+    given = (
+        lax.padtype_to_pads(images.shape[1:3], reach, strides, padding)
+        if isinstance(padding, str)
+        else padding
+    )
+    pairs = tuple((int(low), int(high)) for low, high in given)
     return _conv_p.bind(
         images, kernel, strides=tuple(strides), padding=pairs, dilation=tuple(dilation)
     )
@@ -111,7 +114,7 @@ def _kernel_transpose(
         return jnp.stack(rows).reshape(shape).astype(dtype)
 
     def by_convolution(images: Array, cotangent: Array) -> Array:
-        conv = partial(_native, images, strides=strides, padding=padding, dilation=dilation)
+        conv = lambda k: _native(images, k, strides=strides, padding=padding, dilation=dilation)
         (gradient,) = jax.linear_transpose(conv, jax.ShapeDtypeStruct(shape, dtype))(cotangent)
         return gradient
 

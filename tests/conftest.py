@@ -1,0 +1,105 @@
+"""Shared fixtures: small trained models, golden files, binaries as subprocesses."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import purify_jax as pj
+from experiments import building
+from experiments.configs import digits
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def digits_test():
+    return pj.data.load_split("digits", "test")
+
+
+@pytest.fixture(scope="session")
+def models():
+    """(energy model, classifier) on digits, trained briefly: the quickstart's networks."""
+    config = digits.get_config()
+    config.ebm.steps, config.classifier.steps = 1000, 300
+    train = pj.data.load_split("digits", "train")
+    ebm, _ = building.train_ebm(config, train, None, progress=False)
+    classifier, _ = building.train_classifier(config, train, None, progress=False)
+    return ebm, classifier
+
+
+@pytest.fixture(scope="session")
+def model_files(models, tmp_path_factory):
+    """Paths of the two models as files."""
+    folder = tmp_path_factory.mktemp("models")
+    paths = folder / "ebm.safetensors", folder / "classifier.safetensors"
+    for path, model in zip(paths, models, strict=True):
+        pj.checkpoints.save_model(path, model)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def defense(models):
+    """A small purified defense on digits."""
+    ebm, classifier = models
+    purifier = pj.models.model_purifier(ebm, num_steps=3, num_restarts=2)
+    return pj.defense.defend(purifier, pj.models.logits_fn(classifier))
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Loads a file of tests/golden by name."""
+    return lambda name: np.load(ROOT / "tests" / "golden" / f"{name}.npz")
+
+
+@pytest.fixture(scope="session")
+def golden_classifier(golden):
+    """The convnet of the AutoAttack reference, as (logits_fn, images NHWC, labels)."""
+    data = golden("autoattack_digits")
+    weights = {k.removeprefix("state_dict/"): data[k] for k in data.files if "state_dict" in k}
+    numbers = ("NHWC", "OIHW", "NHWC")
+
+    def logits_fn(x):
+        for name, stride in (("0", 1), ("2", 2)):
+            x = jax.lax.conv_general_dilated(
+                x, weights[f"{name}.weight"], (stride, stride), ((1, 1), (1, 1)),
+                dimension_numbers=numbers,
+            )  # fmt: skip
+            x = jax.nn.relu(x + weights[f"{name}.bias"])
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+        x = jax.nn.relu(x @ weights["5.weight"].T + weights["5.bias"])
+        return x @ weights["7.weight"].T + weights["7.bias"]
+
+    images = jnp.asarray(data["x"].transpose(0, 2, 3, 1))
+    return logits_fn, images, jnp.asarray(data["labels"], jnp.int32)
+
+
+@pytest.fixture
+def run_binary():
+    """Runs ``python -m experiments.NAME``; returns the completed process."""
+
+    def run(name, *args, check=True, **kwargs):
+        command = [sys.executable, "-m", f"experiments.{name}", *map(str, args)]
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=environment(), **kwargs
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{command} exited {done.returncode}:\n{done.stderr[-3000:]}")
+        return done
+
+    return run
+
+
+def environment():
+    """The environment of a binary: no test runner's threads, CPU only."""
+    return {**os.environ, "JAX_PLATFORMS": "cpu"}
+
+
+def keys_for(count, seed=0):
+    """One key per image."""
+    return pj.types.image_keys(jax.random.key(seed), np.arange(count))

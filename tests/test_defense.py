@@ -1,0 +1,59 @@
+"""The defense: how restarts combine, and its exact gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from conftest import keys_for
+
+import purify_jax as pj
+from purify_jax import attacks, defense, losses, purification
+
+
+def test_combinations_against_numpy():
+    logits = np.random.default_rng(0).normal(size=(7, 5, 4)).astype(np.float32) * 2
+    softmax = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    close = lambda a, b: np.testing.assert_allclose(np.exp(a), b, rtol=1e-5)
+    close(defense.mean_probabilities(jnp.asarray(logits)), softmax.mean(0))
+    mean = np.exp(logits.mean(0))
+    close(defense.mean_logits(jnp.asarray(logits)), mean / mean.sum(-1, keepdims=True))
+    votes = np.stack([(logits.argmax(-1) == c).sum(0) for c in range(4)], -1)
+    close(defense.vote(jnp.asarray(logits)), (votes + 0.25) / 8)
+
+
+def test_undefended_is_the_classifier_itself(models, digits_test):
+    logits_fn = pj.models.logits_fn(models[1])
+    images, _ = digits_test.batch(np.arange(9))
+    found = defense.undefended(logits_fn)(keys_for(9), images)
+    np.testing.assert_allclose(found, jax.nn.log_softmax(logits_fn(images)), rtol=1e-6)
+
+
+def test_exact_gradient_against_central_differences_in_float64(models, digits_test):
+    """Through noise, five steps with secant, finite-difference and exact curvature, and classifier."""
+    with jax.enable_x64():
+        wide = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), tree)
+        ebm, classifier = models
+        score_fn = pj.energy.score_from_energy_network(ebm.network, wide(ebm.params))
+        logits_fn = lambda x: classifier.network.apply({"params": wide(classifier.params)}, x)
+        images, labels = digits_test.batch(np.arange(3))
+        # Away from the bounds, so that no clip has its kink within the difference's reach.
+        images = jnp.asarray(0.25 + 0.5 * images, jnp.float64)
+        rng = np.random.default_rng(0)
+        directions = jnp.asarray(rng.normal(size=(4, *images.shape)))
+        for curvature in (
+            purification.secant(),
+            purification.finite_difference(),
+            purification.jacobian_vector_product(),
+        ):
+            rule = purification.adaptive(0.3, curvature, max_step=0.9)
+            purifier = purification.purifier(
+                score_fn, rule, num_steps=5, noise_scale=0.05, num_restarts=2
+            )
+            model = defense.defend(purifier, logits_fn)
+            gradient = jax.jit(attacks.exact(model, losses.cross_entropy))
+            loss = jax.jit(lambda x, m=model: losses.cross_entropy(m(keys_for(3), x), labels))
+            exact, _ = gradient(keys_for(3), images, labels)
+            for direction in directions:
+                h = 1e-6
+                numeric = (loss(images + h * direction) - loss(images - h * direction)) / (2 * h)
+                analytic = jnp.sum(exact * direction, axis=(1, 2, 3))
+                np.testing.assert_allclose(analytic, numeric, rtol=1e-4, atol=1e-8)
