@@ -1,12 +1,41 @@
-"""What all binaries share: one clear line for bad input, and tqdm-friendly progress."""
+"""What all binaries share: one clear line for bad input, and a cache of compiled programs."""
 
 import errno
+import hashlib
+import os
+import platform
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from absl import app, logging
+import jax
+from absl import app, flags, logging
 
+from purify_jax.checkpoints import SaveError
 from purify_jax.types import InputError
+
+flags.DEFINE_bool(
+    "compilation_cache",
+    True,
+    "Keep compiled programs for the next run, under JAX_COMPILATION_CACHE_DIR or the user's cache.",
+)
+
+
+def _use_compilation_cache() -> None:
+    if not flags.FLAGS.compilation_cache:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if not jax.config.jax_compilation_cache_dir:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        # A program compiled for one processor may not run on another that shares this folder.
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text().splitlines() if info.exists() else []
+        processor = [line for line in lines if line.startswith(("model name", "flags"))][:2]
+        digest = hashlib.sha256("".join([platform.machine(), *processor]).encode()).hexdigest()
+        jax.config.update(
+            "jax_compilation_cache_dir", str(base / "purify_jax" / f"xla-{digest[:12]}")
+        )
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -15,10 +44,13 @@ def run(main: Callable[[list[str]], None]) -> None:
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             _fail(f"arguments: got {' '.join(argv[1:])!r}, expected flags only (see --help)")
+        _use_compilation_cache()
         try:
             main(argv)
         except InputError as error:
             _fail(str(error))
+        except SaveError as error:
+            _fail(str(error), at_once=True)
         except PermissionError as error:
             _fail(f"file: no permission for {error.filename}")
         except OSError as error:
@@ -31,6 +63,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     app.run(guarded)
 
 
-def _fail(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+def _fail(message: str, at_once: bool = False) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    if at_once:  # orbax's threads would add pages about the interpreter's end
+        os._exit(1)
     sys.exit(1)

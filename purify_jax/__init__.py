@@ -21,6 +21,7 @@ from purify_jax import (
     red_flags,
     report,
     sweeps,
+    torch_weights,
     training,
     types,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "red_flags",
     "report",
     "sweeps",
+    "torch_weights",
     "training",
     "types",
 ]

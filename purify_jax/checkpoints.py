@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ from purify_jax.types import InputError, Params
 # --- training state ---------------------------------------------------------------------------
 
 
+class SaveError(RuntimeError):
+    """A checkpoint could not be written (a full disk, say); earlier ones are as they were."""
+
+
 class TrainingCheckpoints:
     """The last few training states of a folder, saved by orbax.
 
@@ -39,11 +44,13 @@ class TrainingCheckpoints:
     def save(self, step: int, state: Any) -> None:
         """Saves in the background; the state is copied first, so it may be donated afterwards."""
         if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+            with _saving(self.folder):
+                self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def wait(self) -> None:
-        """Waits until the last save is complete; raises what went wrong with it."""
-        self._manager.wait_until_finished()
+        """Waits until the last save is complete; raises SaveError if it failed."""
+        with _saving(self.folder):
+            self._manager.wait_until_finished()
 
     def restore_latest(self, template: Any) -> Any | None:
         """The newest readable state in the form of ``template``, or None if there is none.
@@ -74,6 +81,17 @@ class TrainingCheckpoints:
     def close(self) -> None:
         """Waits for the last save and releases orbax's threads."""
         self._manager.close()
+
+
+@contextmanager
+def _saving(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # orbax and tensorstore raise many kinds of error
+        reason = str(error).strip().split("\n")[0][:200]
+        raise SaveError(
+            f"saving: a checkpoint in {folder} failed ({reason}); earlier ones are as they were"
+        ) from error
 
 
 # --- models -----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -15,6 +16,12 @@ from experiments import building
 from experiments.configs import digits
 
 ROOT = Path(__file__).parents[1]
+
+# Most of these tests' time is XLA's; what one test compiled, the next one (and every subprocess)
+# finds here. A new folder for every run, so that a run depends on nothing outside.
+CACHE = Path(os.environ.setdefault("PURIFY_TEST_CACHE", tempfile.mkdtemp(prefix="purify_jax_xla_")))
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +93,13 @@ def run_binary():
     def run(name, *args, check=True, **kwargs):
         command = [sys.executable, "-m", f"experiments.{name}", *map(str, args)]
         done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=environment(), **kwargs
+            command,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            env=environment(),
+            **kwargs,
         )
         if check and done.returncode:
             raise AssertionError(f"{command} exited {done.returncode}:\n{done.stderr[-3000:]}")
@@ -96,8 +109,8 @@ def run_binary():
 
 
 def environment():
-    """The environment of a binary: no test runner's threads, CPU only."""
-    return {**os.environ, "JAX_PLATFORMS": "cpu"}
+    """The environment of a binary: CPU only, compiled programs shared with the other tests."""
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
 
 
 def keys_for(count, seed=0):

@@ -83,7 +83,9 @@ def test_rate_over_curvature_walks_a_quadratic_in_closed_form():
     np.testing.assert_allclose(purified[0] - 0.5, (images - 0.5) * 0.75**4, atol=1e-6)
     np.testing.assert_allclose(info.step_sizes, 0.25 / 3, rtol=1e-5)
     norms = np.linalg.norm(3 * (np.asarray(images).reshape(5, 4) - 0.5), axis=1)
-    np.testing.assert_allclose(info.score_norms[:, 0], norms * 0.75 ** np.arange(4)[:, None], rtol=1e-5)
+    np.testing.assert_allclose(
+        info.score_norms[:, 0], norms * 0.75 ** np.arange(4)[:, None], rtol=1e-5
+    )
 
 
 def test_negative_and_zero_curvature_follow_the_published_clamp():

@@ -13,10 +13,10 @@ def get_config() -> ConfigDict:
     """A small U-Net score network and a small convolutional classifier, random flips."""
     config = mnist.get_config()
     config.dataset = "cifar10"
-    config.ebm.network = ConfigDict({"name": "UNet", "features": [32, 64, 128], "blocks": 1})
+    config.ebm.network = ConfigDict({"name": "UNet", "features": (32, 64, 128), "blocks": 1})
     config.ebm.update({"sigma_max": 0.5, "sigma_min": 0.02, "flip": True})
     config.classifier.network = ConfigDict(
-        {"name": "ConvNet", "features": [32, 64, 128], "hidden": 256}
+        {"name": "ConvNet", "features": (32, 64, 128), "hidden": 256}
     )
     config.classifier.update({"flip": True, "crop_padding": 4})
     config.purification.update({"noise_scale": 0.1})

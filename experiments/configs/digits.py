@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
             "seed": 0,
             "ebm": {
                 "role": "energy",
-                "network": {"name": "MLP", "features": [256, 256]},
+                "network": {"name": "MLP", "features": (256, 256)},
                 "scale": "per_variance",
                 "sigma_schedule": "geometric",
                 "sigma_max": 0.8,
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
                 "checkpoint_every": 2000,
             },
             "classifier": {
-                "network": {"name": "ConvNet", "features": [8, 16], "hidden": 64},
+                "network": {"name": "ConvNet", "features": (8, 16), "hidden": 64},
                 "learning_rate": 5e-3,
                 "schedule": "cosine",
                 "clip_norm": 1.0,

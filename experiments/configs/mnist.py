@@ -28,9 +28,9 @@ def get_config() -> ConfigDict:
             "checkpoint_every": 500,
         }
     )
-    config.ebm.network = ConfigDict({"name": "UNet", "features": [24, 48, 96], "blocks": 1})
+    config.ebm.network = ConfigDict({"name": "UNet", "features": (24, 48, 96), "blocks": 1})
     config.classifier.network = ConfigDict(
-        {"name": "ConvNet", "features": [16, 32, 64], "hidden": 128}
+        {"name": "ConvNet", "features": (16, 32, 64), "hidden": 128}
     )
     config.classifier.update({"steps": 4000, "checkpoint_every": 1000, "ema_decay": 0.999})
     config.purification.update({"num_steps": 10, "noise_scale": 0.3})

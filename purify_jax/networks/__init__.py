@@ -9,12 +9,17 @@ import flax.linen as nn
 
 from purify_jax.networks.convnet import ConvNet
 from purify_jax.networks.mlp import MLP
+from purify_jax.networks.ncsnv2 import NCSNv2
 from purify_jax.networks.unet import UNet
+from purify_jax.networks.wide_resnet import PreActResNet18, WideResNet
 from purify_jax.types import InputError
 
 #: What a model file may name as its network.
 BY_NAME: Mapping[str, type[nn.Module]] = MappingProxyType(
-    {network.__name__: network for network in (MLP, ConvNet, UNet)}
+    {
+        network.__name__: network
+        for network in (MLP, ConvNet, UNet, NCSNv2, WideResNet, PreActResNet18)
+    }
 )
 
 
@@ -42,4 +47,14 @@ def build(description: Mapping[str, Any]) -> nn.Module:
         raise InputError(f"network {name}: {error}") from error
 
 
-__all__ = ["BY_NAME", "MLP", "ConvNet", "UNet", "build", "describe"]
+__all__ = [
+    "BY_NAME",
+    "MLP",
+    "ConvNet",
+    "NCSNv2",
+    "PreActResNet18",
+    "UNet",
+    "WideResNet",
+    "build",
+    "describe",
+]

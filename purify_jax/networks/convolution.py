@@ -138,8 +138,8 @@ def _batched(arrays: Any, axes: Any, **params: Any) -> tuple[Array, int]:
         merged = images.reshape((-1, *images.shape[2:]))
         out = _conv_p.bind(merged, kernel, **params)
         return out.reshape((*images.shape[:2], *out.shape[1:])), 0
-    in_axes = tuple(axes)
-    return jax.vmap(partial(_native, **params), in_axes=in_axes)(images, kernel), 0
+    native = lambda i, k: _native(i, k, **params)
+    return jax.vmap(native, in_axes=tuple(axes))(images, kernel), 0
 
 
 _conv_p = Primitive("purify_conv")

@@ -1,0 +1,66 @@
+"""Imports published PyTorch weights as a model file, strictly, and checks one forward pass.
+
+python -m experiments.import_weights --kind=ncsnv2 --source=checkpoint.pth --out=model.safetensors
+
+Prints what went where. A missing, unexpected or misshapen key is an error, and nothing is written.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+import purify_jax as pj
+from experiments import cli
+from purify_jax import torch_weights
+from purify_jax.types import InputError
+
+flags.DEFINE_enum("kind", None, sorted(torch_weights.KINDS), "Architecture.", required=True)
+flags.DEFINE_string("source", None, "Weights: .pth, .pt, .npz or .safetensors.", required=True)
+flags.DEFINE_string("out", None, "Model file to write (.safetensors).", required=True)
+flags.DEFINE_bool("ema", False, "Take the averaged weights of the checkpoint.")
+flags.DEFINE_list("image_shape", ["32", "32", "3"], "height,width,channels of the images.")
+flags.DEFINE_bool("quiet", False, "Print the summary only.")
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+    """A checkpoint in, a model file out."""
+    del argv
+    if len(FLAGS.image_shape) != 3 or not all(part.isdigit() for part in FLAGS.image_shape):
+        raise InputError(f"image_shape: got {FLAGS.image_shape}, expected height,width,channels")
+    height, width, channels = map(int, FLAGS.image_shape)
+    state = torch_weights.read_state_dict(FLAGS.source, ema=FLAGS.ema)
+    model, table = torch_weights.import_model(FLAGS.kind, state, (height, width, channels))
+    if not FLAGS.quiet:
+        print(pj.report.text_table(["published", "here", "shape there"], table))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    print(f"{len(table)} tensors, {parameters:,} parameters")
+    print(_forward(model))
+    pj.checkpoints.save_model(FLAGS.out, model)
+    print(f"model: {FLAGS.out}")
+
+
+def _forward(model: pj.checkpoints.Model) -> str:
+    """One forward pass: against the source's own x and y if it has them, else finite at least."""
+    run = jax.jit(lambda x: model.network.apply(model.variables, x))
+    if FLAGS.source.endswith(".npz"):
+        data = np.load(FLAGS.source)
+        if {"x", "y"} <= set(data.files):
+            found = np.asarray(run(np.moveaxis(data["x"], 1, -1)))
+            expected = np.moveaxis(data["y"], 1, -1) if data["y"].ndim == 4 else data["y"]
+            error = np.abs(found - expected).max() / np.abs(expected).max()
+            if not error < 1e-3:
+                raise InputError(
+                    f"source: the output differs from its own y by {error:.2g} relative"
+                )
+            return f"forward pass: within {error:.1e} (relative) of the source's own output"
+    output = run(jax.random.uniform(jax.random.key(0), (2, *model.image_shape), jnp.float32))
+    if not bool(jnp.all(jnp.isfinite(output))):
+        raise InputError("source: the output of a forward pass is not finite")
+    spread = f"mean {float(output.mean()):.3g}, standard deviation {float(output.std()):.3g}"
+    return f"forward pass: output {tuple(output.shape)}, finite, {spread}"
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,116 @@
+"""The binaries as a user runs them: files out, one clear line for bad input."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+QUICK = (
+    "--config.ebm.steps=300", "--config.classifier.steps=200", "--images=16", "--steps=2",
+    "--eot=2", "--noprogress",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def digit_images(tmp_path_factory):
+    """A folder with three digits, one broken file and one of another size."""
+    from purify_jax.data import load_split
+
+    folder = tmp_path_factory.mktemp("digits")
+    images = load_split("digits", "test").images[:3, ..., 0]
+    for index, image in enumerate(images):
+        Image.fromarray(np.rint(image * 255).astype(np.uint8)).save(folder / f"{index}.png")
+    (folder / "broken.png").write_bytes(b"nothing")
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(folder / "large.png")
+    return folder
+
+
+def test_quickstart_writes_results_and_report(run_binary, tmp_path):
+    done = run_binary("quickstart", f"--workdir={tmp_path}", *QUICK)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results) == {"dataset", "seed", "versions", "clean", "attacks", "seconds"}
+    assert [a["name"] for a in results["attacks"]] == ["blind PGD", "BPDA+EOT", "exact+EOT"]
+    for row in results["attacks"]:
+        assert {"name", "norm", "epsilon", "steps", "eot", "undefended", "defended"} <= set(row)
+        low, high = row["defended_ci95"]
+        assert 0 <= low <= row["defended"] <= high <= 1
+        assert (row["images"], row["epsilon"], row["norm"]) == (16, 0.15, "linf")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert "http" not in page.split("<body>")[1]
+    names = {"purification", "steps", "energy", "accuracy_against_epsilon"}
+    assert {p.stem for p in (tmp_path / "figures").iterdir()} == names
+    assert "exact+EOT" in done.stdout
+    assert str(tmp_path / "report.html") in done.stdout
+
+
+def test_purify_skips_and_counts_unreadable_images(run_binary, model_files, digit_images, tmp_path):
+    done = run_binary(
+        "purify", f"--ebm={model_files[0]}", f"--input={digit_images}", f"--workdir={tmp_path}"
+    )
+    assert "3 images purified, 2 skipped" in done.stdout
+    assert "broken.png cannot be read" in done.stdout
+    assert "large.png is (9, 9, 1), expected (8, 8, 1)" in done.stdout
+    assert sorted(p.name for p in (tmp_path / "purified").iterdir()) == ["0.png", "1.png", "2.png"]
+    with Image.open(tmp_path / "purified" / "0.png") as image:
+        assert image.size == (8, 8)
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_paper_suite_and_resume(run_binary, model_files, tmp_path):
+    command = (
+        "evaluate", f"--ebm={model_files[0]}", f"--classifier={model_files[1]}", "--suite=paper",
+        "--epsilon=0.15", "--images=8", "--steps=2", "--eot=2", "--draws=2", "--probe_images=8",
+        "--save_images", "--noprogress", f"--workdir={tmp_path}",
+    )  # fmt: skip
+    done = run_binary(*command)
+    results = json.loads((tmp_path / "results.json").read_text())
+    names = [row["attack"] for row in results["rows"]["defended"]]
+    assert names == ["clean", "blind", "BPDA+EOT", "joint (score)", "joint (full)", "SPSA"]
+    assert "worst case per image" in done.stdout
+    assert "after rounding to 8 bits" in done.stdout + done.stderr
+    saved = np.load(tmp_path / "images" / "defended" / "blind" / "000000.npz")
+    assert saved["images"].shape == (8, 8, 8, 1)
+    records = tmp_path / "records_defended.jsonl"
+    content = records.read_bytes()
+    records.write_bytes(content[: len(content) // 2])
+    run_binary(*command)
+    assert records.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("binary", "arguments", "message"),
+    [
+        ("train_ebm", ["--workdir=W", "--config.ebm.steps=0"], "config.ebm.steps: got 0"),
+        ("train_ebm", ["--workdir=W", "--config.dataset=nope"], "data_dir: not given"),
+        ("train_classifier", ["--workdir=W", "--config.dataset=mnist", "--data_dir=W"], "is not a folder"),
+        ("evaluate", ["--workdir=W", "--classifier=E", "--epsilon=0.1"], "is a energy, expected classifier"),
+        ("evaluate", ["--workdir=W", "--classifier=C", "--epsilon=-1"], "epsilon: got -1.0"),
+        ("evaluate", ["--workdir=W", "--classifier=C", "--epsilon=1", "--images=0"], "images: got 0"),
+        ("purify", ["--workdir=W", "--ebm=C", "--input=W"], "is a classifier, expected energy or score"),
+        ("purify", ["--workdir=W", "--ebm=E", "--input=W"], "input: .* does not exist"),
+        ("purify", ["--workdir=W", "--ebm=E", "--input=E"], "image: .* cannot be read"),
+        ("purify", ["--workdir=W", "--ebm=E", "--input=E", "--num_steps=0"], "num_steps: got 0"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_status_1(
+    run_binary, model_files, tmp_path, binary, arguments, message
+):
+    import re
+
+    places = {"=W": f"={tmp_path / 'new'}", "=E": f"={model_files[0]}", "=C": f"={model_files[1]}"}
+    for short, path in places.items():
+        arguments = [a.replace(short, path) if a.endswith(short) else a for a in arguments]
+    done = run_binary(binary, *arguments, check=False)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert re.match(f"error: .*{message}", lines[-1]), done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+
+
+def test_help_is_readable(run_binary):
+    for binary in ("quickstart", "train_ebm", "train_classifier", "evaluate", "purify"):
+        done = run_binary(binary, "--help", check=False)
+        assert f"python -m experiments.{binary}" in done.stdout
+        assert "--workdir" in done.stdout

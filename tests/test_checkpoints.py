@@ -1,0 +1,134 @@
+"""Training states survive damage; model files are strict."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from purify_jax import checkpoints, networks
+from purify_jax.types import InputError
+
+
+def _state(value):
+    return {"step": jnp.asarray(value), "w": jnp.full((64, 64), value, jnp.float32)}
+
+
+def _restore(folder):
+    manager = checkpoints.TrainingCheckpoints(folder)
+    state = manager.restore_latest(_state(0))
+    manager.close()
+    return state
+
+
+def test_last_few_are_kept_and_a_damaged_newest_is_set_aside(tmp_path, caplog):
+    manager = checkpoints.TrainingCheckpoints(tmp_path, keep=3)
+    for step in (10, 20, 30, 40):
+        manager.save(step, _state(step))
+    manager.wait()
+    manager.close()
+    assert sorted(int(p.name) for p in tmp_path.iterdir()) == [20, 30, 40]
+    assert int(_restore(tmp_path)["step"]) == 40
+    for file in (tmp_path / "40").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"\0" * min(10, file.stat().st_size))
+    state = _restore(tmp_path)
+    assert int(state["step"]) == 30
+    np.testing.assert_array_equal(state["w"], np.full((64, 64), 30))
+    assert "40 is damaged" in caplog.text
+    assert (tmp_path / "40.damaged").is_dir()
+    manager = checkpoints.TrainingCheckpoints(tmp_path, keep=3)
+    manager.save(40, _state(41))
+    manager.wait()
+    manager.close()
+    assert int(_restore(tmp_path)["step"]) == 41
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert _restore(tmp_path / "new") is None
+
+
+NETWORKS = [
+    networks.MLP(features=(8, 8)),
+    networks.ConvNet(features=(4, 8), hidden=8),
+    networks.UNet(features=(4, 8)),
+]
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda n: type(n).__name__)
+def test_model_round_trip_is_exact(network, tmp_path):
+    variables = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    role = "classifier" if isinstance(network, networks.ConvNet) else "score"
+    model = checkpoints.Model(role, network, variables, (8, 8, 1), {"note": "ψ"})
+    checkpoints.save_model(tmp_path / "m.safetensors", model)
+    again = checkpoints.load_model(tmp_path / "m.safetensors")
+    assert again.network == network
+    assert (again.role, again.image_shape, again.metadata["note"]) == (role, (8, 8, 1), "ψ")
+    a, b = jax.tree.leaves(variables), jax.tree.leaves(dict(again.variables))
+    assert jax.tree.structure(variables) == jax.tree.structure(dict(again.variables))
+    assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_bfloat16_files_are_widened(tmp_path):
+    network = networks.MLP(features=(8,))
+    variables = network.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+    narrow = jax.tree.map(lambda a: np.asarray(a).astype(ml_dtypes.bfloat16), variables)
+    path = tmp_path / "m.safetensors"
+    checkpoints.save_model(path, checkpoints.Model("score", network, narrow, (4, 4, 1)))
+    again = checkpoints.load_model(path)
+    for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(dict(again.variables)), strict=True):
+        assert b.dtype == jnp.float32
+        np.testing.assert_array_equal(a.astype(np.float32), b)
+
+
+def test_every_fault_is_listed_in_one_message(tmp_path):
+    network = networks.MLP(features=(8,))
+    variables = network.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+    path = tmp_path / "m.safetensors"
+    checkpoints.save_model(path, checkpoints.Model("score", network, variables, (4, 4, 1)))
+    tensors = safetensors.numpy.load_file(path)
+    with safetensors.safe_open(path, "numpy") as file:
+        header = file.metadata()
+    tensors.pop("params/Dense_0/bias")
+    tensors["params/Dense_0/bies"] = np.zeros(8, np.float32)
+    tensors["params/Dense_1/kernel"] = np.ascontiguousarray(tensors["params/Dense_1/kernel"].T)
+    safetensors.numpy.save_file(tensors, path, header)
+    with pytest.raises(InputError) as error:
+        checkpoints.load_model(path)
+    message = str(error.value)
+    assert "missing params/Dense_0/bias" in message
+    assert "unexpected params/Dense_0/bies" in message
+    assert "misshapen params/Dense_1/kernel: (16, 8), expected (8, 16)" in message
+
+
+def test_bad_files_are_named(tmp_path):
+    with pytest.raises(InputError, match="is not a file"):
+        checkpoints.load_model(tmp_path / "none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"hello")
+    with pytest.raises(InputError, match="damaged or not safetensors"):
+        checkpoints.load_model(tmp_path / "bad.safetensors")
+    safetensors.numpy.save_file({"a": np.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="has no purify_jax header"):
+        checkpoints.load_model(tmp_path / "other.safetensors")
+    network = networks.MLP(features=(8,))
+    variables = network.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+    model = checkpoints.Model("score", network, variables, (4, 4, 1))
+    checkpoints.save_model(tmp_path / "m.safetensors", model)
+    with pytest.raises(InputError, match="is a score, expected classifier"):
+        checkpoints.load_model(tmp_path / "m.safetensors", ("classifier",))
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    checkpoints.write_atomically(path, "old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,184 @@
+"""Training resumes to the bit, as a real process that is really killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import ROOT, environment, keys_for
+
+import purify_jax as pj
+from purify_jax import training
+from purify_jax.types import InputError
+
+
+def _command(workdir, steps=400):
+    return [
+        sys.executable, "-m", "experiments.train_ebm", f"--workdir={workdir}", "--noprogress",
+        f"--config.ebm.steps={steps}", "--config.ebm.steps_per_dispatch=20",
+        "--config.ebm.checkpoint_every=40", "--config.ebm.network.features=(32,32)",
+    ]  # fmt: skip
+
+
+def _start(workdir, **kwargs):
+    return subprocess.Popen(
+        _command(workdir, **kwargs),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _wait_for_steps(workdir, step, process):
+    path = Path(workdir) / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and path.read_text().count("\n") * 20 >= step:
+            return
+        time.sleep(0.01)
+
+
+def test_killed_and_resumed_ends_with_the_same_parameters(tmp_path):
+    whole = _start(tmp_path / "whole")
+    _, errors = whole.communicate(timeout=300)
+    assert whole.returncode == 0, errors
+    chance = random.Random(1)
+    for attempt in range(3):
+        process = _start(tmp_path / "killed")
+        _wait_for_steps(tmp_path / "killed", 100 * (attempt + 1), process)
+        time.sleep(chance.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    stopped = _start(tmp_path / "killed")
+    _, errors = stopped.communicate(timeout=300)
+    assert stopped.returncode == 0, errors
+    files = [tmp_path / name / "model.safetensors" for name in ("whole", "killed")]
+    first, second = (pj.checkpoints.load_model(f) for f in files)
+    leaves = [jax.tree.leaves(m.params) for m in (first, second)]
+    assert all(np.array_equal(a, b) for a, b in zip(*leaves, strict=True))
+    metrics = [(tmp_path / n / "metrics.jsonl").read_text() for n in ("whole", "killed")]
+    assert metrics[0] == metrics[1]
+    assert [json.loads(line)["step"] for line in metrics[0].splitlines()] == list(
+        range(20, 401, 20)
+    )
+
+
+def test_sigterm_saves_and_exits_cleanly(tmp_path):
+    process = _start(tmp_path, steps=200_000)
+    _wait_for_steps(tmp_path, 60, process)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "stopped by SIGTERM; saved" in output
+    steps = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert max(steps) == last
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_disk_that_fills_up_leaves_the_previous_checkpoint(tmp_path):
+    """The file size limit of the process stands in for a full disk."""
+    first = _start(tmp_path, steps=200_000)
+    _wait_for_steps(tmp_path, 60, first)
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=120)
+    before = pj.checkpoints.TrainingCheckpoints(tmp_path / "checkpoints")
+    steps = sorted(before._manager.all_steps())
+    before.close()
+
+    limited = "trap '' XFSZ; ulimit -f 8; exec \"$@\""
+    second = subprocess.run(
+        ["bash", "-c", limited, "bash", *_command(tmp_path, steps=200_000)],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert second.returncode == 1
+    last = second.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: saving:"), second.stderr[-2000:]
+    after = pj.checkpoints.TrainingCheckpoints(tmp_path / "checkpoints")
+    assert sorted(after._manager.all_steps()) == steps
+    after.close()
+
+
+def test_ema_and_step_in_closed_form():
+    """One SGD step on ½w² with w = 1, rate 0.1: w = 0.9; the average's decay is (1 + 0)/(10 + 0)."""
+    loss = lambda params, stats, keys, images, labels: (0.5 * params["w"] ** 2, ({}, stats))
+    optimizer = optax.sgd(0.1)
+    params = {"w": jnp.ones(())}
+    state = training.TrainState(jnp.zeros((), int), params, params, {}, optimizer.init(params))
+    new, metrics = training.train_step(
+        loss, optimizer, state, keys_for(1), jnp.zeros(1), jnp.zeros(1)
+    )
+    np.testing.assert_allclose(new.params["w"], 0.9, rtol=1e-6)
+    np.testing.assert_allclose(new.ema_params["w"], 0.1 * 1 + 0.9 * 0.9, rtol=1e-6)
+    np.testing.assert_allclose(metrics["gradient_norm"], 1.0)
+    assert int(new.step) == 1
+
+
+def test_schedules():
+    """Cosine: half the rate half way; constant: the rate; both after a linear warm-up."""
+    updates = lambda optimizer, steps: _updates(optimizer, steps)
+    cosine = updates(training.adam(1.0, 100, clip_norm=None), 100)
+    np.testing.assert_allclose(cosine[[0, 50]], [1, 0.5], rtol=1e-4)
+    constant = updates(training.adam(1.0, 100, cosine=False, clip_norm=None), 100)
+    np.testing.assert_allclose(constant, 1, rtol=1e-4)
+    warm = updates(training.adam(1.0, 100, cosine=False, warmup_steps=10, clip_norm=None), 20)
+    np.testing.assert_allclose(warm[[0, 5, 15]], [0, 0.5, 1], atol=1e-4)
+
+
+def _updates(optimizer, steps):
+    params = jnp.ones(())
+    state, found = optimizer.init(params), []
+    for _ in range(steps):
+        update, state = optimizer.update(jnp.ones(()), state, params)
+        found.append(-float(update))
+    return np.array(found)
+
+
+def test_augmentation():
+    images = jnp.arange(2 * 4 * 4 * 1.0).reshape(2, 4, 4, 1)
+    flipped = training.random_flip(keys_for(2, 5), images)
+    for i in range(2):
+        assert jnp.array_equal(flipped[i], images[i]) or jnp.array_equal(
+            flipped[i], images[i, :, ::-1]
+        )
+    many = training.random_flip(keys_for(2000), jnp.tile(images[:1], (2000, 1, 1, 1)))
+    share = float(jnp.mean(jnp.all(many == images[0], axis=(1, 2, 3))))
+    assert abs(share - 0.5) < 0.05
+    crops = np.asarray(training.random_crop(keys_for(200), jnp.ones((200, 4, 4, 1)), 2))
+    assert set(np.unique(crops.sum((1, 2, 3)))) == {a * b for a in (2, 3, 4) for b in (2, 3, 4)}
+
+
+def test_workdir_of_another_config_is_refused_and_kept(tmp_path):
+    training.claim_workdir(tmp_path / "run", {"ebm": {"steps": 5, "rate": 0.1}})
+    training.claim_workdir(tmp_path / "run", {"ebm": {"steps": 5, "rate": 0.1}})
+    with pytest.raises(
+        InputError, match=r"belongs to another config \(ebm.steps: 5 there, 6 now\)"
+    ):
+        training.claim_workdir(tmp_path / "run", {"ebm": {"steps": 6, "rate": 0.1}})
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["ebm"]["steps"] == 5
+
+
+def test_workdir_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match="workdir: .* cannot be written"):
+        training.claim_workdir(tmp_path / "x", {})
+    (tmp_path / "file").write_text("")
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="workdir: .* cannot be written"):
+        training.claim_workdir(tmp_path / "file" / "x", {})
+
+
+def test_zero_steps_are_named(digits_test):
+    with pytest.raises(InputError, match="num_steps: got 0"):
+        training.fit(None, None, digits_test, num_steps=0, batch_size=1, seed=0)
