@@ -78,6 +78,9 @@ def main(argv: list[str]) -> None:
     workdir = pj.training.claim_workdir(FLAGS.workdir, _settings(name), "evaluation.json")
 
     found = {label: _attack(label, model, dataset, workdir) for label, model in models.items()}
+    shared = None
+    if FLAGS.ebm and FLAGS.suite == "honest":
+        shared = _white_box(models["defended"], dataset, workdir)
     probes = {}
     if FLAGS.ebm:
         few = dataset.take(min(FLAGS.probe_images, len(dataset)))
@@ -86,7 +89,7 @@ def main(argv: list[str]) -> None:
     if FLAGS.sweep != "none":
         target = models.get("defended", models["undefended"])
         curve = sweeps.run(FLAGS.sweep, jax.random.key(FLAGS.seed), target, dataset, _options())
-    _report(workdir, found, probes, curve)
+    _report(workdir, found, shared, probes, curve)
 
 
 def _settings(dataset: str) -> dict:
@@ -180,7 +183,23 @@ def _keeper(folder: Path, model: pj.defense.Defense, dataset):
     return keep
 
 
-def _report(workdir: Path, found: dict[str, list], probes: dict, curve) -> None:
+def _white_box(model: pj.defense.Defense, dataset, workdir: Path) -> records.Interval:
+    entry = suites.white_box(model, _options())
+    found = evaluation.evaluate(
+        jax.random.key(FLAGS.seed),
+        model,
+        {entry.name: entry.attack},
+        dataset,
+        draws=1,
+        batch_size=FLAGS.batch_size,
+        path=workdir / "records_shared_keys.jsonl",
+        header={"norm": FLAGS.norm, "epsilon": FLAGS.epsilon},
+        shared_keys=True,
+    )
+    return records.accuracy(found, entry.name)
+
+
+def _report(workdir: Path, found: dict[str, list], shared, probes: dict, curve) -> None:
     rows = {label: records.table(r) for label, r in found.items()}
     flags_raised = []
     if "defended" in found:
@@ -209,6 +228,10 @@ def _report(workdir: Path, found: dict[str, list], probes: dict, curve) -> None:
         + [records.worst_case(found[label])]
         for label, table in rows.items()
     }
+    if shared is not None:
+        blanks = ["" for label in rows for _ in records.SCORINGS[: _width(label)]]
+        blanks[_width("undefended")] = str(shared)
+        body.append(["PGD, shared keys (deterministic white box)", *blanks])
     figure = plots.bars(
         names,
         {label: [i.value for i in intervals] for label, intervals in groups.items()},
@@ -239,6 +262,7 @@ def _report(workdir: Path, found: dict[str, list], probes: dict, curve) -> None:
         "versions": versions,
         "rows": {label: table for label, table in rows.items()},
         "worst_case": {label: records.worst_case(r) for label, r in found.items()},
+        "shared_keys": shared,
         "red_flags": [flag._asdict() for flag in flags_raised],
         "probes": probes,
         "sweep": None if curve is None else curve._asdict(),

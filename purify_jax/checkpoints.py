@@ -127,7 +127,7 @@ def save_model(path: str | Path, model: Model) -> None:
     if model.role not in ROLES:
         raise InputError(f"role: got {model.role!r}, expected one of {ROLES}")
     flat = traverse_util.flatten_dict(dict(model.variables), sep="/")
-    tensors = {name: np.ascontiguousarray(jax.device_get(value)) for name, value in flat.items()}
+    tensors = {name: np.array(jax.device_get(value), order="C") for name, value in flat.items()}
     header = {
         "format": "purify_jax",
         "role": model.role,

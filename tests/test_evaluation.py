@@ -226,3 +226,23 @@ def test_purify_info_is_what_the_types_say(defense, digits_test):
     _, info = defense.purifier(pj.types.image_keys(jax.random.key(0), np.arange(3)), images)
     assert isinstance(info, PurifyInfo)
     assert json.dumps(np.asarray(info.active_steps).tolist()) == "[[3, 3, 3], [3, 3, 3]]"
+
+
+def test_the_white_box_is_no_weaker_than_fresh_keys(defense, digits_test):
+    """Sharing the defender's keys helps the attacker: fewer images stay right."""
+    from purify_jax.attacks import suite
+
+    data, options = digits_test.take(48), Options(epsilon=0.12, steps=10)
+    entry = suite.white_box(defense, options)
+    run = lambda shared: records.accuracy(
+        evaluation.evaluate(
+            jax.random.key(1),
+            defense,
+            {entry.name: entry.attack},
+            data,
+            draws=1,
+            shared_keys=shared,
+        ),
+        entry.name,
+    )
+    assert run(True).value < run(False).value

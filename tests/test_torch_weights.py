@@ -120,7 +120,7 @@ def test_formats_prefixes_and_lists(tmp_path):
     state = dict(torch_weights.read_state_dict(_golden_file("wide_resnet_10_2_nobias")))
     prefixed = {f"module.{k}": v for k, v in state.items()}
     safetensors.numpy.save_file(
-        {k: np.ascontiguousarray(v) for k, v in prefixed.items()}, tmp_path / "a.safetensors"
+        {k: np.array(v, order="C") for k, v in prefixed.items()}, tmp_path / "a.safetensors"
     )
     np.savez(tmp_path / "a.npz", **prefixed)
     for path in (tmp_path / "a.safetensors", tmp_path / "a.npz"):

@@ -20,7 +20,7 @@ from purify_jax.attacks.pgd import pgd
 from purify_jax.attacks.square import square
 from purify_jax.defense import Defense
 from purify_jax.purification import ScorePurifier, identity
-from purify_jax.types import Attack, GradientFn, InputError
+from purify_jax.types import Array, Attack, GradientFn, InputError, Keys
 
 
 class Options(NamedTuple):
@@ -57,6 +57,7 @@ class Suite(NamedTuple):
 FAMILIES: Mapping[str, str] = MappingProxyType(
     {
         "PGD+EOT": "exact",
+        "PGD, shared keys": "exact",
         "APGD-CE": "exact",
         "APGD-T": "exact",
         "APGD-CE+EOT": "exact",
@@ -181,6 +182,22 @@ def _honest(defense: Defense, options: Options) -> list[Entry]:
         _entry("transfer", transfer, 100),
         _entry("Square", black_box, queries, draws),
     ]
+
+
+def white_box(defense: Defense, options: Options) -> Entry:
+    """Exact PGD by an attacker who shares the defender's keys: the defense is deterministic to it.
+
+    For ``evaluate(..., shared_keys=True)``, which hands the attack the very draw that is scored.
+    Nothing has to be averaged, so this is the strongest and cheapest attack, if keys ever leak.
+    """
+    steps = options.steps or 200
+    step_size = 2.5 * options.epsilon / min(steps, 40)
+
+    def attack(keys: Keys, images: Array, labels: Array) -> Array:
+        fixed = lambda _, x: defense(keys, x)
+        return _pgd(g.exact(fixed), options, steps, step_size)(keys, images, labels)
+
+    return _entry("PGD, shared keys", attack, steps)
 
 
 SUITES: Mapping[str, Suite] = MappingProxyType(
