@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import purify_jax as pj
 from experiments import cli, flagging
+from experiments.workdirs import claim_workdir
 from purify_jax import evaluation, plots, records, red_flags, sweeps
 from purify_jax.attacks import suite as suites
 from purify_jax.types import InputError
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> None:
             f"dataset: images are {dataset.image_shape}, expected the model's {classifier.image_shape}"
         )
     dataset = dataset.take(FLAGS.images)
-    workdir = pj.training.claim_workdir(FLAGS.workdir, _settings(name), "evaluation.json")
+    workdir = claim_workdir(FLAGS.workdir, _settings(name), "evaluation.json")
 
     found = {label: _attack(label, model, dataset, workdir) for label, model in models.items()}
     shared = None

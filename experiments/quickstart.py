@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 import purify_jax as pj
 from experiments import building, cli, flagging, story
-from purify_jax import training
+from experiments.workdirs import claim_workdir
 from purify_jax.types import InputError
 
 config_flags.DEFINE_config_file("config", "experiments/configs/digits.py", "Config file.")
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
             raise InputError(f"{name}: got {FLAGS[name].value}, expected at least 1")
     config = FLAGS.config
     settings = {"images": FLAGS.images, "steps": FLAGS.steps, "eot": FLAGS.eot}
-    workdir = training.claim_workdir(FLAGS.workdir, {**config.to_dict(), **settings})
+    workdir = claim_workdir(FLAGS.workdir, {**config.to_dict(), **settings})
     train = pj.data.load_split(config.dataset, config.train_split, FLAGS.data_dir)
     test = pj.data.load_split(config.dataset, config.test_split, FLAGS.data_dir)
     classifier = _trained(workdir, "classifier", building.train_classifier, config, train)

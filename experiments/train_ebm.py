@@ -10,7 +10,7 @@ from absl import flags
 
 import purify_jax as pj
 from experiments import building, cli, flagging
-from purify_jax import training
+from experiments.workdirs import claim_workdir
 
 flagging.define_training()
 FLAGS = flags.FLAGS
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     del argv
     config = flagging.training_config("ebm")
     dataset = pj.data.load_split(config.dataset, config.train_split, FLAGS.data_dir)
-    workdir = training.claim_workdir(FLAGS.workdir, {"ebm": flagging.section(config, "ebm")})
+    workdir = claim_workdir(FLAGS.workdir, {"ebm": flagging.section(config, "ebm")})
     model, finished = building.train_ebm(config, dataset, workdir, FLAGS.progress)
     flagging.finish(model, finished, workdir)
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from purify_jax import energy, losses
 from purify_jax.checkpoints import TrainingCheckpoints
 from purify_jax.data import Dataset, batch_indices
-from purify_jax.types import Array, InputError, Keys, Params, check_at_least, fold_keys, image_keys
+from purify_jax.types import Array, Keys, Params, check_at_least, fold_keys, image_keys
 
 #: (params, batch_stats, keys, images, labels) → (mean loss, (metrics, new batch_stats)).
 TrainLoss = Callable[[Params, Params, Keys, Array, Array], tuple[Array, tuple[dict, Params]]]
@@ -308,44 +308,3 @@ def _termination_flag() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(received)
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def claim_workdir(
-    workdir: str | Path, config: Mapping[str, Any], name: str = "config.json"
-) -> Path:
-    """Makes ``workdir`` and writes the config into it, or checks that it belongs to that config.
-
-    Raises InputError that names the first difference if the folder belongs to another config,
-    or that says so if it cannot be written.
-    """
-    workdir = Path(workdir)
-    text = json.dumps(config, indent=2, sort_keys=True, default=str)
-    path = workdir / name
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not os.access(workdir, os.W_OK | os.X_OK):
-            raise PermissionError(13, "permission denied")
-        if not path.exists():
-            beside = path.with_suffix(".tmp")
-            beside.write_text(text)
-            os.replace(beside, path)
-            return workdir
-    except OSError as error:
-        raise InputError(f"workdir: {workdir} cannot be written: {error.strerror}") from error
-    before = _flatten(json.loads(path.read_text()))
-    now = _flatten(json.loads(text))
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            raise InputError(
-                f"workdir: {workdir} belongs to another config ({key}: {before.get(key)!r} there, "
-                f"{now.get(key)!r} now), expected an empty folder or the same config"
-            )
-    return workdir
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    return {
-        k: v for name, sub in tree.items() for k, v in _flatten(sub, f"{prefix}{name}.").items()
-    }

@@ -114,3 +114,46 @@ def test_help_is_readable(run_binary):
         done = run_binary(binary, "--help", check=False)
         assert f"python -m experiments.{binary}" in done.stdout
         assert "--workdir" in done.stdout
+
+
+@pytest.mark.slow
+def test_evaluation_killed_five_times_ends_with_identical_bytes(model_files, tmp_path):
+    """A real process, really killed at random moments; the records of a run never killed."""
+    import random
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    from conftest import ROOT, environment
+
+    def start(workdir):
+        return subprocess.Popen(
+            [
+                sys.executable, "-m", "experiments.evaluate", f"--ebm={model_files[0]}",
+                f"--classifier={model_files[1]}", "--suite=honest", "--epsilon=0.15", "--images=24",
+                "--steps=8", "--eot=2", "--draws=2", "--probe_images=8", "--batch_size=4",
+                "--noprogress", f"--workdir={workdir}",
+            ],
+            cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    whole = start(tmp_path / "whole")
+    _, errors = whole.communicate(timeout=400)
+    assert whole.returncode == 0, errors
+    expected = (tmp_path / "whole" / "records_defended.jsonl").read_bytes()
+    chance, killed = random.Random(0), tmp_path / "killed"
+    for attempt in range(5):
+        process, records = start(killed), killed / "records_defended.jsonl"
+        aim = len(expected) * (attempt + 1) / 6
+        while process.poll() is None and not (records.exists() and records.stat().st_size > aim):
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    last = start(killed)
+    _, errors = last.communicate(timeout=400)
+    assert last.returncode == 0, errors
+    assert records.read_bytes() == expected
+    names = ["results.json", "report.html"]
+    assert all((killed / name).exists() for name in names)

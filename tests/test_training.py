@@ -1,7 +1,6 @@
 """Training resumes to the bit, as a real process that is really killed."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -157,26 +156,6 @@ def test_augmentation():
     assert abs(share - 0.5) < 0.05
     crops = np.asarray(training.random_crop(keys_for(200), jnp.ones((200, 4, 4, 1)), 2))
     assert set(np.unique(crops.sum((1, 2, 3)))) == {a * b for a in (2, 3, 4) for b in (2, 3, 4)}
-
-
-def test_workdir_of_another_config_is_refused_and_kept(tmp_path):
-    training.claim_workdir(tmp_path / "run", {"ebm": {"steps": 5, "rate": 0.1}})
-    training.claim_workdir(tmp_path / "run", {"ebm": {"steps": 5, "rate": 0.1}})
-    with pytest.raises(
-        InputError, match=r"belongs to another config \(ebm.steps: 5 there, 6 now\)"
-    ):
-        training.claim_workdir(tmp_path / "run", {"ebm": {"steps": 6, "rate": 0.1}})
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["ebm"]["steps"] == 5
-
-
-def test_workdir_that_cannot_be_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(InputError, match="workdir: .* cannot be written"):
-        training.claim_workdir(tmp_path / "x", {})
-    (tmp_path / "file").write_text("")
-    monkeypatch.undo()
-    with pytest.raises(InputError, match="workdir: .* cannot be written"):
-        training.claim_workdir(tmp_path / "file" / "x", {})
 
 
 def test_zero_steps_are_named(digits_test):

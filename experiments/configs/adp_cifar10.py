@@ -15,6 +15,8 @@ Result:   published: clean 86.14, BPDA+EOT 70.01 (σ = 0.25); under exact gradie
 
 from ml_collections import ConfigDict
 
+from purify_jax import models
+
 
 def get_config() -> ConfigDict:
     """NCSNv2 with 128 features, WideResNet-28-10; σ = 0.25, S = 10, T = 10, λ = 0.05, τ = 0.001."""
@@ -56,15 +58,7 @@ def get_config() -> ConfigDict:
                 "steps_per_dispatch": 100,
                 "checkpoint_every": 5000,
             },
-            "purification": {
-                "curvature": "finite_difference",
-                "rate": 0.05,
-                "max_step": 0.1,
-                "num_steps": 10,
-                "noise_scale": 0.25,
-                "num_restarts": 10,
-                "stop_threshold": 1e-3,
-            },
+            "purification": dict(models.PUBLISHED),
             "attack": {"norm": "linf", "epsilon": 8 / 255},
         }
     )

@@ -1,0 +1,38 @@
+"""Noise levels in closed form."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from purify_jax import noise
+from purify_jax.types import InputError
+
+
+def test_levels_of_ncsnv2():
+    """The published checkpoint of the golden data: 232 levels, geometric."""
+    sigmas = np.asarray(noise.geometric(50.0, 0.01, 232))
+    np.testing.assert_allclose(sigmas[[0, -1]], [50, 0.01], rtol=1e-6)
+    np.testing.assert_allclose(sigmas[1:] / sigmas[:-1], (0.01 / 50) ** (1 / 231), rtol=1e-4)
+
+
+def test_published_sigmas(golden):
+    stored = golden("ncsnv2_ngf8_32x32x3")["state_dict/sigmas"]
+    found = noise.geometric(float(stored[0]), float(stored[-1]), len(stored))
+    np.testing.assert_allclose(found, stored, rtol=1e-4)
+
+
+def test_linear_levels():
+    np.testing.assert_allclose(noise.linear(1.0, 0.2, 5), [1, 0.8, 0.6, 0.4, 0.2], rtol=1e-6)
+
+
+def test_scales():
+    sigmas = jnp.array([0.5, 2.0])
+    np.testing.assert_array_equal(noise.per_sigma(sigmas), [2, 0.5])
+    np.testing.assert_array_equal(noise.per_variance(sigmas), [4, 0.25])
+    np.testing.assert_array_equal(noise.unscaled(sigmas), [1, 1])
+
+
+@pytest.mark.parametrize("arguments", [(0.1, 0.2, 3), (1.0, 0.0, 3), (1.0, 0.1, 0)])
+def test_bad_levels_are_named(arguments):
+    with pytest.raises(InputError, match="expected"):
+        noise.geometric(*arguments)
