@@ -38,7 +38,9 @@ flags.DEFINE_integer("draws", 10, "Scoring draws.")
 flags.DEFINE_integer("eot", None, "EOT samples (default: the suite's).")
 flags.DEFINE_integer("steps", None, "Attack steps (default: the suite's).")
 flags.DEFINE_integer("eot_at_once", 4, "EOT samples computed side by side; fewer take less memory.")
-flags.DEFINE_integer("probe_images", 48, "Images of the short attacks behind the red flags.")
+flags.DEFINE_integer(
+    "probe_images", 48, "Images of the short attacks behind the red flags; 0 for none."
+)
 flags.DEFINE_integer("batch_size", 128, "Images side by side.")
 flags.DEFINE_integer("seed", 0, "Seed of all randomness.")
 flags.DEFINE_integer("num_steps", None, "Purification steps (default: the model's).")
@@ -83,7 +85,7 @@ def main(argv: list[str]) -> None:
     if FLAGS.ebm and FLAGS.suite == "honest":
         shared = _white_box(models["defended"], dataset, workdir)
     probes = {}
-    if FLAGS.ebm:
+    if FLAGS.ebm and FLAGS.probe_images > 0:
         few = dataset.take(min(FLAGS.probe_images, len(dataset)))
         probes = red_flags.probe(jax.random.key(FLAGS.seed), models["defended"], few, _options())
     curve = None
