@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 #: One colour per role, the same in every figure; readable with common colour blindness.
 COLOURS = {"undefended": "#c44e52", "defended": "#1f5fa8"}
@@ -65,6 +66,8 @@ def curves(
         if intervals and name in intervals:
             low, high = np.transpose(intervals[name])
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    if all(float(value).is_integer() for value in x):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     if unit_interval:

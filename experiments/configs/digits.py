@@ -2,8 +2,8 @@
 
 Command:  python -m experiments.quickstart --workdir=runs/quickstart
 Time:     about 1.5 minutes on two CPU cores
-Result:   clean accuracy ~0.98 undefended, ~0.97 defended; blind PGD at Linf 0.15 leaves ~0.1
-          of the undefended classifier and ~0.85 of the defended one.
+Result:   clean accuracy 0.98 undefended and defended; blind PGD at Linf 0.15 leaves 0.13 of the
+          undefended classifier and 0.76 of the defended one; exact PGD+EOT 0.67.
 """
 
 from ml_collections import ConfigDict
