@@ -41,7 +41,7 @@ flags.DEFINE_integer("eot_at_once", 4, "EOT samples computed side by side; fewer
 flags.DEFINE_integer(
     "probe_images", 48, "Images of the short attacks behind the red flags; 0 for none."
 )
-flags.DEFINE_integer("batch_size", 128, "Images side by side.")
+flags.DEFINE_integer("batch_size", 32, "Images side by side; more suit a GPU.")
 flags.DEFINE_integer("seed", 0, "Seed of all randomness.")
 flags.DEFINE_integer("num_steps", None, "Purification steps (default: the model's).")
 flags.DEFINE_integer("num_restarts", None, "Purification restarts (default: the model's).")

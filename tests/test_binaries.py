@@ -75,7 +75,7 @@ def test_evaluate_paper_suite_and_resume(run_binary, model_files, tmp_path):
     records = tmp_path / "records_defended.jsonl"
     content = records.read_bytes()
     records.write_bytes(content[: len(content) // 2])
-    run_binary(*command)
+    run_binary(*command, "--probe_images=0")
     assert records.read_bytes() == content
 
 
