@@ -14,11 +14,6 @@ _SCORES = {
     "energy": energy.score_from_energy_network,
     "score": energy.score_from_network,
 }
-_SCALES = {
-    "per_sigma": noise.per_sigma,
-    "per_variance": noise.per_variance,
-    "unscaled": noise.unscaled,
-}
 _SCHEDULES = {"geometric": noise.geometric, "linear": noise.linear}
 
 
@@ -62,7 +57,7 @@ def train_ebm(
     section = config.ebm
     net, opt = network(section), optimizer(section)
     role = choose({r: r for r in _SCORES}, section.role, "ebm.role")
-    scale = choose(_SCALES, section.scale, "ebm.scale")
+    scale = choose(noise.SCALES, section.scale, "ebm.scale")
     key = jax.random.key(config.seed)
     loss = training.dsm_loss(net, _SCORES[role], sigmas(section), scale)
     state, finished = training.fit(

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from purify_jax.types import Array, EnergyFn, InputError, Params, ScoreFn
+from purify_jax.types import Array, EnergyFn, InputError, Params, ScoreFn, dot
 
 
 def score_from_energy(energy_fn: EnergyFn) -> ScoreFn:
@@ -67,6 +67,18 @@ def score_from_network(network: nn.Module, params: Params) -> ScoreFn:
 def score_from_energy_network(network: nn.Module, params: Params) -> ScoreFn:
     """``score_from_energy(energy_from_network(network, params))``."""
     return score_from_energy(energy_from_network(network, params))
+
+
+def difference(
+    score_fn: ScoreFn, start: Array, end: Array, scores: tuple[Array, Array] | None = None
+) -> Array:
+    """E(end) − E(start) per image, from the score alone: −½⟨s(start) + s(end), end − start⟩.
+
+    The trapezoid rule for the line integral of −s; exact for quadratic energies. ``scores`` are
+    the two scores, if they are known already.
+    """
+    first, last = (score_fn(start), score_fn(end)) if scores is None else scores
+    return -0.5 * dot(first + last, end - start)
 
 
 def gaussian_energy(mean: Array, precision: Array) -> EnergyFn:

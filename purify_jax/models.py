@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from purify_jax import energy
+import jax.numpy as jnp
+
+from purify_jax import energy, noise
+from purify_jax.baselines import NoiseScore
 from purify_jax.checkpoints import Model
 from purify_jax.purification import (
     ScorePurifier,
@@ -41,6 +44,26 @@ def score_fn(model: Model) -> ScoreFn:
     if model.role == "score":
         return energy.score_from_network(model.network, model.params)
     raise InputError(f"model: got a {model.role}, expected an energy or a score model")
+
+
+def noise_score(model: Model) -> NoiseScore:
+    """(images, σ) → score of the σ-smoothed data, by the scaling the model was trained with.
+
+    Raises InputError for a classifier, or a model whose file does not say how it was trained.
+    """
+    name = model.metadata.get("training", {}).get("scale")
+    if name not in noise.SCALES:
+        raise InputError(
+            f"model: its file gives the scale {name!r}, expected one of {sorted(noise.SCALES)} "
+            "under metadata.training.scale"
+        )
+    raw = score_fn(model)
+    return lambda images, sigma: noise.SCALES[name](jnp.asarray(sigma)) * raw(images)
+
+
+def smallest_sigma(model: Model) -> float:
+    """The smallest noise level the model was trained on."""
+    return float(model.metadata["training"]["sigma_min"])
 
 
 def logits_fn(model: Model) -> LogitsFn:

@@ -46,3 +46,7 @@ def per_variance(sigmas: Array) -> Array:
     gradient of the same function ½·distance² for each of them.
     """
     return 1.0 / sigmas**2
+
+
+#: The scalings by name, as configs and model files call them.
+SCALES = {"unscaled": unscaled, "per_sigma": per_sigma, "per_variance": per_variance}

@@ -32,8 +32,10 @@ def image_grid(
     rows: Sequence[Sequence[np.ndarray]],
     columns: Sequence[str],
     captions: Sequence[Sequence[str]] | None = None,
+    row_labels: Sequence[str] | None = None,
 ) -> bytes:
-    """Images ``[h, w, c]`` in [0, 1] in rows, with a title per column and a caption per image."""
+    """Images ``[h, w, c]`` in [0, 1] in rows, with a title per column, and a caption per image or
+    a label per row if given."""
     height, width = len(rows), len(columns)
     figure = Figure(figsize=(1.15 * width, 1.4 * height), layout="constrained")
     grid = figure.subplots(height, width, squeeze=False)
@@ -47,6 +49,8 @@ def image_grid(
                 axes.set_title(columns[c], fontsize=9)
             if captions is not None and captions[r][c]:
                 axes.set_xlabel(captions[r][c], fontsize=8)
+            if c == 0 and row_labels is not None:
+                axes.set_ylabel(row_labels[r], fontsize=8, rotation=0, ha="right", va="center")
     return png(figure)
 
 
@@ -57,12 +61,14 @@ def curves(
     ylabel: str,
     intervals: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     unit_interval: bool = False,
+    markers: bool = True,
 ) -> bytes:
     """Lines over a common x, with 95% bands where ``intervals`` gives them."""
     figure, axes = _axes()
     for index, (name, values) in enumerate(lines.items()):
         colour = COLOURS.get(name, _CYCLE[index % len(_CYCLE)])
-        axes.plot(x, values, "o-", markersize=4, color=colour, label=name)
+        style = "o-" if markers else "-"
+        axes.plot(x, values, style, markersize=4, color=colour, label=name)
         if intervals and name in intervals:
             low, high = np.transpose(intervals[name])
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -121,4 +127,57 @@ def bars(
     axes.set_ylabel(ylabel)
     axes.set_ylim(0, 1.02)
     axes.legend(frameon=False, fontsize=9)
+    return png(figure)
+
+
+def parametric(
+    lines: Mapping[str, tuple[np.ndarray, np.ndarray]], xlabel: str, ylabel: str
+) -> bytes:
+    """Curves of shares against shares, each with its own x: ROC curves, with the diagonal."""
+    figure, axes = _axes(width=4.6, height=4.2)
+    axes.plot([0, 1], [0, 1], ":", color="#999999")
+    for index, (name, (x, y)) in enumerate(lines.items()):
+        axes.plot(x, y, color=_CYCLE[index % len(_CYCLE)], label=name)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return png(figure)
+
+
+def heat_map(
+    rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]
+) -> bytes:
+    """Shares in [0, 1] as colours with their numbers."""
+    figure = Figure(figsize=(0.62 * len(columns) + 2, 0.3 * len(rows) + 1), layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    for r, row in enumerate(values):
+        for c, value in enumerate(row):
+            colour = "white" if value < 0.6 else "black"
+            axes.text(c, r, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+    figure.colorbar(picture, label="accuracy")
+    return png(figure)
+
+
+def scatter(
+    points: Mapping[str, tuple[float, float]],
+    xlabel: str,
+    ylabel: str,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+) -> bytes:
+    """Named points, x on a logarithmic axis, with 95% intervals of y where given."""
+    figure, axes = _axes(width=7.5, height=4.6)
+    for index, (name, (x, y)) in enumerate(points.items()):
+        colour = _CYCLE[index % len(_CYCLE)]
+        if intervals and name in intervals:
+            low, high = intervals[name]
+            axes.plot([x, x], [low, high], color=colour, alpha=0.4)
+        axes.plot([x], [y], "o", color=colour)
+        axes.annotate(name, (x, y), textcoords="offset points", xytext=(5, 3), fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.margins(x=0.15)
     return png(figure)

@@ -14,11 +14,13 @@ def get_config() -> ConfigDict:
     config = mnist.get_config()
     config.dataset = "cifar10"
     config.ebm.network = ConfigDict({"name": "UNet", "features": (32, 64, 128), "blocks": 1})
-    config.ebm.update({"sigma_max": 0.5, "sigma_min": 0.02, "flip": True})
+    config.ebm.update({"sigma_max": 0.5, "sigma_min": 0.05, "flip": True})
+    config.ebm.update({"steps": 1500, "batch_size": 64, "checkpoint_every": 250})
+    config.ebm.update({"steps_per_dispatch": 50})
     config.classifier.network = ConfigDict(
         {"name": "ConvNet", "features": (32, 64, 128), "hidden": 256}
     )
-    config.classifier.update({"flip": True, "crop_padding": 4})
-    config.purification.update({"noise_scale": 0.1})
+    config.classifier.update({"flip": True, "crop_padding": 4, "steps": 6000})
+    config.purification.update({"noise_scale": 0.1, "num_steps": 5})
     config.attack.epsilon = 8 / 255
     return config

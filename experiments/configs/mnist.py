@@ -15,7 +15,7 @@ from experiments.configs import digits
 
 
 def get_config() -> ConfigDict:
-    """A U-Net denoiser as score network, displacement scaling; a convolutional classifier."""
+    """A residual MLP as score network, displacement scaling; a convolutional classifier."""
     config = digits.get_config()
     config.dataset = "mnist"
     config.ebm.update(
@@ -23,16 +23,18 @@ def get_config() -> ConfigDict:
             "role": "score",
             "sigma_max": 1.0,
             "learning_rate": 1e-3,
-            "steps": 6000,
-            "batch_size": 64,
-            "checkpoint_every": 500,
+            "steps": 20_000,
+            "batch_size": 256,
+            "checkpoint_every": 2000,
         }
     )
-    config.ebm.network = ConfigDict({"name": "UNet", "features": (24, 48, 96), "blocks": 1})
+    config.ebm.network = ConfigDict({"name": "MLP", "features": (1024, 1024)})
     config.classifier.network = ConfigDict(
         {"name": "ConvNet", "features": (16, 32, 64), "hidden": 128}
     )
-    config.classifier.update({"steps": 4000, "checkpoint_every": 1000, "ema_decay": 0.999})
+    config.classifier.update(
+        {"learning_rate": 2e-3, "steps": 4000, "checkpoint_every": 1000, "ema_decay": 0.999}
+    )
     config.purification.update({"num_steps": 10, "noise_scale": 0.3})
     config.attack.epsilon = 0.3
     return config

@@ -1,0 +1,112 @@
+"""Digital corruptions: brightness, contrast, saturation, elastic warps, pixels, JPEG."""
+
+import io
+
+import numpy as np
+import PIL.Image
+from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
+from scipy import ndimage
+
+from purify_jax.corruptions.noises import Generator, Image
+from purify_jax.corruptions.weather import grey
+
+
+def _in_hsv(image: Image, change) -> Image:
+    """``change`` works on ``[h, w, 3]`` hue, saturation, value; grey images go there and back."""
+    rgb = np.broadcast_to(np.clip(image, 0, 1), (*image.shape[:2], 3))
+    hsv = np.array(rgb_to_hsv(rgb))
+    changed = hsv_to_rgb(np.clip(change(hsv), 0, 1))
+    return changed if image.shape[-1] == 3 else grey(changed)
+
+
+def brightness(image: Image, rng: Generator, amount: float) -> Image:
+    """Adds ``amount`` to the value of HSV."""
+    del rng
+    return _in_hsv(image, lambda hsv: hsv + np.array([0, 0, amount]))
+
+
+def saturate(image: Image, rng: Generator, factor: float, amount: float) -> Image:
+    """factor·s + amount for the saturation of HSV."""
+    del rng
+    return _in_hsv(image, lambda hsv: hsv * np.array([1, factor, 1]) + np.array([0, amount, 0]))
+
+
+def contrast(image: Image, rng: Generator, factor: float) -> Image:
+    """(x − mean)·factor + mean, per channel."""
+    del rng
+    mean = image.mean((0, 1), keepdims=True)
+    return (image - mean) * factor + mean
+
+
+def elastic_transform(
+    image: Image, rng: Generator, alpha: float, sigma: float, affine: float
+) -> Image:
+    """A random affine map, then a smooth random displacement; all three in image sizes.
+
+    Affine: three corners of the central square move by up to ``affine``. Displacement: uniform
+    noise, blurred by ``sigma``, times ``alpha`` (Simard, Steinkraus & Platt 2003).
+    """
+    height, width = image.shape[:2]
+    size = min(height, width)
+    centre, third = np.array([height, width]) // 2, size // 3
+    corners = centre + third * np.array([[1, 1], [-1, 1], [-1, -1]])
+    moved = corners + rng.uniform(-affine * size, affine * size, corners.shape)
+    # The map from output to input coordinates, which is what ndimage wants.
+    homogeneous = np.column_stack([moved, np.ones(3)])
+    solution = np.linalg.lstsq(homogeneous, corners, rcond=None)[0].T
+    matrix = np.zeros((3, 3))
+    matrix[:2, :2], matrix[2, 2] = solution[:, :2], 1
+    offset = np.append(solution[:, 2], 0)
+    warped = ndimage.affine_transform(image, matrix, offset, order=1, mode="mirror")
+    draw = lambda: ndimage.gaussian_filter(
+        rng.uniform(-1, 1, (height, width)), sigma * size, mode="reflect", truncate=3
+    )
+    rows, columns = np.mgrid[:height, :width] + alpha * size * np.stack([draw(), draw()])
+    channels = [
+        ndimage.map_coordinates(warped[..., c], [rows, columns], order=1, mode="reflect")
+        for c in range(image.shape[-1])
+    ]
+    return np.stack(channels, -1)
+
+
+def _pillow(image: Image) -> PIL.Image.Image:
+    pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    return PIL.Image.fromarray(pixels if image.shape[-1] == 3 else pixels[..., 0])
+
+
+def _from_pillow(picture: PIL.Image.Image) -> Image:
+    pixels = np.asarray(picture, float) / 255
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def pixelate(image: Image, rng: Generator, factor: float) -> Image:
+    """Smaller by ``factor`` and back, by averaging boxes (8 bits, Pillow)."""
+    del rng
+    picture = _pillow(image)
+    small = picture.resize(
+        (int(picture.width * factor), int(picture.height * factor)), PIL.Image.Resampling.BOX
+    )
+    return _from_pillow(small.resize(picture.size, PIL.Image.Resampling.BOX))
+
+
+def jpeg_compression(image: Image, rng: Generator, quality: int) -> Image:
+    """Through a JPEG file of ``quality`` (8 bits, Pillow)."""
+    del rng
+    file = io.BytesIO()
+    _pillow(image).save(file, "JPEG", quality=quality)
+    with PIL.Image.open(file) as picture:
+        return _from_pillow(picture)
+
+
+BRIGHTNESS = (0.05, 0.1, 0.15, 0.2, 0.3)
+SATURATE = ((0.3, 0.0), (0.1, 0.0), (1.5, 0.0), (2.0, 0.1), (2.5, 0.2))
+CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)
+ELASTIC_TRANSFORM = (
+    (0.0, 0.0, 0.08),
+    (0.05, 0.2, 0.07),
+    (0.08, 0.06, 0.06),
+    (0.1, 0.04, 0.05),
+    (0.1, 0.03, 0.03),
+)
+PIXELATE = (0.95, 0.9, 0.85, 0.75, 0.65)
+JPEG_COMPRESSION = (80, 65, 58, 50, 40)

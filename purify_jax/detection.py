@@ -1,0 +1,216 @@
+"""Detection: does an image look attacked? Statistics, thresholds, curves, and an evading attack.
+
+The score of an attacked image is longer than that of a clean one, and purification lowers its energy
+further (Yoon, Hwang & Lee 2021, arXiv 2106.06041, appendix F). A :data:`Statistic` is larger on
+attacked images; an image is flagged above a threshold that is fitted on clean images alone.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+from sklearn import metrics
+
+from purify_jax import energy, losses
+from purify_jax.purification import ScorePurifier
+from purify_jax.records import Interval, wilson
+from purify_jax.types import (
+    Array,
+    EnergyFn,
+    GradientFn,
+    InputError,
+    Keys,
+    PredictFn,
+    Purifier,
+    ScoreFn,
+    check_at_least,
+    dot,
+    l2_norm,
+    per_image,
+)
+
+#: (keys ``[batch]``, images) → one number per image ``[batch]``, larger on attacked images.
+Statistic: TypeAlias = Callable[[Keys, Array], Array]
+
+
+def score_norm(score_fn: ScoreFn) -> Statistic:
+    """‖s(x)‖₂, the published statistic; deterministic."""
+    return lambda keys, images: l2_norm(score_fn(images))
+
+
+def energy_drop(
+    score_fn: ScoreFn, purifier: Purifier, energy_fn: EnergyFn | None = None
+) -> Statistic:
+    """E(x) − E(purified), the mean over restarts: how much purification lowers the energy.
+
+    Without an ``energy_fn`` (a score network) the difference is the trapezoid rule's, see
+    :func:`purify_jax.energy.difference`.
+    """
+
+    def statistic(keys: Keys, images: Array) -> Array:
+        purified, _ = purifier(keys, images)
+        if energy_fn is None:
+            drop = lambda end: -energy.difference(score_fn, images, end)
+        else:
+            drop = lambda end: energy_fn(images) - energy_fn(end)
+        return jnp.mean(jax.vmap(drop)(purified), axis=0)
+
+    return statistic
+
+
+# --- thresholds and curves --------------------------------------------------------------------
+
+
+def fit_threshold(clean: Sequence[float] | np.ndarray, false_positive_rate: float) -> float:
+    """The smallest value that at most this share of the clean statistics exceeds.
+
+    Raises InputError for an empty or non-finite calibration set, or a rate outside (0, 1).
+    """
+    values = _checked(clean, "calibration set")
+    if not 0 < false_positive_rate < 1:
+        raise InputError(
+            f"false_positive_rate: got {false_positive_rate}, expected between 0 and 1, excluded"
+        )
+    allowed = int(np.floor(false_positive_rate * len(values) + 1e-9))
+    return float(np.sort(values)[len(values) - 1 - allowed])
+
+
+def _checked(values: Sequence[float] | np.ndarray, name: str) -> np.ndarray:
+    array = np.asarray(values, float).ravel()
+    if array.size == 0:
+        raise InputError(f"{name}: got no images, expected at least one")
+    if not np.isfinite(array).all():
+        bad = int((~np.isfinite(array)).sum())
+        raise InputError(f"{name}: {bad} of {array.size} statistics are not finite, expected all")
+    return array
+
+
+def flagged_share(values: Sequence[float] | np.ndarray, threshold: float) -> Interval:
+    """Share of values above the threshold, with Wilson's 95% interval: TPR or FPR."""
+    array = _checked(values, "statistics")
+    return wilson(int((array > threshold).sum()), array.size)
+
+
+def roc(clean: np.ndarray, attacked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(false-positive rates, true-positive rates) of every threshold, by scikit-learn."""
+    clean, attacked = _checked(clean, "clean statistics"), _checked(attacked, "attacked statistics")
+    truth = np.r_[np.zeros(clean.size), np.ones(attacked.size)]
+    false_positive, true_positive, _ = metrics.roc_curve(truth, np.r_[clean, attacked])
+    return false_positive, true_positive
+
+
+def auroc(clean: np.ndarray, attacked: np.ndarray, confidence: float = 0.95) -> Interval:
+    """Area under the ROC curve (scikit-learn) with DeLong's interval on the logit scale.
+
+    DeLong, DeLong & Clarke-Pearson 1988: the variance is that of each clean image's rank among
+    the attacked ones over their number, plus the same the other way around. Where the two sets
+    do not overlap the variance is 0; the interval is then Wilson's for the smaller set.
+    """
+    clean, attacked = _checked(clean, "clean statistics"), _checked(attacked, "attacked statistics")
+    truth = np.r_[np.zeros(clean.size), np.ones(attacked.size)]
+    area = float(metrics.roc_auc_score(truth, np.r_[clean, attacked]))
+    above = attacked[:, None] > clean
+    equal = attacked[:, None] == clean
+    wins = above + 0.5 * equal
+    ddof = lambda n: 1 if n > 1 else 0
+    variance = sum(
+        wins.mean(axis).var(ddof=ddof(size)) / size
+        for axis, size in ((1, attacked.size), (0, clean.size))
+    )
+    total = clean.size + attacked.size
+    if area in (0.0, 1.0) or variance == 0:
+        smaller = min(clean.size, attacked.size)
+        bound = wilson(round(area * smaller), smaller, confidence)
+        return Interval(area, min(bound.low, area), max(bound.high, area), total)
+    logit = np.log(area / (1 - area))
+    half = stats.norm.ppf(0.5 + confidence / 2) * np.sqrt(variance) / (area * (1 - area))
+    low, high = 1 / (1 + np.exp(-np.array([logit - half, logit + half])))
+    return Interval(area, float(low), float(high), total)
+
+
+# --- the decision rule, and who evades it -----------------------------------------------------
+
+
+def deciding_purifier(
+    purifier: ScorePurifier, statistic: Statistic, threshold: float, fraction: float
+) -> ScorePurifier:
+    """The published rule: full noise σ where the statistic exceeds the threshold, d·σ elsewhere.
+
+    ``fraction`` is d in [0, 1] (the paper tries 0, 0.1 and 0.2): images that look clean keep more
+    of their detail. It is deployed and attacked as it is: gradients are those of the branch that
+    an image takes. The statistic must not need keys (``score_norm``).
+
+    Raises InputError for d outside [0, 1] or a purifier whose noise scale is a function already.
+    """
+    check_at_least("fraction", fraction, 0.0)
+    sigma = purifier.noise_scale
+    if fraction > 1:
+        raise InputError(f"fraction: got {fraction}, expected 0 to 1")
+    if callable(sigma):
+        raise InputError("purifier: its noise scale is a function, expected a number")
+
+    def noise_scale(images: Array) -> Array:
+        no_keys = jnp.zeros(images.shape[0], jnp.uint32)
+        attacked = statistic(no_keys, images) > threshold
+        return jnp.where(attacked, sigma, fraction * sigma)
+
+    return purifier.replace(noise_scale=noise_scale)
+
+
+class Verdict(NamedTuple):
+    """misclassified, detected, and evaded = misclassified without being detected; ``[batch]``."""
+
+    misclassified: Array
+    detected: Array
+    evaded: Array
+
+
+def verdict(
+    defense: PredictFn, statistic: Statistic, threshold: float
+) -> Callable[[Keys, Array, Array], Verdict]:
+    """(keys, images, labels) → what the defense and the detector make of the images."""
+
+    def judge(keys: Keys, images: Array, labels: Array) -> Verdict:
+        wrong = defense(keys, images).argmax(-1) != labels
+        detected = statistic(keys, images) > threshold
+        return Verdict(wrong, detected, wrong & ~detected)
+
+    return judge
+
+
+def evading(defense: PredictFn, statistic: Statistic, threshold: float) -> GradientFn:
+    """The gradient of an attacker who fools the defense and stays below the threshold.
+
+    Orthogonal gradients of Bryniarski et al. 2021 (arXiv 2106.15023, section 3): where the
+    statistic is above the threshold, down the statistic; elsewhere up the margin, without its
+    component along the statistic's gradient. Both gradients are exact. The loss that ``pgd``
+    keeps the best iterate by is the margin, at most 1, and far below that while detected.
+
+    Wrap it in ``eot`` for a random defense. Raises InputError for a threshold ≤ 0.
+    """
+    if not threshold > 0:
+        raise InputError(f"threshold: got {threshold}, expected a positive number")
+
+    def gradient(keys: Keys, images: Array, labels: Array) -> tuple[Array, Array]:
+        def fooling(x: Array) -> tuple[Array, Array]:
+            margin = losses.margin(defense(keys, x), labels)
+            return jnp.sum(margin), margin
+
+        def detecting(x: Array) -> tuple[Array, Array]:
+            value = statistic(keys, x) / threshold
+            return jnp.sum(value), value
+
+        up, margin = jax.grad(fooling, has_aux=True)(images)
+        away, relative = jax.grad(detecting, has_aux=True)(images)
+        along = dot(up, away) / jnp.maximum(dot(away, away), 1e-20)
+        sideways = up - per_image(along, up) * away
+        unit = lambda g: g / per_image(jnp.maximum(l2_norm(g), 1e-20), g)
+        # A little below the threshold, so that the last step does not end just above it.
+        direction = jnp.where(per_image(relative > 0.98, up), -unit(away), unit(sideways))
+        # Iterates below the threshold come first, whatever their margin.
+        return direction, jnp.where(relative <= 1, jnp.minimum(margin, 1.0), -1e3 * relative)
+
+    return gradient

@@ -1,0 +1,98 @@
+"""detect, certify, corruptions and compare as a user runs them."""
+
+import json
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def run(run_binary, model_files, tmp_path):
+    """Runs a binary on the two small models; (completed process, work directory)."""
+
+    def call(name, *args, check=True):
+        models = f"--ebm={model_files[0]}", f"--classifier={model_files[1]}"
+        flags = ("--noprogress", "--num_steps=2", "--num_restarts=2", f"--workdir={tmp_path}")
+        return run_binary(name, *models, *flags, *args, check=check), tmp_path
+
+    return call
+
+
+def test_detect(run):
+    done, folder = run(
+        "detect", "--epsilon=0.15", "--images=20", "--calibration_images=20", "--batch_size=20",
+        "--steps=3", "--eot=2",
+    )  # fmt: skip
+    found = json.loads((folder / "results.json").read_text())
+    assert found["threshold"] > 0
+    area, low, high, _ = found["attacks"]["blind"]["score norm, AUROC"]
+    assert 0.5 < low <= area <= high <= 1
+    # The attack that knows the detector must do better against it than the one that does not.
+    assert found["attacks"]["evading, classifier alone"]["score norm, AUROC"][0] < area
+    assert (folder / "report.html").read_text().count("data:image/png;base64,") == 5
+    assert "AUROC" in done.stdout
+
+
+def test_certify_and_continue(run):
+    args = ("--images=6", "--n0=10", "--n=50", "--batch_size=3", "--samples_at_once=25")
+    _, folder = run("certify", *args)
+    found = json.loads((folder / "results.json").read_text())
+    for curve in found["certified_accuracy"].values():
+        values = [point[0] for point in curve]
+        assert values == sorted(values, reverse=True)
+    records = folder / "records_defended.jsonl"
+    content = records.read_bytes()
+    records.write_bytes(content[:-40])
+    run("certify", *args)
+    assert records.read_bytes() == content
+
+
+def test_corruptions_with_a_contact_sheet(run):
+    done, folder = run("corruptions", "--images=24", "--corruptions=fog,gaussian_noise,spatter")
+    found = json.loads((folder / "results.json").read_text())
+    assert found["mce"]["undefended"] == 1.0
+    cells = [
+        i[0] for n in ("fog", "gaussian_noise") for i in found["accuracy"]["defended"][n].values()
+    ]
+    assert found["mean_accuracy"]["defended"] == pytest.approx(np.mean(cells))
+    assert (folder / "figures" / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "report.html").read_text().count("data:image/png;base64,") == 2
+    assert "mCE" in done.stdout
+
+
+def test_compare_names_every_purifier_and_continues(run):
+    args = (
+        "--epsilon=0.15", "--images=8", "--batch_size=8", "--steps=2", "--eot=2", "--draws=1",
+        "--only=none,annealed",
+    )  # fmt: skip
+    _, folder = run("compare", *args)
+    found = json.loads((folder / "results.json").read_text())["purifiers"]
+    assert list(found) == ["none", "annealed"]
+    for row in found.values():
+        assert row["milliseconds"] > 0
+        assert 0 <= row["exact+EOT"][1] <= row["exact+EOT"][0] <= row["exact+EOT"][2] <= 1
+    before = (folder / "annealed.json").stat().st_mtime_ns
+    run("compare", *args)
+    assert (folder / "annealed.json").stat().st_mtime_ns == before
+    done, _ = run("compare", *args[:-1], "--only=magic", check=False)
+    assert done.returncode == 1
+    assert "gradual noise" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("certify", ("--alpha=1",), "alpha: got 1.0, expected a number between 0 and 1"),
+        ("certify", ("--n0=2000",), "n0: got 2000 samples to select with, expected at most n"),
+        ("detect", ("--epsilon=0.1", "--calibration_images=0"), "calibration_images: got 0"),
+        ("detect", ("--epsilon=0.1", "--images=300"), "images: got 480, expected 1 to 360"),
+        ("corruptions", ("--corruptions=rain",), "corruption: got 'rain', expected one of"),
+        ("corruptions", ("--corruptions_dir=/nowhere",), "is missing, expected a CIFAR-10-C"),
+    ],
+)
+def test_bad_input_gets_one_line(run, name, args, message):
+    done, _ = run(name, *args, check=False)
+    assert done.returncode == 1
+    (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+    assert message in line
+    assert "Traceback" not in done.stderr
