@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 import purify_jax as pj
 from purify_jax import energy, networks, noise, training
-from purify_jax.types import InputError
+from purify_jax.types import InputError, Purifier, fold_keys, per_image
 
 _SCORES = {
     "energy": energy.score_from_energy_network,
@@ -82,15 +83,26 @@ def train_ebm(
 
 
 def train_classifier(
-    config: ConfigDict, dataset: pj.data.Dataset, workdir: str | Path | None, progress: bool = True
+    config: ConfigDict,
+    dataset: pj.data.Dataset,
+    workdir: str | Path | None,
+    progress: bool = True,
+    purifier: Purifier | None = None,
 ) -> tuple[pj.checkpoints.Model, bool]:
-    """Trains the classifier of ``config.classifier``; (the EMA model, whether it finished)."""
+    """Trains the classifier of ``config.classifier``; (the EMA model, whether it finished).
+
+    With a purifier, a share ``config.classifier.purified`` of the images is purified first.
+    """
     section = config.classifier
     net, opt = network(section, dataset.num_classes), optimizer(section)
     key = jax.random.key(config.seed + 1)
     augment = None
     if section.get("crop_padding", 0):
         augment = lambda keys, images: training.random_crop(keys, images, section.crop_padding)
+    if section.get("purified", 0.0):
+        if purifier is None:
+            raise InputError("ebm: not given, expected one, because config.classifier.purified > 0")
+        augment = _then_purify(augment, purifier, section.purified)
     loss = training.classification_loss(net, section.get("label_smoothing", 0.0), augment)
     state, finished = training.fit(
         training.scan_steps(
@@ -115,6 +127,16 @@ def train_classifier(
     return pj.checkpoints.Model(
         "classifier", net, variables, dataset.image_shape, metadata
     ), finished
+
+
+def _then_purify(augment, purifier: Purifier, share: float):
+    def changed(keys, images):
+        images = images if augment is None else augment(keys, images)
+        purified = purifier(fold_keys(keys, 1), images)[0][0]
+        chosen = jax.vmap(lambda key: jax.random.bernoulli(key, share))(fold_keys(keys, 3))
+        return jnp.where(per_image(chosen, images), purified, images)
+
+    return changed
 
 
 def _loop(config: ConfigDict, section: ConfigDict) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from experiments import building, cli, flagging
 from experiments.workdirs import claim_workdir
 
 flagging.define_training()
+flags.DEFINE_string(
+    "ebm", None, "Model that purifies the share config.classifier.purified of the images."
+)
 FLAGS = flags.FLAGS
 
 
@@ -22,7 +25,11 @@ def main(argv: list[str]) -> None:
     config = flagging.training_config("classifier")
     dataset = pj.data.load_split(config.dataset, config.train_split, FLAGS.data_dir)
     workdir = claim_workdir(FLAGS.workdir, {"classifier": flagging.section(config, "classifier")})
-    model, finished = building.train_classifier(config, dataset, workdir, FLAGS.progress)
+    purifier = None
+    if FLAGS.ebm:
+        ebm = pj.checkpoints.load_model(FLAGS.ebm, ("energy", "score"))
+        purifier = pj.models.model_purifier(ebm, num_restarts=1)
+    model, finished = building.train_classifier(config, dataset, workdir, FLAGS.progress, purifier)
     flagging.finish(model, finished, workdir)
 
 

@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
                 "clip_norm": 1.0,
                 "ema_decay": 0.99,
                 "flip": False,
+                "purified": 0.0,
                 "steps": 800,
                 "batch_size": 128,
                 "steps_per_dispatch": 100,
