@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?= -n 2
 
-.PHONY: demo test slow lint format install torch
+.PHONY: demo test slow lint format install torch tables
 
 demo: $(VENV)/installed
 	$(BIN)/python -m experiments.quickstart --workdir=runs/quickstart
@@ -24,6 +24,10 @@ lint: $(VENV)/installed
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The tables of README.md, from results/.
+tables: $(VENV)/installed
+	$(BIN)/python -m experiments.tables
 
 install: $(VENV)/installed
 

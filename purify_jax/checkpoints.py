@@ -122,12 +122,18 @@ class Model:
 ROLES = ("energy", "score", "classifier")
 
 
-def save_model(path: str | Path, model: Model) -> None:
-    """Writes a model as one safetensors file, with its architecture in the header, atomically."""
+def save_model(path: str | Path, model: Model, dtype: Any = None) -> None:
+    """Writes a model as one safetensors file, with its architecture in the header, atomically.
+
+    ``dtype`` (bfloat16, say) is what floating-point parameters are stored as; as they are by default.
+    """
     if model.role not in ROLES:
         raise InputError(f"role: got {model.role!r}, expected one of {ROLES}")
     flat = traverse_util.flatten_dict(dict(model.variables), sep="/")
     tensors = {name: np.array(jax.device_get(value), order="C") for name, value in flat.items()}
+    if dtype is not None:
+        floating = lambda array: np.issubdtype(array.dtype, np.floating)
+        tensors = {n: a.astype(dtype) if floating(a) else a for n, a in tensors.items()}
     header = {
         "format": "purify_jax",
         "role": model.role,

@@ -1,0 +1,65 @@
+"""Trained models and their results → pretrained/: model files and a card."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+import purify_jax as pj
+from experiments.suite_plans import Plan
+from purify_jax.checkpoints import write_atomically
+from purify_jax.types import InputError
+
+#: Above this size the parameters are stored as bfloat16 (and widened when loaded).
+LARGE = 2**20
+
+
+def publish(suite: str, plan: Plan, results: Path, folder: Path) -> list[Path]:
+    """Writes ``<suite>_ebm.safetensors``, ``<suite>_classifier.safetensors`` and ``<suite>.json``."""
+    written, files = [], {}
+    for role, source in (("ebm", plan.ebm), ("classifier", plan.classifier)):
+        model = pj.checkpoints.load_model(source)
+        large = source.stat().st_size > LARGE
+        path = folder / f"{suite}_{role}.safetensors"
+        pj.checkpoints.save_model(path, model, ml_dtypes.bfloat16 if large else None)
+        files[role] = {
+            "name": path.name,
+            "sha256": pj.pretrained.digest(path),
+            "bytes": path.stat().st_size,
+            "parameters": int(sum(np.size(x) for x in _leaves(model.variables))),
+            "stored_as": "bfloat16" if large else "float32",
+            "training": model.metadata["training"],
+        }
+        written.append(path)
+    parts = {p.stem: json.loads(p.read_text()) for p in sorted(results.glob("*.json"))}
+    if not parts:
+        raise InputError(f"results: {results} has no results, expected those of this suite")
+    model = pj.checkpoints.load_model(plan.ebm)
+    card = {
+        "data": model.metadata["dataset"],
+        "budget": plan.note,
+        "purification": model.metadata["purification"],
+        "commands": {name: part["command"] for name, part in parts.items()},
+        "commits": sorted({part["commit"] for part in parts.values()}),
+        "figures": {name: _headline(part) for name, part in parts.items() if _headline(part)},
+        "files": files,
+    }
+    path = folder / f"{suite}.json"
+    write_atomically(path, json.dumps(card, indent=2) + "\n")
+    return [*written, path]
+
+
+def _leaves(tree: Any) -> list[Any]:
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
+def _headline(part: dict[str, Any]) -> dict[str, Any]:
+    """The figures of an evaluation: clean accuracy and the worst case, with intervals."""
+    if "worst_case" not in part:
+        return {}
+    clean = {label: rows[0]["one_draw"] for label, rows in part["rows"].items()}
+    return {"clean": clean, "worst_case": part["worst_case"]}

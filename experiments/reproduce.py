@@ -1,0 +1,90 @@
+"""Trains, attacks, detects, corrupts and certifies one data set; writes results/<suite>/.
+
+python -m experiments.reproduce --suite=mnist --data_dir=DIR --budget=120
+
+Each part is one command of this project; a part whose result is there for the same command is not
+repeated, and a part that was killed continues. --budget (minutes on two CPU cores) scales training
+steps, attack steps and images, and the result says so. --publish also writes pretrained/.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli, flagging, provenance, publishing, suite_plans
+from purify_jax.checkpoints import write_atomically
+from purify_jax.types import InputError
+
+flags.DEFINE_enum("suite", "mnist", sorted(suite_plans.SUITES), "Which data set.")
+flags.DEFINE_float("budget", None, "Minutes on two CPU cores (default: the suite's full plan).")
+flags.DEFINE_string("workdir", None, "Folder for training and records (default runs/<suite>).")
+flags.DEFINE_string("results", None, "Folder for results (default results/<suite>).")
+flags.DEFINE_list("parts", None, "Only these parts.")
+flags.DEFINE_bool("publish", False, "Write the models and their card into pretrained/.")
+flagging.define_data()
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+    """Flags in, results/<suite>/ out."""
+    del argv
+    if FLAGS.budget is not None and not FLAGS.budget > 0:
+        raise InputError(f"budget: got {FLAGS.budget}, expected a positive number of minutes")
+    workdir = Path(FLAGS.workdir or f"runs/{FLAGS.suite}")
+    results = Path(FLAGS.results or f"results/{FLAGS.suite}")
+    plan = suite_plans.plan(FLAGS.suite, FLAGS.budget, workdir, FLAGS.data_dir)
+    names = [part.name for part in plan.parts]
+    unknown = sorted(set(FLAGS.parts or []) - set(names))
+    if unknown:
+        raise InputError(f"parts: got {unknown}, expected some of {names}")
+    for part in plan.parts:
+        if FLAGS.parts is None or part.name in FLAGS.parts:
+            _run(part, plan, results)
+    print(f"results: {results}")
+    if FLAGS.publish:
+        for path in publishing.publish(FLAGS.suite, plan, results, Path("pretrained")):
+            print(f"published: {path}")
+
+
+def _run(part: suite_plans.Part, plan: suite_plans.Plan, results: Path) -> None:
+    target = results / f"{part.name}.json"
+    command = provenance.shown(part.command, FLAGS.data_dir)
+    if target.exists() and json.loads(target.read_text()).get("command") == command:
+        print(f"{part.name}: done before", flush=True)
+        return
+    print(f"{part.name}: {shlex.join(part.command)}", flush=True)
+    commit = provenance.commit()
+    started = time.monotonic()
+    extra = [] if FLAGS.progress else ["--noprogress"]
+    done = subprocess.run([sys.executable, "-m", *part.command, *extra], check=False)
+    if done.returncode:
+        raise InputError(f"{part.name}: its command ended with status {done.returncode}")
+    content = json.loads((part.folder / "results.json").read_text()) if part.has_results else {}
+    finished = part.folder / "model.safetensors"
+    if part.is_training and not finished.exists():
+        raise InputError(f"{part.name}: training was stopped; the same command continues")
+    content = {
+        "command": command,
+        "commit": commit,
+        "budget": plan.note,
+        "seconds": round(time.monotonic() - started, 1),
+        **{k: provenance.without_paths(v) for k, v in content.items() if k != "seconds"},
+    }
+    content.setdefault("versions", provenance.versions())
+    for figure in sorted((part.folder / "figures").glob("*.png")):
+        marked = provenance.mark_png(figure.read_bytes(), command, commit)
+        write_atomically(results / "figures" / f"{part.name}_{figure.name}", marked)
+    report = part.folder / "report.html"
+    if report.exists():
+        page = provenance.mark_html(report.read_text(), command, commit)
+        write_atomically(results / f"{part.name}.html", page)
+    write_atomically(target, json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)
