@@ -60,7 +60,8 @@ def train_ebm(
     role = choose({r: r for r in _SCORES}, section.role, "ebm.role")
     scale = choose(noise.SCALES, section.scale, "ebm.scale")
     key = jax.random.key(config.seed)
-    loss = training.dsm_loss(net, _SCORES[role], sigmas(section), scale)
+    perturb = noise.patterns(section.patterns) if section.get("patterns", 0.0) else None
+    loss = training.dsm_loss(net, _SCORES[role], sigmas(section), scale, perturb)
     state, finished = training.fit(
         training.scan_steps(
             loss, opt, jax.random.fold_in(key, 1), flip=section.flip, ema_decay=section.ema_decay

@@ -6,6 +6,7 @@ python -m experiments.compare --ebm=runs/quickstart/ebm.safetensors \
 Resumes from --workdir, purifier by purifier. Writes results.json and report.html.
 """
 
+import functools
 import json
 import time
 
@@ -40,37 +41,32 @@ NOTE = (
 )
 
 
-def purifiers(ebm: pj.checkpoints.Model, adp: pj.purification.ScorePurifier, chain_steps: int):
-    """Name → purifier, all with the model's noise σ and the restarts of its own purifier.
+def purifiers(ebm: pj.checkpoints.Model, chain_steps: int):
+    """Name → purifier, all with the model's noise σ and restarts (chains: one restart).
 
-    Chains start from the image with no noise and take steps of a tenth of σ at the score of
-    the smallest level, so that ``chain_steps`` of them move about as far as the noise of others.
+    Chains start from the image with no noise and take steps of 0.3 of the smallest level, so
+    that ``chain_steps`` of them move about as far as the noise of the others.
     """
-    sigma, smallest = float(adp.noise_scale), pj.models.smallest_sigma(ebm)
-    score, restarts = pj.models.noise_score(ebm), adp.num_restarts
-    ladder = np.geomspace(sigma, min(smallest, sigma / 4), 5).tolist()
-    coldest = lambda images: score(images, smallest)
-    energy_fn = None
-    if ebm.role == "energy" and ebm.metadata["training"]["scale"] == "per_variance":
-        bare = pj.energy.energy_from_network(ebm.network, ebm.params)
-        energy_fn = lambda images: bare(images) / smallest**2
-    chain = {"step_size": 0.3 * smallest, "num_steps": chain_steps}
+    make = functools.partial(
+        pj.models.model_purifier,
+        ebm,
+        noise_scale=FLAGS.noise_scale,
+        num_restarts=FLAGS.num_restarts,
+    )
+    chain = functools.partial(pj.models.model_purifier, ebm, num_steps=chain_steps, num_restarts=1)
     return {
         "none": pj.purification.identity,
-        "ADP": adp,
-        "Langevin": baselines.langevin(coldest, **chain),
-        "MALA": baselines.mala(coldest, energy_fn, **chain),
-        "one-step (Tweedie)": baselines.tweedie(score, sigma, num_restarts=restarts),
-        "annealed": baselines.annealed(score, ladder, num_restarts=restarts),
-        "probability flow": baselines.probability_flow(score, ladder, num_restarts=restarts),
-        "reverse SDE": baselines.reverse_sde(score, ladder, num_restarts=restarts),
-        "gradual noise": baselines.gradual(
-            score, (sigma / 2, sigma / 2, sigma), smallest=min(smallest, sigma / 4),
-            num_restarts=restarts,
-        ),
+        "ADP": make(method="adp", num_steps=FLAGS.num_steps),
+        "Langevin": chain(method="langevin"),
+        "MALA": chain(method="mala"),
+        "one-step (Tweedie)": make(method="tweedie"),
+        "annealed": make(method="annealed", num_steps=5),
+        "probability flow": make(method="probability_flow", num_steps=5),
+        "reverse SDE": make(method="reverse_sde", num_steps=5),
+        "gradual noise": make(method="gradual", num_steps=4),
         "Gaussian blur": baselines.gaussian_blur(0.6),
         "JPEG 50": pj.jpeg.jpeg(50),
-    }  # fmt: skip
+    }
 
 
 def main(argv: list[str]) -> None:
@@ -79,7 +75,7 @@ def main(argv: list[str]) -> None:
     loaded = loading.load()
     dataset = loaded.dataset.take(FLAGS.images)
     options = ("norm", "epsilon", "steps", "eot", "draws", "chain_steps", "severity")
-    everything = purifiers(loaded.ebm, loaded.defense.purifier, FLAGS.chain_steps)
+    everything = purifiers(loaded.ebm, FLAGS.chain_steps)
     chosen = FLAGS.only or list(everything)
     for name in chosen:
         if name not in everything:

@@ -42,6 +42,8 @@ def main(argv: list[str]) -> None:
     """Flags in, curves and a report out."""
     del argv
     loaded = loading.load()
+    if not isinstance(loaded.defense.purifier, pj.purification.ScorePurifier):
+        raise InputError("ebm: its method is not adp, expected adp, whose noise the rule decides")
     if FLAGS.calibration_images < 1:
         raise InputError(f"calibration_images: got {FLAGS.calibration_images}, expected at least 1")
     wanted = FLAGS.images + FLAGS.calibration_images

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
 
     key = jax.random.key(config.seed + 2)
     logits_fn = pj.models.logits_fn(classifier)
-    defense = pj.defense.defend(pj.models.model_purifier(ebm), logits_fn)
+    defense = pj.defense.defend(pj.models.adp_purifier(ebm), logits_fn)
     attacks = story.attacks(defense, config.attack, steps=FLAGS.steps, num_samples=FLAGS.eot)
     attacked = test.take(min(FLAGS.images, len(test)))
     results = story.run_attacks(

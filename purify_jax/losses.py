@@ -22,6 +22,7 @@ def denoising_score_matching(
     images: Array,
     sigmas: Array,
     scale: Callable[[Array], Array] = noise.per_sigma,
+    perturb: Callable[[Keys, Array], Array] | None = None,
 ) -> Array:
     """Denoising score matching over noise levels, one loss per image ``[batch]``.
 
@@ -36,10 +37,15 @@ def denoising_score_matching(
       images: ``[batch, h, w, c]`` in [0, 1].
       sigmas: ``[levels]`` positive noise levels, in units of a pixel's range.
       scale: σ → factor that turns f into a score, see :mod:`purify_jax.noise`.
+      perturb: (keys, images) → a further perturbation, added to the Gaussian noise, which f
+        learns to undo as well (f is then a denoiser of both, no longer the score of a Gaussian
+        smoothing); see :func:`purify_jax.noise.patterns`.
     """
     choose = lambda key: jax.random.randint(key, (), 0, sigmas.shape[0])
     sigma = sigmas[jax.vmap(choose)(fold_keys(keys, 0))]
     epsilon = normal_like(fold_keys(keys, 1), images)
+    if perturb is not None:
+        epsilon = epsilon + perturb(fold_keys(keys, 4), images) / per_image(sigma, images)
     noisy = images + per_image(sigma, images) * epsilon
     # σ(s + ε/σ) in one factor, so that nothing is divided by a small σ and multiplied back.
     residual = per_image(sigma * scale(sigma), images) * score_fn(noisy) + epsilon

@@ -1,11 +1,12 @@
 """Saved models → the functions that the library works with."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
-from purify_jax import energy, noise
+from purify_jax import baselines, energy, noise
 from purify_jax.baselines import NoiseScore
 from purify_jax.checkpoints import Model
 from purify_jax.purification import (
@@ -18,10 +19,11 @@ from purify_jax.purification import (
     purifier,
     secant,
 )
-from purify_jax.types import InputError, LogitsFn, ScoreFn
+from purify_jax.types import InputError, LogitsFn, Purifier, ScoreFn
 
 #: How a model was meant to be used when its file says nothing: the published settings.
 PUBLISHED: Mapping[str, Any] = {
+    "method": "adp",
     "curvature": "finite_difference",
     "rate": 0.05,
     "max_step": 0.1,
@@ -84,17 +86,33 @@ def step_rule(settings: Mapping[str, Any]) -> StepRule:
     return adaptive(settings["rate"], _CURVATURES[name](), max_step=settings["max_step"])
 
 
-def model_purifier(model: Model, **overrides: Any) -> ScorePurifier:
+def model_purifier(model: Model, **overrides: Any) -> Purifier:
     """The purifier of a model with the settings in its file, some of them overridden.
 
-    Settings, with defaults :data:`PUBLISHED`: curvature, rate, max_step, num_steps,
-    noise_scale, num_restarts, stop_threshold. An override of None leaves a setting as it is.
+    Settings, with defaults :data:`PUBLISHED`: method (one of :data:`METHODS`), curvature, rate,
+    max_step, num_steps, noise_scale, num_restarts, stop_threshold. An override of None leaves a
+    setting as it is. The method "adp" gives a ``ScorePurifier``.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     unknown = sorted(given.keys() - PUBLISHED.keys())
     if unknown:
         raise InputError(f"purification: got {unknown}, expected some of {sorted(PUBLISHED)}")
     settings = {**PUBLISHED, **model.metadata.get("purification", {}), **given}
+    method = settings["method"]
+    if method not in METHODS:
+        raise InputError(f"method: got {method!r}, expected one of {sorted(METHODS)}")
+    return METHODS[method](model, settings)
+
+
+def adp_purifier(model: Model, **overrides: Any) -> ScorePurifier:
+    """:func:`model_purifier` for what needs a ``ScorePurifier``; InputError for other methods."""
+    made = model_purifier(model, **overrides)
+    if not isinstance(made, ScorePurifier):
+        raise InputError("method: the model's purifier is not ADP, expected method = 'adp'")
+    return made
+
+
+def _adp(model: Model, settings: Mapping[str, Any]) -> Purifier:
     return purifier(
         score_fn(model),
         step_rule(settings),
@@ -103,3 +121,71 @@ def model_purifier(model: Model, **overrides: Any) -> ScorePurifier:
         num_restarts=settings["num_restarts"],
         stop_threshold=settings["stop_threshold"],
     )
+
+
+def _ladder(model: Model, settings: Mapping[str, Any]) -> list[float]:
+    """``num_steps`` levels in geometric progression from the noise scale to about σ_min."""
+    sigma = settings["noise_scale"]
+    last = min(smallest_sigma(model), sigma / 4)
+    return np.geomspace(sigma, last, settings["num_steps"]).tolist()
+
+
+def _on_ladder(build: Callable[..., Purifier]) -> Callable[[Model, Mapping[str, Any]], Purifier]:
+    return lambda model, settings: build(
+        noise_score(model), _ladder(model, settings), num_restarts=settings["num_restarts"]
+    )
+
+
+def _gradual(model: Model, settings: Mapping[str, Any]) -> Purifier:
+    sigma = settings["noise_scale"]
+    return baselines.gradual(
+        noise_score(model),
+        (sigma / 2, sigma / 2, sigma),
+        smallest=min(smallest_sigma(model), sigma / 4),
+        steps_per_stage=settings["num_steps"],
+        num_restarts=settings["num_restarts"],
+    )
+
+
+def _tweedie(model: Model, settings: Mapping[str, Any]) -> Purifier:
+    return baselines.tweedie(
+        noise_score(model), settings["noise_scale"], num_restarts=settings["num_restarts"]
+    )
+
+
+def _chain(model: Model, settings: Mapping[str, Any]) -> tuple[ScoreFn, dict[str, Any]]:
+    """The score at the smallest level, and steps of 0.3 of it; the noise scale plays no part."""
+    sigma, score = smallest_sigma(model), noise_score(model)
+    names = ("num_steps", "num_restarts")
+    return lambda images: score(images, jnp.asarray(sigma)), {
+        "step_size": 0.3 * sigma,
+        **{name: settings[name] for name in names},
+    }
+
+
+def _langevin(model: Model, settings: Mapping[str, Any]) -> Purifier:
+    coldest, chain = _chain(model, settings)
+    return baselines.langevin(coldest, **chain)
+
+
+def _mala(model: Model, settings: Mapping[str, Any]) -> Purifier:
+    coldest, chain = _chain(model, settings)
+    energy_fn = None
+    if model.role == "energy" and model.metadata["training"]["scale"] == "per_variance":
+        bare = energy.energy_from_network(model.network, model.params)
+        variance = smallest_sigma(model) ** 2
+        energy_fn = lambda images: bare(images) / variance
+    return baselines.mala(coldest, energy_fn, **chain)
+
+
+#: method → (model, settings) → purifier. What each setting means for it is in its builder.
+METHODS: Mapping[str, Callable[[Model, Mapping[str, Any]], Purifier]] = {
+    "adp": _adp,
+    "tweedie": _tweedie,
+    "annealed": _on_ladder(baselines.annealed),
+    "probability_flow": _on_ladder(baselines.probability_flow),
+    "reverse_sde": _on_ladder(baselines.reverse_sde),
+    "gradual": _gradual,
+    "langevin": _langevin,
+    "mala": _mala,
+}

@@ -1,9 +1,12 @@
 """Noise levels for denoising score matching, and how a network's output becomes a score."""
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purify_jax.types import Array, InputError
+from purify_jax.types import Array, InputError, Keys, check_at_least
 
 
 def geometric(largest: float, smallest: float, num_levels: int) -> Array:
@@ -50,3 +53,25 @@ def per_variance(sigmas: Array) -> Array:
 
 #: The scalings by name, as configs and model files call them.
 SCALES = {"unscaled": unscaled, "per_sigma": per_sigma, "per_variance": per_variance}
+
+
+def patterns(amplitude: float) -> Callable[[Keys, Array], Array]:
+    """(keys, images) → blobs and strokes of ±a, a ~ U(0, ``amplitude``), one a per image.
+
+    The sign of a Gaussian field whose grain is 1, 2 or 4 pixels, each as often: what an attack in
+    an Linf ball looks like, where independent noise of the same size looks like nothing of the kind.
+    """
+    check_at_least("amplitude", amplitude, 0.0)
+
+    def one(key: Array, image: Array) -> Array:
+        grain_key, field_key, size_key = jax.random.split(key, 3)
+        height, width, channels = image.shape
+        fields = []
+        for index, grain in enumerate((1, 2, 4)):
+            shape = (-(-height // grain), -(-width // grain), channels)
+            coarse = jax.random.normal(jax.random.fold_in(field_key, index), shape)
+            fields.append(jax.image.resize(coarse, image.shape, "linear"))
+        field = jnp.stack(fields)[jax.random.randint(grain_key, (), 0, len(fields))]
+        return amplitude * jax.random.uniform(size_key) * jnp.sign(field)
+
+    return jax.vmap(one)

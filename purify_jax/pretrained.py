@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 from purify_jax import checkpoints, models
 from purify_jax.defense import Defense, defend
-from purify_jax.purification import ScorePurifier
-from purify_jax.types import InputError, LogitsFn
+from purify_jax.types import InputError, LogitsFn, Purifier
 
 
 class Pretrained(NamedTuple):
     """A purifier and a classifier, as functions and as models; ``card`` says where they are from."""
 
-    purifier: ScorePurifier
+    purifier: Purifier
     logits_fn: LogitsFn
     ebm: checkpoints.Model
     classifier: checkpoints.Model

@@ -86,12 +86,15 @@ def dsm_loss(
     score_factory: energy.ScoreFactory,
     sigmas: Array,
     scale: Callable[[Array], Array],
+    perturb: Callable[[Keys, Array], Array] | None = None,
 ) -> TrainLoss:
     """Denoising score matching of a scalar energy or a score network; mean over the batch."""
 
     def loss_fn(params, batch_stats, keys, images, labels):
         score_fn = score_factory(network, params)
-        loss = losses.denoising_score_matching(score_fn, keys, images, sigmas, scale).mean()
+        loss = losses.denoising_score_matching(
+            score_fn, keys, images, sigmas, scale, perturb
+        ).mean()
         return loss, ({"loss": loss}, batch_stats)
 
     return loss_fn

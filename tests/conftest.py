@@ -54,7 +54,7 @@ def model_files(models, tmp_path_factory):
 def defense(models):
     """A small purified defense on digits."""
     ebm, classifier = models
-    purifier = pj.models.model_purifier(ebm, num_steps=3, num_restarts=2)
+    purifier = pj.models.adp_purifier(ebm, num_steps=3, num_restarts=2)
     return pj.defense.defend(purifier, pj.models.logits_fn(classifier))
 
 

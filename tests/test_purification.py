@@ -101,7 +101,7 @@ def test_negative_and_zero_curvature_follow_the_published_clamp():
 
 
 def test_results_do_not_depend_on_batch_size_or_padding(models, digits_test):
-    purifier = jax.jit(pj.models.model_purifier(models[0], num_restarts=3))
+    purifier = jax.jit(pj.models.adp_purifier(models[0], num_restarts=3))
     images, _ = digits_test.batch(np.arange(20))
     whole, info = purifier(image_keys(jax.random.key(3), np.arange(20)), images)
     for part in (np.arange(7), np.arange(5, 20), np.array([19, 3, 3, 3])):
@@ -113,7 +113,7 @@ def test_results_do_not_depend_on_batch_size_or_padding(models, digits_test):
 
 def test_restarts_in_chunks_are_the_same_restarts(models, digits_test):
     images, _ = digits_test.batch(np.arange(6))
-    purifier = pj.models.model_purifier(models[0], num_restarts=6)
+    purifier = pj.models.adp_purifier(models[0], num_restarts=6)
     whole, info = purifier(keys_for(6), images)
     chunked, chunk_info = purifier.replace(restarts_at_once=2)(keys_for(6), images)
     np.testing.assert_allclose(whole, chunked, atol=2e-5)
@@ -147,7 +147,7 @@ def test_memory_of_the_exact_gradient_is_flat_in_the_number_of_steps(models, dig
     logits_fn = pj.models.logits_fn(models[1])
 
     def memory(steps):
-        purifier = pj.models.model_purifier(models[0], num_steps=steps, num_restarts=4)
+        purifier = pj.models.adp_purifier(models[0], num_steps=steps, num_restarts=4)
         gradient = pj.attacks.exact(pj.defense.defend(purifier, logits_fn))
         compiled = jax.jit(gradient).lower(keys_for(32), images, labels).compile()
         return compiled.memory_analysis().temp_size_in_bytes

@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
                 "clip_norm": 1.0,
                 "ema_decay": 0.999,
                 "flip": False,
+                "patterns": 0.0,
                 "steps": 6000,
                 "batch_size": 256,
                 "steps_per_dispatch": 100,
@@ -49,6 +50,7 @@ def get_config() -> ConfigDict:
                 "checkpoint_every": 800,
             },
             "purification": {
+                "method": "adp",
                 "curvature": "secant",
                 "rate": 0.3,
                 "max_step": 1.0,

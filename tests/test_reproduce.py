@@ -1,0 +1,86 @@
+"""reproduce on a small budget: every part writes, names its command, and is not repeated."""
+
+import json
+
+import PIL.Image
+import pytest
+from conftest import ROOT
+
+from experiments import suite_plans, tables
+
+
+def test_digits_within_a_small_budget(run_binary, tmp_path):
+    args = (
+        "--suite=digits", "--budget=0.3", f"--workdir={tmp_path / 'runs'}",
+        f"--results={tmp_path / 'results'}", "--parts=demo,certification", "--noprogress",
+    )  # fmt: skip
+    run_binary("reproduce", *args)
+    results = tmp_path / "results"
+    demo = json.loads((results / "demo.json").read_text())
+    assert demo["command"].startswith("python -m experiments.quickstart --config=")
+    assert "0.3 of 15 minutes" in demo["budget"]
+    assert len(demo["commit"]) >= 7
+    assert demo["seconds"] > 0
+    figure = next((results / "figures").glob("demo_*.png"))
+    with PIL.Image.open(figure) as image:
+        assert image.text["Command"] == demo["command"]
+        assert image.text["Commit"] == demo["commit"]
+    assert demo["commit"] in (results / "demo.html").read_text()
+    certification = json.loads((results / "certification.json").read_text())
+    assert "--n=100" in certification["command"]
+    before = (results / "certification.json").stat().st_mtime_ns
+    done = run_binary("reproduce", *args)
+    assert "certification: done before" in done.stdout
+    assert (results / "certification.json").stat().st_mtime_ns == before
+
+
+def test_a_budget_scales_steps_and_images():
+    full = suite_plans.plan("mnist", None, tables.ROOT / "runs", "DIR")
+    half = suite_plans.plan("mnist", 45, tables.ROOT / "runs", "DIR")
+    assert [p.name for p in full.parts] == [p.name for p in half.parts]
+    flag = lambda plan, part, name: next(
+        x.split("=")[1]
+        for p in plan.parts
+        if p.name == part
+        for x in p.command
+        if x.startswith(f"--{name}=")
+    )
+    assert flag(full, "paper_linf_0.3", "images") == "256"
+    assert flag(half, "paper_linf_0.3", "images") == "128"
+    assert flag(half, "ebm", "config.ebm.steps") == "10000"
+    assert "45 of 90 minutes" in half.note
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--budget=0",), "budget: got 0.0, expected a positive number"),
+        (("--suite=digits", "--parts=nothing"), "parts: got ['nothing'], expected some of"),
+    ],
+)
+def test_bad_input_gets_one_line(run_binary, tmp_path, args, message):
+    done = run_binary("reproduce", *args, f"--workdir={tmp_path}", check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_readme_tables_are_what_results_say():
+    text = (ROOT / "README.md").read_text()
+    assert tables.rewrite(text, ROOT / "results") == text
+
+
+def test_every_result_names_its_command_and_commit():
+    files = [p for p in (ROOT / "results").rglob("*") if p.is_file()]
+    assert files
+    for path in files:
+        if path.suffix == ".json":
+            content = json.loads(path.read_text())
+            assert content["command"]
+            assert content["commit"] != "unknown"
+        elif path.suffix == ".png":
+            with PIL.Image.open(path) as image:
+                assert image.text["Command"]
+                assert image.text["Commit"]
+        else:
+            assert "; commit " in path.read_text()
