@@ -89,3 +89,15 @@ def test_classification_losses_against_numpy():
     scale = ordered[:, -1] - 0.5 * (ordered[:, -3] + ordered[:, -4])
     close(losses.targeted_dlr(labels)(log_probs, targets), (of(targets) - of(labels)) / scale)
     close(losses.targeted(losses.margin)(log_probs, targets), -losses.margin(log_probs, targets))
+
+
+def test_a_further_perturbation_is_part_of_what_is_undone():
+    images = jnp.asarray(np.random.default_rng(0).random((6, 5, 5, 1)), jnp.float32)
+    perturb = noise.patterns(0.4)
+    args = keys_for(6), images, jnp.array([0.1, 0.3]), noise.per_variance
+    undo = lambda noisy: images - noisy
+    exact = losses.denoising_score_matching(undo, *args, perturb)
+    np.testing.assert_allclose(exact, 0, atol=1e-6)
+    # A model that undoes the Gaussian part only is wrong by the pattern, in units of σ.
+    plain = losses.denoising_score_matching(lambda noisy: 0 * noisy, *args, perturb)
+    assert (np.asarray(plain) > 1).all()

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import keys_for
 
 from purify_jax import noise
 from purify_jax.types import InputError
@@ -36,3 +37,16 @@ def test_scales():
 def test_bad_levels_are_named(arguments):
     with pytest.raises(InputError, match="expected"):
         noise.geometric(*arguments)
+
+
+def test_patterns_are_plus_or_minus_one_size_per_image():
+    images = jnp.zeros((400, 12, 12, 1))
+    found = np.asarray(noise.patterns(0.4)(keys_for(400), images))
+    sizes = np.abs(found).reshape(400, -1)
+    np.testing.assert_allclose(sizes.min(1), sizes.max(1))
+    assert sizes.max() <= 0.4
+    assert sizes.mean() == pytest.approx(0.2, abs=0.02)
+    # Grains of 1, 2 and 4 pixels: neighbours agree by chance or much more often.
+    agree = (found[:, :, 1:] == found[:, :, :-1]).mean((1, 2, 3))
+    assert 0.25 < (agree < 0.6).mean() < 0.42
+    assert agree.max() > 0.75
