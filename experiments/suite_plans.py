@@ -40,6 +40,8 @@ class Suite:
     sigma: float
     note: str = ""
     trained_by_demo: bool = False
+    on_purified: bool = False  # the classifier trains on purified images
+    beside_attacks: bool = True  # also detection, corruptions and certification
 
 
 SUITES: Mapping[str, Suite] = MappingProxyType(
@@ -58,13 +60,28 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
             sigma=0.25,
             trained_by_demo=True,
         ),
+        "digits_best": Suite(
+            minutes=15,
+            ebm_steps=6000,
+            classifier_steps=800,
+            epsilons=(0.15,),
+            norms=(),
+            paper=(256, 40, 15),
+            honest=(128, 200, 20),
+            detection_images=0,
+            corruption_images=0,
+            certification=(0, 0),
+            sigma=0.25,
+            on_purified=True,
+            beside_attacks=False,
+        ),
         "mnist": Suite(
             minutes=90,
             ebm_steps=20_000,
             classifier_steps=4000,
             epsilons=(0.3, 0.2),
             norms=(),
-            paper=(256, 20, 8),
+            paper=(256, 10, 8),
             honest=(128, 100, 10),
             detection_images=256,
             corruption_images=256,
@@ -128,9 +145,11 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
         )
     else:
         ebm, classifier = (workdir / n / "model.safetensors" for n in ("ebm", "classifier"))
-        for model, flag in zip(("classifier", "ebm"), reversed(steps), strict=True):
+        for model, flag in zip(("ebm", "classifier"), steps, strict=True):
             folder = workdir / model
             command = [f"experiments.train_{model}", config, flag, *data, f"--workdir={folder}"]
+            if model == "classifier" and suite.on_purified:
+                command.append(f"--ebm={ebm}")
             parts.append(Part(model, command, folder, is_training=True))
     models = [f"--ebm={ebm}", f"--classifier={classifier}", *data]
 
@@ -146,7 +165,7 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
             "paper": suite.paper,
             "honest": suite.honest,
         }.items():
-            probes = ["--probe_images=48"] if name == "digits" else ["--probe_images=0"]
+            probes = ["--probe_images=48"] if name.startswith("digits") else ["--probe_images=0"]
             add(
                 f"{kind}_{norm}_{epsilon:.3g}",
                 "evaluate",
@@ -157,6 +176,11 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
                 f"--eot={scaled(eot, 2)}",
                 *probes,
             )
+    note = "full plan" if factor == 1 else f"{budget:g} of {suite.minutes:g} minutes: {factor:.0%}"
+    note = f"{note}; {ebm_steps} EBM steps, {classifier_steps} classifier steps"
+    made = Plan(parts, ebm, classifier, f"{note}. {suite.note}".strip())
+    if not suite.beside_attacks:
+        return made
     norm, epsilon = balls[0]
     detected = scaled(suite.detection_images, 16)
     add(
@@ -174,6 +198,4 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
             "comparison", "compare", f"--norm={norm}", f"--epsilon={epsilon:.6g}",
             f"--images={scaled(64, 16)}",
         )  # fmt: skip
-    note = "full plan" if factor == 1 else f"{budget:g} of {suite.minutes:g} minutes: {factor:.0%}"
-    note = f"{note}; {ebm_steps} EBM steps, {classifier_steps} classifier steps"
-    return Plan(parts, ebm, classifier, f"{note}. {suite.note}".strip())
+    return made
