@@ -36,7 +36,7 @@ def test_digits_within_a_small_budget(run_binary, tmp_path):
 
 def test_a_budget_scales_steps_and_images():
     full = suite_plans.plan("mnist", None, tables.ROOT / "runs", "DIR")
-    half = suite_plans.plan("mnist", 45, tables.ROOT / "runs", "DIR")
+    half = suite_plans.plan("mnist", 30, tables.ROOT / "runs", "DIR")
     assert [p.name for p in full.parts] == [p.name for p in half.parts]
     flag = lambda plan, part, name: next(
         x.split("=")[1]
@@ -48,7 +48,7 @@ def test_a_budget_scales_steps_and_images():
     assert flag(full, "paper_linf_0.3", "images") == "256"
     assert flag(half, "paper_linf_0.3", "images") == "128"
     assert flag(half, "ebm", "config.ebm.steps") == "10000"
-    assert "45 of 90 minutes" in half.note
+    assert "30 of 60 minutes" in half.note
 
 
 @pytest.mark.parametrize(
