@@ -2,7 +2,9 @@
 
 python -m experiments.certify --ebm=runs/quickstart/ebm.safetensors \
     --classifier=runs/quickstart/classifier.safetensors --sigma=0.25 --n=2000 \
-    --workdir=runs/certification
+    --noise_scale=0 --num_restarts=1 --workdir=runs/certification
+
+The smoothing noise can take the place of the purifier's own: --noise_scale=0 certifies more.
 
 Resumes from --workdir. Writes records_*.jsonl, results.json and report.html.
 """
