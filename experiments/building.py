@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 import purify_jax as pj
-from purify_jax import energy, networks, noise, training
+from purify_jax import energy, networks, noise, sharding, training
 from purify_jax.types import InputError, Purifier, fold_keys, per_image
 
 _SCORES = {
@@ -56,6 +56,7 @@ def train_ebm(
 ) -> tuple[pj.checkpoints.Model, bool]:
     """Trains the energy model of ``config.ebm``; (the EMA model, whether training finished)."""
     section = config.ebm
+    mesh = sharding.default_mesh()
     net, opt = network(section), optimizer(section)
     role = choose({r: r for r in _SCORES}, section.role, "ebm.role")
     scale = choose(noise.SCALES, section.scale, "ebm.scale")
@@ -64,13 +65,19 @@ def train_ebm(
     loss = training.dsm_loss(net, _SCORES[role], sigmas(section), scale, perturb)
     state, finished = training.fit(
         training.scan_steps(
-            loss, opt, jax.random.fold_in(key, 1), flip=section.flip, ema_decay=section.ema_decay
+            loss,
+            opt,
+            jax.random.fold_in(key, 1),
+            flip=section.flip,
+            ema_decay=section.ema_decay,
+            mesh=mesh,
         ),
         training.init_state(net, opt, key, dataset.image_shape),
         dataset,
         workdir=workdir,
         description="energy model",
         progress=progress,
+        mesh=mesh,
         **_loop(config, section),
     )
     metadata = {
@@ -95,6 +102,7 @@ def train_classifier(
     With a purifier, a share ``config.classifier.purified`` of the images is purified first.
     """
     section = config.classifier
+    mesh = sharding.default_mesh()
     net, opt = network(section, dataset.num_classes), optimizer(section)
     key = jax.random.key(config.seed + 1)
     augment = None
@@ -107,13 +115,19 @@ def train_classifier(
     loss = training.classification_loss(net, section.get("label_smoothing", 0.0), augment)
     state, finished = training.fit(
         training.scan_steps(
-            loss, opt, jax.random.fold_in(key, 1), flip=section.flip, ema_decay=section.ema_decay
+            loss,
+            opt,
+            jax.random.fold_in(key, 1),
+            flip=section.flip,
+            ema_decay=section.ema_decay,
+            mesh=mesh,
         ),
         training.init_state(net, opt, key, dataset.image_shape),
         dataset,
         workdir=workdir,
         description="classifier",
         progress=progress,
+        mesh=mesh,
         **_loop(config, section),
     )
     variables = {"params": state.ema_params}

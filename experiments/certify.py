@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import purify_jax as pj
 from experiments import cli, loading
-from purify_jax import certification, plots
+from purify_jax import certification, plots, sharding
 
 loading.define(images=100, batch_size=10)
 flags.DEFINE_float("sigma", 0.25, "Smoothing noise, in units of a pixel's range.")
@@ -53,6 +53,7 @@ def main(argv: list[str]) -> None:
                 samples_at_once=FLAGS.samples_at_once,
                 path=workdir / f"records_{label}.jsonl",
                 header={"model": label},
+                mesh=sharding.default_mesh(),
                 on_batch=lambda done, records, bar=bar: bar.update(len(records)),
             )
     largest = FLAGS.sigma * 4

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
+from purify_jax import sharding
 from purify_jax.checkpoints import SaveError
 from purify_jax.types import InputError
 
@@ -19,6 +20,9 @@ flags.DEFINE_bool(
     True,
     "Keep compiled programs for the next run, under JAX_COMPILATION_CACHE_DIR or the user's cache.",
 )
+flags.DEFINE_string("coordinator", None, "host:port of process 0, for several hosts or processes.")
+flags.DEFINE_integer("num_processes", None, "How many processes work together.")
+flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
 def _use_compilation_cache() -> None:
@@ -46,6 +50,10 @@ def run(main: Callable[[list[str]], None]) -> None:
             _fail(f"arguments: got {' '.join(argv[1:])!r}, expected flags only (see --help)")
         _use_compilation_cache()
         try:
+            if flags.FLAGS.coordinator or flags.FLAGS.num_processes:
+                sharding.initialize(
+                    flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id
+                )
             main(argv)
         except InputError as error:
             _fail(str(error))

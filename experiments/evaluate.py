@@ -19,7 +19,7 @@ from tqdm import tqdm
 import purify_jax as pj
 from experiments import cli, flagging
 from experiments.workdirs import claim_workdir
-from purify_jax import evaluation, plots, records, red_flags, sweeps
+from purify_jax import evaluation, plots, records, red_flags, sharding, sweeps
 from purify_jax.attacks import suite as suites
 from purify_jax.types import InputError
 
@@ -152,6 +152,7 @@ def _attack(label: str, model: pj.defense.Defense, dataset, workdir: Path) -> li
             path=workdir / f"records_{label}.jsonl",
             header={"suite": FLAGS.suite, "norm": FLAGS.norm, "epsilon": FLAGS.epsilon},
             drop_fallen=suites.SUITES[FLAGS.suite].drop_fallen,
+            mesh=sharding.default_mesh(),
             on_batch=on_batch,
             keep_images=keep,
         )
@@ -198,6 +199,7 @@ def _white_box(model: pj.defense.Defense, dataset, workdir: Path) -> records.Int
         path=workdir / "records_shared_keys.jsonl",
         header={"norm": FLAGS.norm, "epsilon": FLAGS.epsilon},
         shared_keys=True,
+        mesh=sharding.default_mesh(),
     )
     return records.accuracy(found, entry.name)
 

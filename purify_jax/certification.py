@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from scipy import stats
 
+from purify_jax import sharding
 from purify_jax.data import Dataset
 from purify_jax.evaluation import stream_key
 from purify_jax.records import Interval, Record, RecordFile, wilson
@@ -82,7 +84,7 @@ def class_counts(
     samples_at_once: int,
     bounds: tuple[float, float] | None = BOUNDS,
 ) -> Callable[[Array, Array, Array], Array]:
-    """(keys ``[batch]``, images, first) → counts ``[batch, classes]`` of noisy predictions.
+    """(keys ``[batch]``, images, first ``[batch]``) → counts ``[batch, classes]`` of noisy predictions.
 
     Samples ``first`` to ``first + num_samples``, ``samples_at_once`` of them side by side. Sample
     i of an image depends on its key and i alone. ``bounds`` clips noisy images before ``predict``
@@ -97,8 +99,8 @@ def class_counts(
 
         def chunk(total: Array, index: Array) -> tuple[Array, None]:
             numbers = index * at_once + jnp.arange(at_once)
-            fold = lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, first + numbers)
-            sample_keys = jax.vmap(fold)(keys).reshape(-1)
+            fold = lambda key, start: jax.vmap(jax.random.fold_in, (None, 0))(key, start + numbers)
+            sample_keys = jax.vmap(fold)(keys, first).reshape(-1)
             noisy = repeated + sigma * normal_like(fold_keys(sample_keys, 0), repeated)
             noisy = noisy if bounds is None else jnp.clip(noisy, *bounds)
             log_probs = predict(fold_keys(sample_keys, 1), noisy)
@@ -127,6 +129,7 @@ def certify(
     path: str | Path | None = None,
     header: Mapping[str, Any] | None = None,
     on_batch: Callable[[int, list[Record]], None] | None = None,
+    mesh: Mesh | None = None,
 ) -> list[Record]:
     """Certifies each image of a data set; one record per image: index, label, prediction, radius.
 
@@ -141,12 +144,13 @@ def certify(
       path: a JSON-lines file to write records to as they come, and to continue from.
       header: settings that identify the run in that file, beside those known here.
       on_batch: called with (images done, records of the batch).
+      mesh: devices to split each batch over; one device by default.
 
     Raises InputError for α outside (0, 1), n₀ > n, σ ≤ 0, bad images, or a file of another run.
     """
     check_settings(sigma, n0, n, alpha)
     check_at_least("batch_size", batch_size, 1)
-    batch_size = min(batch_size, len(dataset))
+    batch_size = sharding.round_up(min(batch_size, len(dataset)), mesh)
     identify = {
         "dataset": dataset.name,
         "split": dataset.split,
@@ -159,8 +163,10 @@ def certify(
         "batch_size": batch_size,
     }
     file = RecordFile(path, {**identify, **(header or {})})
-    select = jax.jit(class_counts(predict, sigma, n0, samples_at_once))
-    estimate = jax.jit(class_counts(predict, sigma, n, samples_at_once))
+    counter = lambda total: sharding.over_images(
+        class_counts(predict, sigma, total, samples_at_once), mesh
+    )
+    select, estimate = counter(n0), counter(n)
     records: list[Record] = []
 
     def compute(chosen: Sequence[int]) -> list[Record]:
@@ -168,7 +174,9 @@ def certify(
         images, labels = dataset.batch(padded)
         check_images(images, f"images of {dataset.name}")
         keys = image_keys(stream_key(key, "certification"), padded)
-        first, second = select(keys, images, 0), estimate(keys, images, n0)
+        beginning = np.zeros(batch_size, np.int32)
+        first = select(keys, images, beginning)
+        second = estimate(keys, images, beginning + n0)
         first, second = np.asarray(first), np.asarray(second)
         found = []
         for row, index in enumerate(chosen):

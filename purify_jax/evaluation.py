@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from scipy.special import logsumexp
 
+from purify_jax import sharding
 from purify_jax.attacks import norms
 from purify_jax.data import Dataset
 from purify_jax.records import Record, RecordFile, accuracy, wilson, worst_case
@@ -58,6 +60,7 @@ def evaluate(
     shared_keys: bool = False,
     on_batch: Callable[[str, int, list[Record]], None] | None = None,
     keep_images: Callable[[str, np.ndarray, np.ndarray], None] | None = None,
+    mesh: Mesh | None = None,
 ) -> list[Record]:
     """Runs attacks against a defense on a data set; returns the records, "clean" first.
 
@@ -80,13 +83,14 @@ def evaluate(
       shared_keys: a white box that knows the defender's keys: attack and scoring get the same.
       on_batch: called with (attack, images done, records of the batch), for progress.
       keep_images: called with (attack, indices, adversarial images).
+      mesh: devices to split each batch over (``sharding.data_mesh()``); one device by default.
 
     Raises InputError for bad images or labels, or a file that belongs to another evaluation.
     """
     check_at_least("batch_size", batch_size, 1)
     if "clean" in attacks:
         raise InputError("attacks: the name 'clean' is taken, expected another")
-    batch_size = min(batch_size, len(dataset))
+    batch_size = sharding.round_up(min(batch_size, len(dataset)), mesh)
     identify = {
         "dataset": dataset.name,
         "split": dataset.split,
@@ -98,13 +102,13 @@ def evaluate(
         "shared_keys": shared_keys,
     }
     file = RecordFile(path, {**identify, **(header or {})})
-    scorer = jax.jit(score(defense, draws))
+    scorer = sharding.over_images(score(defense, draws), mesh, batch_axis=1)
     everything: dict[str, Attack] = {"clean": lambda keys, images, labels: images, **attacks}
     records: list[Record] = []
     fallen: set[int] = set()
     try:
         for name, attack in everything.items():
-            run = jax.jit(attack)
+            run = sharding.over_images(attack, mesh)
             todo = [i for i in range(len(dataset)) if not (drop_fallen and i in fallen)]
             skipped = sorted(set(range(len(dataset))) - set(todo))
             done: list[Record] = []

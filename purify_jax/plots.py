@@ -174,10 +174,11 @@ def scatter(
         if intervals and name in intervals:
             low, high = intervals[name]
             axes.plot([x, x], [low, high], color=colour, alpha=0.4)
-        axes.plot([x], [y], "o", color=colour)
-        axes.annotate(name, (x, y), textcoords="offset points", xytext=(5, 3), fontsize=8)
+        marker = "osD^v"[index // len(_CYCLE) % 5]
+        axes.plot([x], [y], marker, color=colour, label=name)
     axes.set_xscale("log")
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.margins(x=0.15)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return png(figure)

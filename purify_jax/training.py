@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from purify_jax import energy, losses
+from purify_jax import energy, losses, sharding
 from purify_jax.checkpoints import TrainingCheckpoints
 from purify_jax.data import Dataset, batch_indices
-from purify_jax.types import Array, Keys, Params, check_at_least, fold_keys, image_keys
+from purify_jax.types import Array, InputError, Keys, Params, check_at_least, fold_keys, image_keys
 
 #: (params, batch_stats, keys, images, labels) → (mean loss, (metrics, new batch_stats)).
 TrainLoss = Callable[[Params, Params, Keys, Array, Array], tuple[Array, tuple[dict, Params]]]
@@ -181,17 +182,20 @@ def scan_steps(
     *,
     flip: bool = False,
     ema_decay: float = 0.999,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, dict[str, Array]]]:
     """A jitted function (state, images, labels, indices ``[K, batch]``) → (state, mean metrics).
 
     The data set stays on the device; every step gathers, scales and flips its batch there, and
-    K steps are one dispatch. The state is donated.
+    K steps are one dispatch. The state is donated. With a ``mesh`` each batch is split over its
+    devices; the batch must be a multiple of their number.
     """
 
     def one(carry: tuple, indices: Array) -> tuple[tuple, dict]:
         state, images, labels = carry
         keys = image_keys(jax.random.fold_in(key, state.step), jnp.arange(indices.shape[0]))
-        batch = images[indices]
+        keys, indices = sharding.split(mesh, (keys, indices))
+        batch = sharding.split(mesh, images[indices])
         if batch.dtype == jnp.uint8:
             batch = batch.astype(jnp.float32) / 255
         if flip:
@@ -229,28 +233,45 @@ def fit(
     keep: int = 3,
     description: str = "training",
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> FitResult:
     """Trains until ``num_steps``, from the newest checkpoint of ``workdir`` if there is one.
 
     The batch at step k depends on ``seed`` and k alone and dispatches end at fixed steps, so a
     run that was killed and started again ends with the same parameters to the bit as one that
     was not. SIGTERM saves and returns at the end of the running dispatch. With a ``workdir``,
-    metrics go to ``workdir/metrics.jsonl``, checkpoints to ``workdir/checkpoints``.
+    metrics go to ``workdir/metrics.jsonl``, checkpoints to ``workdir/checkpoints``. With a ``mesh``,
+    state and data are on all its devices (``run_steps`` must be made for it), and a checkpoint may
+    come from another number of devices.
 
-    Raises InputError for zero steps or batch size, OSError if saving fails.
+    Raises InputError for zero steps or batch size, or a batch size that the devices cannot share
+    evenly; OSError if saving fails.
     """
     check_at_least("num_steps", num_steps, 1)
     check_at_least("batch_size", batch_size, 1)
     check_at_least("steps_per_dispatch", steps_per_dispatch, 1)
+    if sharding.round_up(batch_size, mesh) != batch_size:
+        raise InputError(
+            f"batch_size: got {batch_size}, expected a multiple of the {jax.device_count()} devices"
+        )
+    state = sharding.replicate(mesh, state)
     checkpoint_every = -(-checkpoint_every // steps_per_dispatch) * steps_per_dispatch
     checkpoints = metrics_file = None
     if workdir is not None:
         checkpoints = TrainingCheckpoints(Path(workdir) / "checkpoints", keep)
         state = checkpoints.restore_latest(state) or state
-        metrics_file = _open_metrics(Path(workdir) / "metrics.jsonl", int(state.step))
-    images, labels = jnp.asarray(dataset.images), jnp.asarray(dataset.labels)
+        if jax.process_index() == 0:
+            metrics_file = _open_metrics(Path(workdir) / "metrics.jsonl", int(state.step))
+    data = (dataset.images, dataset.labels)
+    images, labels = sharding.replicate(mesh, data) if mesh else map(jnp.asarray, data)
     step = int(state.step)
-    bar = tqdm(total=num_steps, initial=step, desc=description, unit="step", disable=not progress)
+    bar = tqdm(
+        total=num_steps,
+        initial=step,
+        desc=description,
+        unit="step",
+        disable=not progress or jax.process_index() > 0,
+    )
     with _termination_flag() as terminated, bar:
         while step < num_steps and not terminated():
             count = min(steps_per_dispatch - step % steps_per_dispatch, num_steps - step)

@@ -59,14 +59,18 @@ def test_linear_radius_is_the_distance_to_the_plane(tmp_path):
 def test_counts_add_up_and_do_not_depend_on_chunks():
     images = jnp.asarray(dataset(3).images)
     count = lambda at_once, total: np.asarray(
-        jax.jit(certification.class_counts(linear, 0.3, total, at_once))(keys_for(3), images, 0)
+        jax.jit(certification.class_counts(linear, 0.3, total, at_once))(
+            keys_for(3), images, jnp.zeros(3, jnp.int32)
+        )
     )
     whole = count(50, 50)
     assert (whole.sum(-1) == 50).all()
     for at_once in (7, 16, 1000):
         np.testing.assert_array_equal(count(at_once, 50), whole)
     # Samples 0-49 and 50-99 together are samples 0-99.
-    second = jax.jit(certification.class_counts(linear, 0.3, 50, 50))(keys_for(3), images, 50)
+    second = jax.jit(certification.class_counts(linear, 0.3, 50, 50))(
+        keys_for(3), images, jnp.full(3, 50)
+    )
     np.testing.assert_array_equal(count(100, 100), whole + np.asarray(second))
 
 
@@ -74,7 +78,7 @@ def test_share_of_votes_is_the_gaussian_tail():
     images = jnp.full((1, 4, 4, 1), 0.5) + 0.1 * WEIGHTS.reshape(1, 4, 4, 1)
     sigma = 0.3
     counts = certification.class_counts(linear, sigma, 20_000, 2000, bounds=None)(
-        keys_for(1), images, 0
+        keys_for(1), images, jnp.zeros(1, jnp.int32)
     )
     expected = stats.norm.cdf(0.1 * float(jnp.linalg.norm(WEIGHTS)) / sigma)
     assert counts[0, 0] / 20_000 == pytest.approx(expected, abs=0.01)

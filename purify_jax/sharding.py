@@ -1,0 +1,100 @@
+"""Devices: one mesh with a data axis, images split over it, parameters on every device.
+
+The only module that knows of devices. Evaluation, attacks, certification and purification work on
+each image by itself, so they run under ``shard_map`` without any communication; a training step is
+partitioned by XLA, which adds up the gradients.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from purify_jax.types import InputError
+
+AXIS = "data"
+
+
+def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over all devices of all hosts (or those given) with one axis, "data"."""
+    chosen = jax.devices() if devices is None else list(devices)
+    if not chosen:
+        raise InputError("devices: got none, expected at least one")
+    return Mesh(np.asarray(chosen), (AXIS,))
+
+
+def default_mesh() -> Mesh | None:
+    """:func:`data_mesh` where there are several devices, None where there is one."""
+    return data_mesh() if jax.device_count() > 1 else None
+
+
+def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Joins the processes of several hosts; call it before anything else of JAX.
+
+    ``coordinator`` is ``host:port`` of process 0. On a TPU pod or a cluster that JAX knows, all
+    three may be None. Raises InputError for one without the others.
+    """
+    given = [value is not None for value in (coordinator, num_processes, process_id)]
+    if any(given) and not all(given):
+        raise InputError(
+            "coordinator, num_processes, process_id: got some of them, expected all three or none"
+        )
+    if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
+        raise InputError(f"process_id: got {process_id}, expected 0 to {num_processes - 1}")
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def round_up(batch_size: int, mesh: Mesh | None) -> int:
+    """The smallest multiple of the number of devices that is at least ``batch_size``."""
+    count = 1 if mesh is None else mesh.size
+    return -(-batch_size // count) * count
+
+
+def replicate(mesh: Mesh | None, tree: Any) -> Any:
+    """The arrays on every device of the mesh (as they are without one)."""
+    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def split(mesh: Mesh | None, tree: Any) -> Any:
+    """Inside jit: asks that the arrays' first axis be split over the mesh."""
+    if mesh is None:
+        return tree
+    spread = NamedSharding(mesh, P(AXIS))
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spread), tree)
+
+
+def over_images(function: Callable, mesh: Mesh | None, batch_axis: int = 0) -> Callable:
+    """``function``, compiled, with the first axis of each argument split over the mesh.
+
+    For functions that treat every image by itself. Arguments have a batch that is a multiple of
+    the number of devices (see :func:`round_up`); ``batch_axis`` is the output's batch axis. On
+    several hosts every process passes the whole batch and gets the whole result.
+    """
+    if mesh is None:
+        return jax.jit(function)
+    spread = NamedSharding(mesh, P(AXIS))
+    out = P(*(None,) * batch_axis, AXIS)
+    # Nothing is replicated or reduced in here, so there is nothing for check_vma to check.
+    compiled = jax.jit(
+        jax.shard_map(function, mesh=mesh, in_specs=P(AXIS), out_specs=out, check_vma=False)
+    )
+
+    def run(*arguments: Any) -> Any:
+        if jax.process_count() == 1:
+            return compiled(*(jax.device_put(a, spread) for a in arguments))
+        result = compiled(*(_place(a, spread) for a in arguments))
+        return multihost_utils.process_allgather(result, tiled=True)
+
+    return run
+
+
+def _place(array: Any, spread: NamedSharding) -> Any:
+    """The part of an array that every process has whole, on the devices of all processes."""
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return jax.jit(jax.random.wrap_key_data)(_place(jax.random.key_data(array), spread))
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, spread, lambda index: whole[index])

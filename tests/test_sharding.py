@@ -1,0 +1,126 @@
+"""Four virtual devices give the numbers of one; a checkpoint moves between them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, environment
+
+import purify_jax as pj
+from purify_jax import sharding
+from purify_jax.types import InputError
+
+WORK = """
+import json, sys
+import jax, numpy as np
+import purify_jax as pj
+from experiments import building
+from experiments.configs import digits
+from purify_jax import attacks, certification, evaluation, sharding
+
+folder, steps, images = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+if len(sys.argv) > 4:
+    sharding.initialize(sys.argv[4], 2, int(sys.argv[5]))
+config = digits.get_config()
+config.ebm.steps, config.ebm.steps_per_dispatch, config.classifier.steps = steps, 20, 40
+config.ebm.schedule = "constant"  # the cosine would depend on the number of steps
+config.ebm.checkpoint_every, config.classifier.steps_per_dispatch = 20, 20
+train, test = (pj.data.load_split("digits", s) for s in ("train", "test"))
+ebm, _ = building.train_ebm(config, train, folder, progress=False)
+classifier, _ = building.train_classifier(config, train, None, progress=False)
+mesh = sharding.default_mesh()
+purifier = pj.models.model_purifier(ebm, num_steps=2, num_restarts=2)
+defense = pj.defense.defend(purifier, pj.models.logits_fn(classifier))
+attack = attacks.pgd(attacks.exact(defense), epsilon=0.1, step_size=0.05, num_steps=2)
+found = {"devices": jax.device_count(), "norm": float(sum(
+    np.sum(np.abs(np.asarray(x, np.float64))) for x in jax.tree.leaves(ebm.variables)))}
+if images:
+    found["records"] = evaluation.evaluate(
+        jax.random.key(0), defense, {"pgd": attack}, test.take(images), draws=2, batch_size=images,
+        mesh=mesh)
+    found["certificates"] = certification.certify(
+        jax.random.key(0), defense, test.take(images), sigma=0.2, n0=5, n=40, batch_size=images,
+        samples_at_once=20, mesh=mesh)
+print("FOUND" + json.dumps(found))
+"""
+
+
+def start(folder, devices, steps, images=0, *joined):
+    env = environment() | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(ROOT),
+    }
+    arguments = map(str, (folder, steps, images, *joined))
+    return subprocess.Popen(
+        [sys.executable, "-c", WORK, *arguments],
+        cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(process):
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out.split("FOUND")[1])
+
+
+def run(folder, devices, steps, images=0):
+    found = finish(start(folder, devices, steps, images))
+    assert found["devices"] == devices
+    return found
+
+
+def assert_same(one, other):
+    assert other["norm"] == pytest.approx(one["norm"], rel=1e-5)
+    for a, b in zip(one["records"], other["records"], strict=True):
+        assert (a["attack"], a["index"], a["one_draw"]) == (b["attack"], b["index"], b["one_draw"])
+        assert a["loss"] == pytest.approx(b["loss"], abs=0.02)
+    for a, b in zip(one["certificates"], other["certificates"], strict=True):
+        assert abs(a["votes"] - b["votes"]) <= 1
+
+
+def test_four_devices_give_the_numbers_of_one(tmp_path):
+    # Six images: the last batch is padded to eight.
+    one, four = (run(tmp_path / str(n), n, 40, 6) for n in (1, 4))
+    assert_same(one, four)
+    # Trained to the same step on four devices after half of it on one.
+    moved = tmp_path / "moved"
+    run(moved, 1, 20)
+    assert run(moved, 4, 40)["norm"] == pytest.approx(one["norm"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_with_two_devices_give_the_numbers_of_one(tmp_path):
+    one = run(tmp_path / "one", 1, 40, 6)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    both = [start(tmp_path / "two", 2, 40, 6, address, rank) for rank in (0, 1)]
+    for process in both:
+        found = finish(process)
+        assert found["devices"] == 4
+        assert_same(one, found)
+
+
+def test_rounding_and_placement_on_one_device():
+    mesh = sharding.data_mesh()
+    assert sharding.round_up(7, None) == 7
+    assert sharding.round_up(7, mesh) == 7
+    double = sharding.over_images(lambda x: 2 * x, mesh)
+    np.testing.assert_array_equal(double(np.arange(4.0)), 2 * np.arange(4.0))
+    assert sharding.default_mesh() is None or jax.device_count() > 1
+
+
+def test_bad_input_gets_one_line():
+    with pytest.raises(InputError, match="expected all three or none"):
+        sharding.initialize("localhost:1234", 2, None)
+    with pytest.raises(InputError, match="process_id: got 2, expected 0 to 1"):
+        sharding.initialize("localhost:1234", 2, 2)
+    with pytest.raises(InputError, match="devices: got none"):
+        sharding.data_mesh([])
+    assert os.environ.get("PURIFY_TEST_CACHE")
+    assert pj.sharding is sharding
