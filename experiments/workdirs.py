@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from purify_jax.checkpoints import write_atomically
 from purify_jax.types import InputError
 
 
@@ -25,9 +26,7 @@ def claim_workdir(
         if not os.access(workdir, os.W_OK | os.X_OK):
             raise PermissionError(13, "permission denied")
         if not path.exists():
-            beside = path.with_suffix(".tmp")
-            beside.write_text(text)
-            os.replace(beside, path)
+            write_atomically(path, text)
             return workdir
     except OSError as error:
         raise InputError(f"workdir: {workdir} cannot be written: {error.strerror}") from error

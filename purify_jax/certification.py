@@ -150,6 +150,7 @@ def certify(
     """
     check_settings(sigma, n0, n, alpha)
     check_at_least("batch_size", batch_size, 1)
+    sharding.check_one_writer(path)
     batch_size = sharding.round_up(min(batch_size, len(dataset)), mesh)
     identify = {
         "dataset": dataset.name,

@@ -90,6 +90,7 @@ def evaluate(
     check_at_least("batch_size", batch_size, 1)
     if "clean" in attacks:
         raise InputError("attacks: the name 'clean' is taken, expected another")
+    sharding.check_one_writer(path)
     batch_size = sharding.round_up(min(batch_size, len(dataset)), mesh)
     identify = {
         "dataset": dataset.name,

@@ -48,6 +48,15 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
     jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
+def check_one_writer(path: Any) -> None:
+    """Raises InputError if several processes were to write the same records."""
+    if path is not None and jax.process_count() > 1:
+        raise InputError(
+            f"path: got {path} with {jax.process_count()} processes, expected none (records are "
+            "returned to each), or one process"
+        )
+
+
 def round_up(batch_size: int, mesh: Mesh | None) -> int:
     """The smallest multiple of the number of devices that is at least ``batch_size``."""
     count = 1 if mesh is None else mesh.size
