@@ -66,13 +66,13 @@ def block(suite: str, folder: Path) -> str:
         for part in evaluations.values():
             lines += _evaluation(part)
         lines.append("")
-    lines += _others(parts)
+    lines += _others(parts) + (_comparison(parts["comparison"]) if "comparison" in parts else [])
     any_part = next(iter(parts.values()))
     commits = ", ".join(sorted({p["commit"] for p in parts.values()}))
     versions = any_part["versions"]
     minutes = sum(p["seconds"] for p in parts.values()) / 60
     lines.append(
-        f"{any_part['budget']}; {minutes:.0f} minutes on {versions['device']}, jax {versions['jax']}; "
+        f"{any_part['budget'].rstrip('. ')}; {minutes:.0f} minutes on {versions['device']}, jax {versions['jax']}; "
         f"commit {commits}; files in `results/{suite}/`."
     )
     if PUBLISHED.get(suite):
@@ -123,6 +123,26 @@ def _evaluation(part: dict[str, Any]) -> list[str]:
             f"| shared keys (not in the worst case), {ball} | {images} | | {value:.3f} | [{low:.3f}, {high:.3f}] |"
         )
     return lines
+
+
+def _comparison(part: dict[str, Any]) -> list[str]:
+    shares = ("clean", "blind", "BPDA+EOT", "exact+EOT")
+    setting = part["settings"]
+    lines = [
+        f"Other purifiers with the same score network, {setting['images']} images, {setting['steps']} steps × "
+        f"{setting['eot']} draws, 95% intervals of ±{_half(part, shares):.2f} at most:",
+        "",
+        f"| purifier | {' | '.join(shares)} | corrupted | ms per image |",
+        "|---" * (len(shares) + 3) + "|",
+    ]
+    for name, row in part["purifiers"].items():
+        cells = " | ".join(f"{row[s][0]:.3f}" for s in shares)
+        lines.append(f"| {name} | {cells} | {row['corrupted']:.3f} | {row['milliseconds']:.3f} |")
+    return [*lines, ""]
+
+
+def _half(part: dict[str, Any], shares: tuple[str, ...]) -> float:
+    return max((row[s][2] - row[s][1]) / 2 for row in part["purifiers"].values() for s in shares)
 
 
 def _others(parts: dict[str, Any]) -> list[str]:
