@@ -17,23 +17,14 @@ from PIL import Image
 from tqdm import tqdm
 
 import purify_jax as pj
-from experiments import cli, flagging
+from experiments import cli, loading
 from experiments.workdirs import claim_workdir
 from purify_jax import evaluation, plots, records, red_flags, sharding, sweeps
 from purify_jax.attacks import suite as suites
-from purify_jax.types import InputError
 
-flags.DEFINE_string("ebm", None, "Energy or score model; none attacks the bare classifier only.")
-flags.DEFINE_string("classifier", None, "Classifier model (.safetensors).", required=True)
-flags.DEFINE_string("dataset", None, "Data set (default: the classifier's).")
-flags.DEFINE_string("split", "test", "Split, or a slice such as test[:512].")
-flags.DEFINE_string("workdir", None, "Folder for records and the report.", required=True)
+loading.define(images=128, batch_size=32)
+loading.define_ball()
 flags.DEFINE_enum("suite", "honest", sorted(suites.SUITES), "Which attacks.")
-flags.DEFINE_enum("norm", "linf", ["linf", "l2", "l1"], "Norm of the perturbation.")
-flags.DEFINE_float(
-    "epsilon", None, "Radius of the perturbation, in units of a pixel's range.", required=True
-)
-flags.DEFINE_integer("images", 128, "Images to attack.")
 flags.DEFINE_integer("draws", 10, "Scoring draws.")
 flags.DEFINE_integer("eot", None, "EOT samples (default: the suite's).")
 flags.DEFINE_integer("steps", None, "Attack steps (default: the suite's).")
@@ -41,44 +32,17 @@ flags.DEFINE_integer("eot_at_once", 4, "EOT samples computed side by side; fewer
 flags.DEFINE_integer(
     "probe_images", 48, "Images of the short attacks behind the red flags; 0 for none."
 )
-flags.DEFINE_integer("batch_size", 32, "Images side by side; more suit a GPU.")
-flags.DEFINE_integer("seed", 0, "Seed of all randomness.")
-flags.DEFINE_integer("num_steps", None, "Purification steps (default: the model's).")
-flags.DEFINE_integer("num_restarts", None, "Purification restarts (default: the model's).")
-flags.DEFINE_float("noise_scale", None, "Purification noise (default: the model's).")
 flags.DEFINE_enum("sweep", "none", ["none", *sorted(sweeps.SWEEPS)], "Also draw a curve over this.")
 flags.DEFINE_bool("save_images", False, "Save adversarial images (.npz, PNG) and check them again.")
-flagging.define_data()
 FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
     """Flags in, records and a report out."""
     del argv
-    classifier = pj.checkpoints.load_model(FLAGS.classifier, ("classifier",))
-    logits_fn = pj.models.logits_fn(classifier)
-    models = {"undefended": pj.defense.undefended(logits_fn)}
-    if FLAGS.ebm:
-        ebm = pj.checkpoints.load_model(FLAGS.ebm, ("energy", "score"))
-        if ebm.image_shape != classifier.image_shape:
-            raise InputError(
-                f"ebm: made for images {ebm.image_shape}, expected the classifier's {classifier.image_shape}"
-            )
-        purifier = pj.models.model_purifier(
-            ebm,
-            num_steps=FLAGS.num_steps,
-            num_restarts=FLAGS.num_restarts,
-            noise_scale=FLAGS.noise_scale,
-        )
-        models["defended"] = pj.defense.defend(purifier, logits_fn)
-    name = FLAGS.dataset or classifier.metadata["dataset"]
-    dataset = pj.data.load_split(name, FLAGS.split, FLAGS.data_dir)
-    if dataset.image_shape != tuple(classifier.image_shape):
-        raise InputError(
-            f"dataset: images are {dataset.image_shape}, expected the model's {classifier.image_shape}"
-        )
-    dataset = dataset.take(FLAGS.images)
-    workdir = claim_workdir(FLAGS.workdir, _settings(name), "evaluation.json")
+    loaded = loading.load()
+    models, dataset = loaded.models, loaded.dataset.take(FLAGS.images)
+    workdir = claim_workdir(FLAGS.workdir, _settings(dataset.name), "evaluation.json")
 
     found = {label: _attack(label, model, dataset, workdir) for label, model in models.items()}
     shared = None
@@ -96,24 +60,8 @@ def main(argv: list[str]) -> None:
 
 
 def _settings(dataset: str) -> dict:
-    names = [
-        "ebm",
-        "classifier",
-        "split",
-        "suite",
-        "norm",
-        "epsilon",
-        "images",
-        "draws",
-        "eot",
-        "steps",
-        "batch_size",
-        "seed",
-        "num_steps",
-        "num_restarts",
-        "noise_scale",
-    ]
-    return {"dataset": dataset, **{name: FLAGS[name].value for name in names}}
+    more = ("suite", "norm", "epsilon", "draws", "eot", "steps")
+    return {**loading.settings(*more), "dataset": dataset}
 
 
 def _options() -> suites.Options:

@@ -31,56 +31,44 @@ class Suite:
     ebm_steps: int
     classifier_steps: int
     epsilons: tuple[float, ...]
-    norms: tuple[tuple[str, float], ...]
     paper: tuple[int, int, int]  # images, steps, EOT
     honest: tuple[int, int, int]
     detection_images: int
     corruption_images: int
     certification: tuple[int, int]  # images, n
     sigma: float
+    norms: tuple[tuple[str, float], ...] = ()  # further (norm, ε)
     note: str = ""
     trained_by_demo: bool = False
     on_purified: bool = False  # the classifier trains on purified images
     beside_attacks: bool = True  # also detection, corruptions and certification
 
 
+_DIGITS = Suite(
+    minutes=15,
+    ebm_steps=6000,
+    classifier_steps=800,
+    epsilons=(0.15,),
+    paper=(256, 40, 15),
+    honest=(128, 200, 20),
+    detection_images=180,
+    corruption_images=360,
+    certification=(100, 2000),
+    sigma=0.25,
+    trained_by_demo=True,
+)
+
 SUITES: Mapping[str, Suite] = MappingProxyType(
     {
-        "digits": Suite(
-            minutes=15,
-            ebm_steps=6000,
-            classifier_steps=800,
-            epsilons=(0.15,),
-            norms=(),
-            paper=(256, 40, 15),
-            honest=(128, 200, 20),
-            detection_images=180,
-            corruption_images=360,
-            certification=(100, 2000),
-            sigma=0.25,
-            trained_by_demo=True,
-        ),
-        "digits_best": Suite(
-            minutes=15,
-            ebm_steps=6000,
-            classifier_steps=800,
-            epsilons=(0.15,),
-            norms=(),
-            paper=(256, 40, 15),
-            honest=(128, 200, 20),
-            detection_images=0,
-            corruption_images=0,
-            certification=(0, 0),
-            sigma=0.25,
-            on_purified=True,
-            beside_attacks=False,
+        "digits": _DIGITS,
+        "digits_best": dataclasses.replace(
+            _DIGITS, trained_by_demo=False, on_purified=True, beside_attacks=False
         ),
         "mnist": Suite(
             minutes=60,
             ebm_steps=20_000,
             classifier_steps=4000,
             epsilons=(0.3, 0.2),
-            norms=(),
             paper=(256, 8, 4),
             honest=(128, 50, 8),
             detection_images=256,

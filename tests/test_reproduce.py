@@ -1,6 +1,7 @@
 """reproduce on a small budget: every part writes, names its command, and is not repeated."""
 
 import json
+import shutil
 
 import PIL.Image
 import pytest
@@ -9,25 +10,27 @@ from conftest import ROOT
 from experiments import suite_plans, tables
 
 
-def test_digits_within_a_small_budget(run_binary, tmp_path):
+def test_a_part_is_marked_and_not_repeated(run_binary, model_files, tmp_path):
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    for path in model_files:  # what the part "demo" would have made
+        shutil.copy(path, tmp_path / "runs" / "demo")
     args = (
         "--suite=digits", "--budget=0.3", f"--workdir={tmp_path / 'runs'}",
-        f"--results={tmp_path / 'results'}", "--parts=demo,certification", "--noprogress",
+        f"--results={tmp_path / 'results'}", "--parts=certification", "--noprogress",
     )  # fmt: skip
     run_binary("reproduce", *args)
     results = tmp_path / "results"
-    demo = json.loads((results / "demo.json").read_text())
-    assert demo["command"].startswith("python -m experiments.quickstart --config=")
-    assert "0.3 of 15 minutes" in demo["budget"]
-    assert len(demo["commit"]) >= 7
-    assert demo["seconds"] > 0
-    figure = next((results / "figures").glob("demo_*.png"))
+    found = json.loads((results / "certification.json").read_text())
+    assert found["command"].startswith("python -m experiments.certify --ebm=")
+    assert "--n=100" in found["command"]
+    assert "0.3 of 15 minutes" in found["budget"]
+    assert len(found["commit"]) >= 7
+    assert found["seconds"] > 0
+    (figure,) = (results / "figures").glob("certification_*.png")
     with PIL.Image.open(figure) as image:
-        assert image.text["Command"] == demo["command"]
-        assert image.text["Commit"] == demo["commit"]
-    assert demo["commit"] in (results / "demo.html").read_text()
-    certification = json.loads((results / "certification.json").read_text())
-    assert "--n=100" in certification["command"]
+        assert image.text["Command"] == found["command"]
+        assert image.text["Commit"] == found["commit"]
+    assert found["commit"] in (results / "certification.html").read_text()
     before = (results / "certification.json").stat().st_mtime_ns
     done = run_binary("reproduce", *args)
     assert "certification: done before" in done.stdout
