@@ -37,6 +37,7 @@ class Suite:
     corruption_images: int
     certification: tuple[int, int]  # images, n
     sigma: float
+    clean_images: int = 0  # for a part without attacks, beside the clean rows of the others
     norms: tuple[tuple[str, float], ...] = ()  # further (norm, ε)
     note: str = ""
     trained_by_demo: bool = False
@@ -75,6 +76,7 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
             corruption_images=256,
             certification=(100, 1000),
             sigma=0.5,
+            clean_images=10_000,
         ),
         "cifar10": Suite(
             minutes=60,
@@ -88,6 +90,7 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
             corruption_images=16,
             certification=(8, 100),
             sigma=0.1,
+            clean_images=1000,
             note=(
                 "Small networks, trained as far as a CPU goes; it proves the path on real images and is "
                 "no measure of the method."
@@ -146,6 +149,10 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
         command = [f"experiments.{binary}", *models, *args, f"--workdir={folder}"]
         parts.append(Part(part, command, folder))
 
+    if suite.clean_images:
+        images = f"--images={scaled(suite.clean_images, 16)}"
+        arguments = ("--suite=clean", "--epsilon=0", images, "--draws=1", "--probe_images=0")
+        add("clean", "evaluate", *arguments, "--batch_size=100")
     balls = [("linf", e) for e in suite.epsilons] + list(suite.norms)
     for norm, epsilon in balls:
         ball = (f"--norm={norm}", f"--epsilon={epsilon:.6g}")

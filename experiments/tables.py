@@ -114,6 +114,8 @@ def _evaluation(part: dict[str, Any]) -> list[str]:
         name = "none" if d["attack"] == "clean" else f"{d['attack']}, {ball}"
         value, low, high, images = d["one_draw"]
         lines.append(_row(name, images, b["one_draw"][0], value, (low, high)))
+    if settings["suite"] == "clean":
+        return lines
     value, low, high, images = part["worst_case"]["defended"]
     name = f"**worst case of `{settings['suite']}`, {ball}**"
     lines.append(_row(name, images, part["worst_case"]["undefended"][0], value, (low, high)))

@@ -1,5 +1,6 @@
 """Suites: the attacks that belong together, built for one defense.
 
+clean     no attack at all: accuracy on many images
 standard  AutoAttack's for deterministic models: APGD-CE, APGD-T, Square
 rand      AutoAttack's for randomised defenses: APGD-CE and APGD-DLR with EOT
 paper     what the purification paper reports: blind, BPDA+EOT, joint (score), joint (full), SPSA
@@ -202,6 +203,7 @@ def white_box(defense: Defense, options: Options) -> Entry:
 
 SUITES: Mapping[str, Suite] = MappingProxyType(
     {
+        "clean": Suite(lambda defense, options: [], drop_fallen=False),
         "standard": Suite(_standard, drop_fallen=True),
         "rand": Suite(_rand, drop_fallen=True),
         "paper": Suite(_paper, drop_fallen=False),
