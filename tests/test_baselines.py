@@ -210,3 +210,21 @@ def test_bad_settings_get_one_line(make, message):
     with pytest.raises(InputError) as error:
         make(gaussian_score(0.1))
     assert message in str(error.value)
+
+
+def test_methods_by_name_are_these_purifiers(models, digits_test):
+    ebm, _ = models
+    images = jnp.asarray(digits_test.batch(np.arange(3))[0])
+    named = pj.models.model_purifier(ebm, method="tweedie", noise_scale=0.2, num_restarts=2)
+    direct = baselines.tweedie(pj.models.noise_score(ebm), 0.2, num_restarts=2)
+    found, expected = (jax.jit(p)(keys_for(3), images)[0] for p in (named, direct))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    for method in pj.models.METHODS:
+        purifier = pj.models.model_purifier(ebm, method=method, num_steps=3, num_restarts=2)
+        purified, info = jax.eval_shape(purifier, keys_for(3), images)
+        assert purified.shape == (2, *images.shape), method
+        assert info.step_sizes.shape[1:] == (2, 3), method
+    with pytest.raises(InputError, match="method: got 'magic', expected one of"):
+        pj.models.model_purifier(ebm, method="magic")
+    with pytest.raises(InputError, match="not ADP"):
+        pj.models.adp_purifier(ebm, method="langevin")
