@@ -70,10 +70,15 @@ def main(argv: list[str]) -> None:
     batches = list(_attacks(loaded.undefended, rule, norm, threshold))
     images = {"clean": attacked.batch(np.arange(len(attacked)))[0]}
     models = {"undefended": loaded.undefended, "purified": defense, "decision rule": rule}
+    # Compiled once for all attacks; with keys of its own, apart from the statistics'.
+    predictions = {
+        label: jax.jit(lambda k, x, model=model: model(fold_keys(k, 7), x).argmax(-1))
+        for label, model in models.items()
+    }
     for name, attack in tqdm(batches, desc="attacks", disable=not FLAGS.progress):
         images[name] = _attacked(key, name, attack, attacked)
     results = {
-        name: _judge(key, name, batch, attacked, models, statistics, clean, threshold, images)
+        name: _judge(key, name, batch, attacked, predictions, statistics, clean, threshold, images)
         for name, batch in images.items()
     }
     _write(workdir, results, statistics, images, attacked, key, threshold)
@@ -132,8 +137,7 @@ def _judge(key, name, batch, dataset, models, statistics, clean, threshold, imag
     row: dict = {}
     flagged = _of_images(key, statistics["score norm"], batch) > threshold
     for label, model in models.items():
-        predict = jax.jit(lambda k, x, model=model: model(fold_keys(k, 7), x).argmax(-1))
-        wrong = _of_images(key, predict, batch) != labels
+        wrong = _of_images(key, model, batch) != labels
         row[f"accuracy, {label}"] = pj.records.wilson(int((~wrong).sum()), len(labels))
         row[f"evaded, {label}"] = pj.records.wilson(int((wrong & ~flagged).sum()), len(labels))
     for label, statistic in statistics.items():
