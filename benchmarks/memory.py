@@ -1,62 +1,108 @@
-"""Compiled temporary memory of exact gradients, against steps, EOT samples and chunk.
+"""Memory of exact gradients against steps, EOT samples and chunk: compiled JAX, PyTorch's graph.
 
-python -m benchmarks.memory
-
-Memory as XLA's compiled program states it, on digits with the quickstart's networks (untrained:
-memory does not depend on the weights). Each purification step is a checkpoint, so only the carried
-images of a step stay: one for the published rule, three for the secant.
+JAX's figure is the temporary memory of XLA's compiled program; PyTorch's, the bytes of the tensors
+that autograd keeps. Neither depends on the weights.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import purify_jax as pj
-from purify_jax import purification
+from benchmarks.purification import CURVATURES, purifier
+from benchmarks.settings import Settings, torch_or_none
+from purify_jax import attacks, networks, purification
+from purify_jax.types import image_keys
 
 
-def main() -> None:
-    """Prints the table."""
-    images, labels = jnp.full((32, 8, 8, 1), 0.5), jnp.zeros(32, jnp.int32)
-    keys = pj.types.image_keys(jax.random.key(0), jnp.arange(32))
-    denoiser, classifier = pj.networks.MLP((256, 256)), pj.networks.ConvNet((8, 16))
-    params = denoiser.init(keys[0], images)["params"]
-    variables = classifier.init(keys[0], images)
-    score_fn = pj.energy.score_from_energy_network(denoiser, params)
+def measure(settings: Settings) -> list[dict[str, Any]]:
+    """Rows for the quickstart's digits networks, for NCSNv2, and for PyTorch's graph."""
     rows = []
-    for name, curvature in (
-        ("finite difference", purification.finite_difference()),
-        ("secant", purification.secant()),
-    ):
-        first = None
-        for steps, samples, chunk in (
-            (10, 1, 1),
-            (100, 1, 1),
-            (10, 4, 4),
-            (10, 64, 4),
-            (10, 64, 16),
-        ):
-            rule = purification.adaptive(0.3, curvature, max_step=1.0)
-            purifier = purification.purifier(score_fn, rule, num_steps=steps, num_restarts=4)
-            model = pj.defense.defend(purifier, lambda x: classifier.apply(variables, x))
-            gradient = pj.attacks.eot(pj.attacks.exact(model), samples, chunk)
-            compiled = jax.jit(gradient).lower(keys, images, labels).compile()
-            memory = compiled.memory_analysis().temp_size_in_bytes
-            first = first or memory
-            stored = steps * 4 * chunk * images.nbytes * (3 if name == "secant" else 1)
-            rows.append(
-                [
-                    name,
-                    steps,
-                    samples,
-                    chunk,
-                    f"{memory / 1e6:.2f}",
-                    f"{stored / 1e6:.2f}",
-                    f"{memory / first:.2f}",
-                ]
-            )
-    columns = ["curvature", "steps", "EOT", "at once", "MB", "of it images MB", "× first row"]
-    print(pj.report.text_table(columns, rows))
+    digits = [(10, 1, 1), (100, 1, 1), (10, 4, 4), (10, 64, 4), (10, 64, 16)]
+    for name in ("finite difference", "secant"):
+        rows += _compiled("digits MLP", _digits, (32, 8, 8, 1), name, 4, digits)
+        make = lambda curvature, **changes: _ncsnv2(settings, curvature, **changes)
+        shape = (settings.images, 32, 32, 3)
+        label = f"NCSNv2, {settings.features} features"
+        rows += _compiled(label, make, shape, name, 1, [(10, 1, 1), (100, 1, 1), (10, 4, 1)])
+    if torch := torch_or_none():
+        rows += _torch_graph(settings, torch)
+    return rows
 
 
-if __name__ == "__main__":
-    main()
+def _digits(curvature: Callable, **changes: Any) -> pj.defense.Defense:
+    images = jnp.full((32, 8, 8, 1), 0.5)
+    denoiser, classifier = networks.MLP((256, 256)), networks.ConvNet((8, 16))
+    key = jax.random.key(0)
+    params, variables = denoiser.init(key, images)["params"], classifier.init(key, images)
+    made = purification.purifier(
+        pj.energy.score_from_energy_network(denoiser, params),
+        purification.adaptive(0.3, curvature(), max_step=1.0),
+        **changes,
+    )
+    return pj.defense.defend(made, lambda x: classifier.apply(variables, x))
+
+
+def _ncsnv2(settings: Settings, curvature: Callable, **changes: Any) -> pj.defense.Defense:
+    made = purifier(settings, curvature).replace(**changes)
+    return pj.defense.defend(made, lambda x: jnp.mean(x, axis=(1, 2)))
+
+
+def _compiled(
+    label: str,
+    make: Callable,
+    shape: tuple[int, ...],
+    name: str,
+    restarts: int,
+    cases: list[tuple[int, int, int]],
+) -> list[dict[str, Any]]:
+    images, labels = jnp.full(shape, 0.5), jnp.zeros(shape[0], jnp.int32)
+    keys = image_keys(jax.random.key(0), jnp.arange(shape[0]))
+    rows: list[dict[str, Any]] = []
+    for steps, samples, chunk in cases:
+        model = make(CURVATURES[name][0], num_steps=steps, num_restarts=restarts)
+        gradient = attacks.eot(attacks.exact(model), samples, chunk)
+        compiled = jax.jit(gradient).lower(keys, images, labels).compile()
+        megabytes = compiled.memory_analysis().temp_size_in_bytes / 1e6
+        # The carried images of a step are kept: one for finite differences, three for the secant.
+        kept = 3 if name == "secant" else 1
+        stored = steps * restarts * chunk * images.nbytes * kept / 1e6
+        rows.append(
+            {
+                "what": f"{label}, {shape[0]} images, {name}",
+                "steps": steps,
+                "EOT": samples,
+                "at once": chunk,
+                "MB": megabytes,
+                "of it stored images, MB": stored,
+                "times the first row": megabytes / (rows[0]["MB"] if rows else megabytes),
+            }
+        )
+    return rows
+
+
+def _torch_graph(settings: Settings, torch: Any) -> list[dict[str, Any]]:
+    from benchmarks import torch_published
+
+    module, _ = settings.torch_network(torch, None)
+    x = settings.torch_images(torch, None, settings.images)
+    rows: list[dict[str, Any]] = []
+    for steps in (1, 2, 4, 10):
+        leaf = x.clone().requires_grad_(True)
+        run = lambda leaf=leaf, steps=steps: torch_published.purify(
+            module, leaf, steps=steps, noise_scale=0.25
+        )
+        megabytes = torch_published.stored_bytes(run) / 1e6
+        rows.append(
+            {
+                "what": f"PyTorch graph, NCSNv2, {settings.images} images, finite difference",
+                "steps": steps,
+                "EOT": 1,
+                "at once": 1,
+                "MB": megabytes,
+                "times the first row": megabytes / (rows[0]["MB"] if rows else megabytes),
+            }
+        )
+    return rows

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -12,7 +13,7 @@ from experiments.suite_plans import Plan
 from purify_jax.checkpoints import write_atomically
 from purify_jax.types import InputError
 
-#: Above this size the parameters are stored as bfloat16 (and widened when loaded).
+#: From this size in float32 the parameters are stored as bfloat16 (and widened when loaded).
 LARGE = 2**20
 
 
@@ -21,14 +22,15 @@ def publish(suite: str, plan: Plan, results: Path, folder: Path) -> list[Path]:
     written, files = [], {}
     for role, source in (("ebm", plan.ebm), ("classifier", plan.classifier)):
         model = pj.checkpoints.load_model(source)
-        large = source.stat().st_size > LARGE
+        count = int(sum(np.size(x) for x in jax.tree.leaves(model.variables)))
+        large = 4 * count > LARGE
         path = folder / f"{suite}_{role}.safetensors"
         pj.checkpoints.save_model(path, model, ml_dtypes.bfloat16 if large else None)
         files[role] = {
             "name": path.name,
             "sha256": pj.pretrained.digest(path),
             "bytes": path.stat().st_size,
-            "parameters": int(sum(np.size(x) for x in _leaves(model.variables))),
+            "parameters": count,
             "stored_as": "bfloat16" if large else "float32",
             "training": model.metadata["training"],
         }
@@ -49,12 +51,6 @@ def publish(suite: str, plan: Plan, results: Path, folder: Path) -> list[Path]:
     path = folder / f"{suite}.json"
     write_atomically(path, json.dumps(card, indent=2) + "\n")
     return [*written, path]
-
-
-def _leaves(tree: Any) -> list[Any]:
-    import jax
-
-    return jax.tree.leaves(tree)
 
 
 def _headline(part: dict[str, Any]) -> dict[str, Any]:

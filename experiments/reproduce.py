@@ -16,6 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
+import purify_jax as pj
 from experiments import cli, flagging, provenance, publishing, suite_plans
 from purify_jax.checkpoints import write_atomically
 from purify_jax.types import InputError
@@ -28,6 +29,9 @@ flags.DEFINE_list("parts", None, "Only these parts.")
 flags.DEFINE_bool("publish", False, "Write the models and their card into pretrained/.")
 flagging.define_data()
 FLAGS = flags.FLAGS
+
+#: Beside the parts' folders, it says that the networks were not trained there.
+SHIPPED = "shipped.txt"
 
 
 def main(argv: list[str]) -> None:
@@ -56,6 +60,8 @@ def _run(part: suite_plans.Part, plan: suite_plans.Plan, results: Path) -> None:
     command = provenance.shown(part.command, FLAGS.data_dir)
     if target.exists() and json.loads(target.read_text()).get("command") == command:
         print(f"{part.name}: done before", flush=True)
+        if part.is_training:
+            _take_shipped_model(part)
         return
     print(f"{part.name}: {shlex.join(part.command)}", flush=True)
     commit = provenance.commit()
@@ -75,6 +81,8 @@ def _run(part: suite_plans.Part, plan: suite_plans.Plan, results: Path) -> None:
         "seconds": round(time.monotonic() - started, 1),
         **{k: provenance.without_paths(v) for k, v in content.items() if k != "seconds"},
     }
+    if not part.is_training and (part.folder.parent / SHIPPED).exists():
+        content["networks"] = "as shipped in pretrained/"
     content.setdefault("versions", provenance.versions())
     for figure in sorted((part.folder / "figures").glob("*.png")):
         marked = provenance.mark_png(figure.read_bytes(), command, commit)
@@ -84,6 +92,19 @@ def _run(part: suite_plans.Part, plan: suite_plans.Plan, results: Path) -> None:
         page = provenance.mark_html(report.read_text(), command, commit)
         write_atomically(results / f"{part.name}.html", page)
     write_atomically(target, json.dumps(content, indent=2) + "\n")
+
+
+def _take_shipped_model(part: suite_plans.Part) -> None:
+    """Puts the published model where a training that is done, but not on this machine, left it."""
+    target = part.folder / "model.safetensors"
+    shipped = Path("pretrained") / f"{FLAGS.suite}_{part.name}.safetensors"
+    if target.exists() or not shipped.exists():
+        return
+    pj.pretrained.load(FLAGS.suite)  # checks the digests
+    part.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, shipped.read_bytes())
+    write_atomically(part.folder.parent / SHIPPED, "The networks are those of pretrained/.\n")
+    print(f"{part.name}: not trained here; taken from {shipped}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,116 @@
+"""Purification and gradients through it, against PyTorch loops on the same device in the same run."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import purify_jax as pj
+from benchmarks import timing
+from benchmarks.settings import Settings, torch_or_none
+from purify_jax import attacks, energy, networks, purification
+from purify_jax.types import image_keys
+
+#: Label → curvature estimate; network calls a step.
+CURVATURES: dict[str, tuple[Callable, int]] = {
+    "finite difference": (purification.finite_difference, 2),
+    "Jacobian-vector product": (purification.jacobian_vector_product, 2),
+    "secant": (purification.secant, 1),
+}
+
+
+def purifier(settings: Settings, curvature: Callable, dtype: str = "float32", **changes: Any):
+    """The paper's purifier with an untrained NCSNv2."""
+    _, params, _ = settings.jax_network()
+    network = networks.NCSNv2(features=settings.features, dtype=dtype)
+    return purification.purifier(
+        energy.score_from_network(network, params["params"]),
+        purification.adaptive(0.05, curvature()),
+        num_steps=settings.steps,
+        **{"num_restarts": settings.restarts, "noise_scale": 0.25, **changes},
+    )
+
+
+def purify(settings: Settings) -> list[dict[str, Any]]:
+    """Images per second with T steps and S restarts, per curvature estimate."""
+    count = settings.images
+    keys = image_keys(jax.random.key(0), jnp.arange(count))
+    images = jax.random.uniform(jax.random.key(1), (count, 32, 32, 3))
+    runs, flops = {}, {}
+    calls = settings.forward_flops() * settings.steps * settings.restarts * count
+    for name, (curvature, per_step) in CURVATURES.items():
+        for dtype in ("float32", "bfloat16") if settings.bfloat16 else ("float32",):
+            function = jax.jit(purifier(settings, curvature, dtype))
+            label = f"jax, {name}" + (", bfloat16" if dtype == "bfloat16" else "")
+            runs[label] = lambda f=function: jax.block_until_ready(f(keys, images))
+            flops[label] = calls * per_step
+    if torch := torch_or_none():
+        from benchmarks import torch_published
+
+        for label, layout in settings.torch_layouts(torch).items():
+            module, _ = settings.torch_network(torch, layout)
+            x = settings.torch_images(torch, layout, count)
+
+            def run(module=module, x=x) -> None:
+                torch_published.purify_restarts(
+                    module, x, settings.restarts, steps=settings.steps, noise_scale=0.25
+                )
+                settings.finish(torch)
+
+            runs[label] = run
+    times = timing.alternate(runs, settings.repeats)
+    what = f"purification, T={settings.steps}, S={settings.restarts}, {count} images"
+    return settings.rows(what, times, count, "images_per_s", flops)
+
+
+def gradients(settings: Settings) -> list[dict[str, Any]]:
+    """Gradient evaluations per second (one: one image, one EOT sample), BPDA and exact."""
+    count, samples, restarts = settings.images, settings.eot, settings.attack_restarts
+    keys = image_keys(jax.random.key(0), jnp.arange(count))
+    images = jax.random.uniform(jax.random.key(1), (count, 32, 32, 3))
+    labels = jnp.zeros(count, jnp.int32)
+    logits_fn = settings.jax_classifier()
+    rows = []
+    for kind, factory in (("BPDA+EOT", attacks.bpda), ("exact+EOT", attacks.exact)):
+        runs, flops = {}, {}
+        calls = settings.forward_flops() * settings.steps * restarts * count * samples
+        for name, (curvature, per_step) in CURVATURES.items():
+            model = pj.defense.defend(purifier(settings, curvature, num_restarts=restarts), logits_fn)
+            function = jax.jit(attacks.eot(factory(model), samples))
+            runs[f"jax, {name}"] = lambda f=function: jax.block_until_ready(f(keys, images, labels))
+            # Without what is computed again, and without the classifier.
+            flops[f"jax, {name}"] = calls * per_step * (1 if factory is attacks.bpda else 2)
+        if torch := torch_or_none():
+            runs |= _torch_gradients(settings, torch, kind)
+        times = timing.alternate(runs, settings.repeats)
+        what = f"{kind} gradient, T={settings.steps}, S={restarts}, EOT {samples}, {count} images"
+        rows += settings.rows(what, times, count * samples, "gradients_per_s", flops)
+    return rows
+
+
+def _torch_gradients(settings: Settings, torch: Any, kind: str) -> dict[str, Callable]:
+    from benchmarks import torch_published
+    from benchmarks.torch_wide_resnet import WideResNet
+
+    device = settings.torch_device(torch)
+    classifier = WideResNet(settings.depth, settings.width).eval().requires_grad_(False).to(device)
+    labels = torch.zeros(settings.images, dtype=torch.long, device=device)
+    gradient = {
+        "BPDA+EOT": torch_published.bpda_gradient,
+        "exact+EOT": torch_published.exact_gradient,
+    }[kind]
+    runs = {}
+    for label, layout in settings.torch_layouts(torch).items():
+        module, _ = settings.torch_network(torch, layout)
+        x = settings.torch_images(torch, layout, settings.images)
+
+        def run(module=module, x=x) -> None:
+            gradient(
+                module, classifier, x, labels, restarts=settings.attack_restarts,
+                samples=settings.eot, steps=settings.steps, noise_scale=0.25,
+            )  # fmt: skip
+            settings.finish(torch)
+
+        runs[label] = run
+    return runs

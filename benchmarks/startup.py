@@ -1,0 +1,94 @@
+"""Time to import, time to the first purified image without and with a cache, recompilations."""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import jax
+
+import purify_jax as pj
+from benchmarks import timing
+from benchmarks.settings import Settings
+from purify_jax import attacks, energy, networks, noise, training
+
+_IMPORT = "import purify_jax"
+_FIRST = """
+import jax, purify_jax as pj
+model = pj.pretrained.load("digits")
+images, _ = pj.data.load_split("digits", "test[:16]").batch(range(16))
+keys = pj.types.image_keys(jax.random.key(0), jax.numpy.arange(16))
+jax.block_until_ready(jax.jit(model.defense)(keys, images))
+"""
+
+
+def measure(settings: Settings) -> list[dict[str, Any]]:
+    """Rows with seconds of whole Python processes, and counts of compilations."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        cached = {
+            "JAX_COMPILATION_CACHE_DIR": folder,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        }
+        _seconds(_FIRST, cached)
+        cases = {
+            "start Python, import purify_jax": (_IMPORT, {}),
+            "the same, first purified images, no cache": (_FIRST, {}),
+            "the same, first purified images, programs in the cache": (_FIRST, cached),
+        }
+        runs = {
+            name: (lambda code=code, env=env: _seconds(code, env))
+            for name, (code, env) in cases.items()
+        }
+        for name, times in timing.alternate(runs, settings.repeats).items():
+            rows.append({"what": name, "seconds": statistics.median(times)})
+    return [*rows, *_recompilations()]
+
+
+def _seconds(code: str, variables: dict[str, str]) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **variables}, check=True)
+    return time.perf_counter() - started
+
+
+def _recompilations() -> list[dict[str, Any]]:
+    """Programs compiled after the first dispatch of a training, and after an attack's first batch."""
+    dataset = pj.data.load_split("digits", "train[:64]")
+    network, optimizer = networks.MLP((64,)), training.adam(1e-3, 100)
+    loss = training.dsm_loss(
+        network, energy.score_from_energy_network, noise.linear(0.5, 0.1, 8), noise.per_variance
+    )
+    run = training.scan_steps(loss, optimizer, jax.random.key(0))
+    state = training.init_state(network, optimizer, jax.random.key(0), dataset.image_shape)
+    compiled_by_dispatch: list[int] = []
+    with timing.count_compilations() as compiled:
+
+        def counted(*arguments: Any) -> Any:
+            compiled_by_dispatch.append(len(compiled))
+            return run(*arguments)
+
+        training.fit(
+            counted, state, dataset, num_steps=70, batch_size=16, seed=0,
+            steps_per_dispatch=10, progress=False,
+        )  # fmt: skip
+        after_training = len(compiled) - compiled_by_dispatch[1]
+    model = pj.pretrained.load("digits").defense
+    attack = attacks.pgd(attacks.exact(model), epsilon=0.1, step_size=0.05, num_steps=2)
+    batches: list[int] = []
+    with timing.count_compilations() as compiled:
+        pj.evaluation.evaluate(
+            jax.random.key(0), model, {"exact": attack}, pj.data.load_split("digits", "test[:80]"),
+            draws=1, batch_size=32,
+            on_batch=lambda name, done, records: batches.append(len(compiled)),
+        )  # fmt: skip
+    per_attack = len(batches) // 2
+    return [
+        {"what": "programs compiled in dispatches 2 to 7 of a training", "count": after_training},
+        {
+            "what": "programs compiled in batches 2 and 3 of an attack (the last one padded)",
+            "count": batches[-1] - batches[per_attack],
+        },
+    ]

@@ -1,0 +1,134 @@
+"""Purification, attacks and training in PyTorch, eager, as the published code is written.
+
+Python loops over steps, restarts and EOT samples; a batch of images goes through the network at
+once. The arithmetic is that of ``purify_jax`` (no early exit: both do all steps of all images), so
+that times compare.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Score = Callable[[Tensor], Tensor]
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).flatten(1).sum(1)
+
+
+def purify(
+    score: Score,
+    images: Tensor,
+    *,
+    steps: int,
+    noise_scale: float,
+    rate: float = 0.05,
+    min_step: float = 1e-5,
+    max_step: float = 0.1,
+    stop_threshold: float = 1e-3,
+    delta: float = 1e-3,
+) -> Tensor:
+    """One restart of ADP with finite differences, differentiable if gradients are enabled."""
+    x = (images + noise_scale * torch.randn_like(images)).clamp(0, 1)
+    active = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    for _ in range(steps):
+        s = score(x)
+        change = score(x + delta * s) - s
+        curvature = -_dot(s, change) / _dot(s, s) / delta
+        alpha = (rate / curvature).clamp(min_step, max_step)
+        active = active & (alpha > stop_threshold)
+        alpha = torch.where(active, alpha, torch.zeros_like(alpha))
+        x = (x + alpha[:, None, None, None] * s).clamp(0, 1)
+    return x
+
+
+def purify_restarts(score: Score, images: Tensor, restarts: int, **settings: float) -> Tensor:
+    """All restarts, one after the other, without gradients; ``[restarts, batch, c, h, w]``."""
+    with torch.no_grad():
+        return torch.stack([purify(score, images, **settings) for _ in range(restarts)])
+
+
+def _loss(logits: list[Tensor], labels: Tensor) -> Tensor:
+    log_probs = torch.logsumexp(torch.stack([F.log_softmax(z, -1) for z in logits]), 0)
+    return F.nll_loss(log_probs, labels, reduction="sum")
+
+
+def bpda_gradient(
+    score: Score,
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    restarts: int,
+    samples: int,
+    **settings: float,
+) -> Tensor:
+    """BPDA+EOT: the classifier's gradient at the purified images, averaged over samples."""
+    total = torch.zeros_like(images)
+    for _ in range(samples):
+        leaf = torch.zeros_like(images, requires_grad=True)
+        purified = purify_restarts(score, images, restarts, **settings)
+        loss = _loss([classifier(p + leaf) for p in purified], labels)
+        total += torch.autograd.grad(loss, leaf)[0]
+    return total / samples
+
+
+def exact_gradient(
+    score: Score,
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    restarts: int,
+    samples: int,
+    **settings: float,
+) -> Tensor:
+    """Exact+EOT: the gradient through every step, step sizes included; the graph is kept whole."""
+    total = torch.zeros_like(images)
+    for _ in range(samples):
+        leaf = images.clone().requires_grad_(True)
+        logits = [classifier(purify(score, leaf, **settings)) for _ in range(restarts)]
+        total += torch.autograd.grad(_loss(logits, labels), leaf)[0]
+    return total / samples
+
+
+def dsm_step(
+    network: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    sigmas: Tensor,
+) -> None:
+    """One step of denoising score matching with Adam, clipping and a moving average."""
+    images = torch.where(
+        torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5, images.flip(-1), images
+    )
+    sigma = sigmas[torch.randint(len(sigmas), (len(images),), device=images.device)]
+    sigma = sigma[:, None, None, None]
+    noise = torch.randn_like(images)
+    error = network(images + sigma * noise) / sigma + noise / sigma
+    loss = (0.5 * (error * sigma) ** 2).flatten(1).sum(1).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+    with torch.no_grad():
+        for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
+            slow.lerp_(fast, 0.001)
+
+
+def stored_bytes(run: Callable[[], object]) -> int:
+    """Bytes of the tensors that autograd keeps for the backward pass while ``run`` runs."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        keep = run()
+    del keep
+    return sum(seen.values())
