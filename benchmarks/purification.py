@@ -76,7 +76,9 @@ def gradients(settings: Settings) -> list[dict[str, Any]]:
         runs, flops = {}, {}
         calls = settings.forward_flops() * settings.steps * restarts * count * samples
         for name, (curvature, per_step) in CURVATURES.items():
-            model = pj.defense.defend(purifier(settings, curvature, num_restarts=restarts), logits_fn)
+            model = pj.defense.defend(
+                purifier(settings, curvature, num_restarts=restarts), logits_fn
+            )
             function = jax.jit(attacks.eot(factory(model), samples))
             runs[f"jax, {name}"] = lambda f=function: jax.block_until_ready(f(keys, images, labels))
             # Without what is computed again, and without the classifier.

@@ -73,6 +73,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 def _fail(message: str, at_once: bool = False) -> None:
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    if at_once:  # orbax's threads would add pages about the interpreter's end
+    # Orbax's threads would add pages about the interpreter's end, and other processes would wait.
+    if at_once or (flags.FLAGS.is_parsed() and flags.FLAGS.coordinator):
         os._exit(1)
     sys.exit(1)

@@ -6,6 +6,7 @@ partitioned by XLA, which adds up the gradients.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from purify_jax import lifeline
 from purify_jax.types import InputError
 
 AXIS = "data"
@@ -45,7 +47,14 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
         )
     if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
         raise InputError(f"process_id: got {process_id}, expected 0 to {num_processes - 1}")
+    if coordinator is None:
+        jax.distributed.initialize()
+        return
+    # Else JAX aborts the process before it can say what happened. The flag is JAX 0.7's or later.
+    with suppress(AttributeError):
+        jax.config.update("jax_enable_recoverability", True)
     jax.distributed.initialize(coordinator, num_processes, process_id)
+    lifeline.connect(coordinator.rsplit(":", 1)[0])
 
 
 def check_one_writer(path: Any) -> None:

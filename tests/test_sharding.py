@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -93,12 +94,89 @@ def test_four_devices_give_the_numbers_of_one(tmp_path):
     assert run(moved, 4, 40)["norm"] == pytest.approx(one["norm"], rel=1e-5)
 
 
+WATCH = """
+import socket, sys, time
+from purify_jax import lifeline
+lifeline._watch(socket.create_connection(("127.0.0.1", int(sys.argv[1]))))
+print("connected", flush=True)
+lifeline._threads[0].join(60)
+print("went on")
+"""
+
+
+@pytest.mark.parametrize("goodbye", [False, True])
+def test_a_cut_line_ends_a_process_with_one_line(goodbye):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        process = subprocess.Popen(
+            [sys.executable, "-c", WATCH, port], cwd=ROOT, env=environment(),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        line, _ = server.accept()
+        assert process.stdout.readline() == "connected\n"
+        if goodbye:
+            line.sendall(b"g")
+        line.close()
+        out, err = process.communicate(timeout=60)
+    if goodbye:
+        assert (process.returncode, out) == (0, "went on\n")
+    else:
+        assert (process.returncode, out) == (1, "")
+        (message,) = err.strip().splitlines()
+        assert "ended before its work was done" in message
+        assert "continue from the last checkpoint" in message
+
+
+def free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_stops_the_other_and_four_devices_continue_on_one(victim, tmp_path):
+    address, errors = free_address(), [tmp_path / f"{rank}.err" for rank in (0, 1)]
+
+    def train(steps, devices, *joined, **options):
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments.train_ebm",
+             "--config=experiments/configs/digits.py", f"--config.ebm.steps={steps}",
+             "--config.ebm.schedule=constant", "--config.ebm.steps_per_dispatch=50",
+             "--config.ebm.checkpoint_every=100", f"--workdir={tmp_path / 'ebm'}",
+             "--noprogress", *joined],
+            cwd=ROOT, **options,
+            env=environment() | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+        )  # fmt: skip
+
+    both = [
+        train(10**6, 2, f"--coordinator={address}", "--num_processes=2", f"--process_id={rank}",
+              stderr=errors[rank].open("w"))
+        for rank in (0, 1)
+    ]  # fmt: skip
+    checkpoints = tmp_path / "ebm" / "checkpoints"
+    saved = lambda: [int(p.name) for p in checkpoints.glob("[0-9]*") if p.name.isdigit()]
+    deadline = time.monotonic() + 200
+    while max(saved(), default=0) < 200 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    both[victim].kill()
+    assert both[1 - victim].wait(60) == 1
+    last = errors[1 - victim].read_text().strip().splitlines()[-1]
+    assert "error: processes: another of the 2 processes" in last
+    # The same folder, on one device of one process, to a step that the killed run had not reached.
+    reached = max(saved())
+    (tmp_path / "ebm" / "config.json").unlink()  # it holds the number of steps, which changes
+    done = train(reached + 100, 1, stderr=subprocess.PIPE, text=True)
+    _, err = done.communicate(timeout=200)
+    assert done.returncode == 0, err[-2000:]
+    steps = [json.loads(x)["step"] for x in (tmp_path / "ebm" / "metrics.jsonl").open()]
+    assert steps == [*range(50, reached + 101, 50)]
+
+
 @pytest.mark.slow
 def test_two_processes_with_two_devices_give_the_numbers_of_one(tmp_path):
     one = run(tmp_path / "one", 1, 40, 6)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     both = [start(tmp_path / "two", 2, 40, 6, address, rank) for rank in (0, 1)]
     for process in both:
         found = finish(process)
