@@ -18,7 +18,7 @@ from tqdm import tqdm
 import purify_jax as pj
 from experiments import cli, loading
 from purify_jax import attacks as atk
-from purify_jax import baselines, evaluation, plots
+from purify_jax import baselines, evaluation, plots, sharding
 from purify_jax.corruptions import BENCHMARK, scoring
 from purify_jax.types import InputError, image_keys
 
@@ -110,12 +110,13 @@ def _measure(name, defense, dataset, corrupted) -> dict:
         "exact+EOT": pgd(atk.exact(defense), samples),
     }
     records = evaluation.evaluate(
-        key, defense, attacks, dataset, draws=FLAGS.draws, batch_size=FLAGS.batch_size
-    )
+        key, defense, attacks, dataset, draws=FLAGS.draws, batch_size=FLAGS.batch_size,
+        mesh=sharding.default_mesh(),
+    )  # fmt: skip
     row: dict = {n: evaluation.accuracy(records, n) for n in ("clean", *attacks)}
     found = scoring.evaluate(
         key, {name: defense}, lambda n, s: corrupted[n], names=BENCHMARK,
-        severities=[FLAGS.severity], batch_size=FLAGS.batch_size,
+        severities=[FLAGS.severity], batch_size=FLAGS.batch_size, mesh=sharding.default_mesh(),
     )  # fmt: skip
     row["corrupted"] = scoring.mean_accuracy(found[name])
     row["milliseconds"] = 1000 * _seconds(defense, dataset) / min(FLAGS.batch_size, len(dataset))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import purify_jax as pj
 from experiments import cli, loading
-from purify_jax import plots
+from purify_jax import plots, sharding
 from purify_jax.corruptions import EXTRA, NAMES, SEVERITIES, check_name, corrupt, scoring
 from purify_jax.types import InputError
 
@@ -56,6 +56,7 @@ def main(argv: list[str]) -> None:
             paths={m: workdir / f"records_{m}.jsonl" for m in loaded.models},
             header={"dataset": dataset.name, "images": FLAGS.images, "seed": FLAGS.seed},
             on_done=lambda name, severity: bar.update(1),
+            mesh=sharding.default_mesh(),
         )
     _write(workdir, found, _sheet(load, dataset, names))
 

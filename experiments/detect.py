@@ -16,7 +16,7 @@ from tqdm import tqdm
 import purify_jax as pj
 from experiments import cli, loading
 from purify_jax import attacks as atk
-from purify_jax import detection, evaluation, plots
+from purify_jax import detection, evaluation, plots, sharding
 from purify_jax.types import InputError, fold_keys, image_keys
 
 loading.define(images=180, batch_size=60, ebm_required=True)
@@ -58,8 +58,8 @@ def main(argv: list[str]) -> None:
     defense = loaded.defense
     norm = detection.score_norm(score_fn)
     statistics = {
-        "score norm": norm,
-        "energy drop": detection.energy_drop(score_fn, defense.purifier, energy_fn),
+        "score norm": _compiled(norm),
+        "energy drop": _compiled(detection.energy_drop(score_fn, defense.purifier, energy_fn)),
     }
     clean = {n: _values(key, s, whole, FLAGS.images, wanted) for n, s in statistics.items()}
     threshold = detection.fit_threshold(clean["score norm"], FLAGS.false_positive_rate)
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
     models = {"undefended": loaded.undefended, "purified": defense, "decision rule": rule}
     # Compiled once for all attacks; with keys of its own, apart from the statistics'.
     predictions = {
-        label: jax.jit(lambda k, x, model=model: model(fold_keys(k, 7), x).argmax(-1))
+        label: _compiled(lambda k, x, model=model: model(fold_keys(k, 7), x).argmax(-1))
         for label, model in models.items()
     }
     for name, attack in tqdm(batches, desc="attacks", disable=not FLAGS.progress):
@@ -100,8 +100,12 @@ def _attacks(bare, rule, norm, threshold):
     yield "evading, decision rule", pgd(eot(detection.evading(rule, norm, threshold)))
 
 
+def _compiled(function):
+    return sharding.over_images(function, sharding.default_mesh())
+
+
 def _batches(count: int):
-    size = min(FLAGS.batch_size, count)
+    size = sharding.round_up(min(FLAGS.batch_size, count), sharding.default_mesh())
     for start in range(0, count, size):
         chosen = np.arange(start, min(start + size, count))
         yield chosen, np.resize(chosen, size)
@@ -114,16 +118,15 @@ def _values(key, statistic, dataset, start: int, stop: int) -> np.ndarray:
 
 
 def _of_images(key, statistic, images, start: int = 0) -> np.ndarray:
-    compiled = jax.jit(statistic)
     found = np.empty(len(images))
     for chosen, padded in _batches(len(images)):
         keys = image_keys(evaluation.stream_key(key, "statistic"), start + padded)
-        found[chosen] = np.asarray(compiled(keys, images[padded]))[: len(chosen)]
+        found[chosen] = np.asarray(statistic(keys, images[padded]))[: len(chosen)]
     return found
 
 
 def _attacked(key, name: str, attack, dataset) -> np.ndarray:
-    compiled = jax.jit(attack)
+    compiled = _compiled(attack)
     adversarial = np.empty((len(dataset), *dataset.image_shape), np.float32)
     for chosen, padded in _batches(len(dataset)):
         keys = image_keys(evaluation.stream_key(key, f"attack {name}"), padded)

@@ -101,6 +101,7 @@ def _attack(label: str, model: pj.defense.Defense, dataset, workdir: Path) -> li
             header={"suite": FLAGS.suite, "norm": FLAGS.norm, "epsilon": FLAGS.epsilon},
             drop_fallen=suites.SUITES[FLAGS.suite].drop_fallen,
             mesh=sharding.default_mesh(),
+            on_start=lambda attack: bar.set_description(f"{label}, {attack}: compiling"),
             on_batch=on_batch,
             keep_images=keep,
         )

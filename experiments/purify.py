@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import purify_jax as pj
 from experiments import cli
-from purify_jax import plots
+from purify_jax import plots, sharding
 from purify_jax.types import InputError, image_keys
 
 flags.DEFINE_string("ebm", None, "Energy or score model (.safetensors).", required=True)
@@ -43,9 +43,10 @@ def main(argv: list[str]) -> None:
     if FLAGS.batch_size < 1:
         raise InputError(f"batch_size: got {FLAGS.batch_size}, expected at least 1")
     names, images, skipped = _read(Path(FLAGS.input), model.image_shape)
-    run = jax.jit(lambda keys, x: purifier(keys, x)[0].mean(axis=0))
+    mesh = sharding.default_mesh()
+    run = sharding.over_images(lambda keys, x: purifier(keys, x)[0].mean(axis=0), mesh)
     key, purified = jax.random.key(FLAGS.seed), []
-    size = min(FLAGS.batch_size, len(images))
+    size = sharding.round_up(min(FLAGS.batch_size, len(images)), mesh)
     for start in tqdm(range(0, len(images), size), desc="purifying", unit="batch"):
         # The last batch is filled up, so that there is one compilation.
         indices = np.minimum(np.arange(start, start + size), len(images) - 1)

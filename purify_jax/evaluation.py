@@ -58,6 +58,7 @@ def evaluate(
     header: Mapping[str, Any] | None = None,
     drop_fallen: bool = False,
     shared_keys: bool = False,
+    on_start: Callable[[str], None] | None = None,
     on_batch: Callable[[str, int, list[Record]], None] | None = None,
     keep_images: Callable[[str, np.ndarray, np.ndarray], None] | None = None,
     mesh: Mesh | None = None,
@@ -81,6 +82,7 @@ def evaluate(
       header: settings that identify the run in that file, beside those known here.
       drop_fallen: do not attack again an image that some earlier attack made ``one_draw`` wrong.
       shared_keys: a white box that knows the defender's keys: attack and scoring get the same.
+      on_start: called with the attack before its first batch, which compiles it.
       on_batch: called with (attack, images done, records of the batch), for progress.
       keep_images: called with (attack, indices, adversarial images).
       mesh: devices to split each batch over (``sharding.data_mesh()``); one device by default.
@@ -113,6 +115,8 @@ def evaluate(
             todo = [i for i in range(len(dataset)) if not (drop_fallen and i in fallen)]
             skipped = sorted(set(range(len(dataset))) - set(todo))
             done: list[Record] = []
+            if on_start is not None:
+                on_start(name)
             for start in range(0, len(todo), batch_size):
                 chosen = todo[start : start + batch_size]
 

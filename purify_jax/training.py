@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from purify_jax import energy, losses, sharding
+from purify_jax import compiling, energy, losses, sharding
 from purify_jax.checkpoints import TrainingCheckpoints
 from purify_jax.data import Dataset, batch_indices
 from purify_jax.types import Array, InputError, Keys, Params, check_at_least, fold_keys, image_keys
@@ -264,7 +265,7 @@ def fit(
             metrics_file = _open_metrics(Path(workdir) / "metrics.jsonl", int(state.step))
     data = (dataset.images, dataset.labels)
     images, labels = sharding.replicate(mesh, data) if mesh else map(jnp.asarray, data)
-    step = int(state.step)
+    step = first = int(state.step)
     bar = tqdm(
         total=num_steps,
         initial=step,
@@ -281,6 +282,11 @@ def fit(
                     for k in range(step, step + count)
                 ]
             )
+            if step == first and not bar.disable:
+                announce = lambda line: bar.write(f"{description}: {line}", file=sys.stderr)
+                compiling.ahead_of_time(
+                    run_steps, state, images, labels, indices, announce=announce
+                )
             state, metrics = run_steps(state, images, labels, indices)
             step += count
             values = {name: float(value) for name, value in metrics.items()}

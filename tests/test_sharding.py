@@ -22,6 +22,7 @@ import jax, numpy as np
 import purify_jax as pj
 from experiments import building
 from experiments.configs import digits
+from purify_jax.corruptions import scoring
 from purify_jax import attacks, certification, evaluation, sharding
 
 folder, steps, images = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -44,6 +45,9 @@ if images:
     found["records"] = evaluation.evaluate(
         jax.random.key(0), defense, {"pgd": attack}, test.take(images), draws=2, batch_size=images,
         mesh=mesh)
+    found["corrupted"] = {n: list(r[1]) for n, r in scoring.evaluate(
+        jax.random.key(0), {"defense": defense}, lambda n, s: scoring.corrupted(test.take(images), n, s),
+        names=["fog", "contrast"], severities=[1], batch_size=images, mesh=mesh)["defense"].items()}
     found["certificates"] = certification.certify(
         jax.random.key(0), defense, test.take(images), sigma=0.2, n0=5, n=40, batch_size=images,
         samples_at_once=20, mesh=mesh)
@@ -80,6 +84,7 @@ def assert_same(one, other):
     for a, b in zip(one["records"], other["records"], strict=True):
         assert (a["attack"], a["index"], a["one_draw"]) == (b["attack"], b["index"], b["one_draw"])
         assert a["loss"] == pytest.approx(b["loss"], abs=0.02)
+    assert other["corrupted"] == one["corrupted"]
     for a, b in zip(one["certificates"], other["certificates"], strict=True):
         assert abs(a["votes"] - b["votes"]) <= 1
 

@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT, environment, keys_for
 
 import purify_jax as pj
-from purify_jax import training
+from purify_jax import compiling, training
 from purify_jax.types import InputError
 
 
@@ -161,3 +161,23 @@ def test_augmentation():
 def test_zero_steps_are_named(digits_test):
     with pytest.raises(InputError, match="num_steps: got 0"):
         training.fit(None, None, digits_test, num_steps=0, batch_size=1, seed=0)
+
+
+def test_compiling_ahead_says_so_and_is_not_repeated():
+    lines, compiled = [], []
+    listen = lambda event, seconds, **_: (
+        compiled.append(event) if "backend_compile" in event else None
+    )
+    function = jax.jit(lambda x: jax.lax.scan(lambda y, _: (y @ y, None), x, length=3)[0])
+    x = jnp.ones((100, 100))
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    compiling.ahead_of_time(function, x, announce=lines.append)
+    assert compiled
+    count = len(compiled)
+    function(x)
+    jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(compiled) == count
+    assert lines[0] == "compiling ..."
+    # One turn of the loop: 100³ multiplications and as many additions, to three digits.
+    assert "; 0.002 GFLOP a step" in lines[1]
+    assert "MB of temporary memory" in lines[1]

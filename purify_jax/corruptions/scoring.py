@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from purify_jax import sharding
 from purify_jax.corruptions import BENCHMARK, NAMES, SEVERITIES, check_name, corrupt
 from purify_jax.data import Dataset
 from purify_jax.evaluation import stream_key
@@ -75,6 +76,7 @@ def evaluate(
     paths: Mapping[str, str | Path] | None = None,
     header: Mapping[str, Any] | None = None,
     on_done: Callable[[str, int], None] | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, dict[str, dict[int, Interval]]]:
     """Accuracy of each model under each corruption and severity.
 
@@ -87,14 +89,17 @@ def evaluate(
       paths: model → JSON-lines file of per-image records to write, and to continue from.
       header: settings that identify the run in those files.
       on_done: called with (corruption, severity).
+      mesh: devices to split each batch over; one device by default.
 
     Returns model → corruption → severity → accuracy of one draw, with 95% interval.
     """
     for name in names:
         check_name(name)
+    for path in (paths or {}).values():
+        sharding.check_one_writer(path)
     identify = {"batch_size": batch_size, "severities": list(severities), **(header or {})}
     files = {m: RecordFile((paths or {}).get(m), {**identify, "model": m}) for m in models}
-    compiled = {m: jax.jit(model) for m, model in models.items()}
+    compiled = {m: sharding.over_images(model, mesh) for m, model in models.items()}
     found: dict[str, dict[str, dict[int, Interval]]] = {m: {n: {} for n in names} for m in models}
     try:
         for name in names:
@@ -103,7 +108,7 @@ def evaluate(
                 label = f"{name} {severity}"
                 for model, predict in compiled.items():
                     compute = lambda predict=predict, label=label, dataset=dataset: list(
-                        _predictions(key, predict, dataset, label, batch_size)
+                        _predictions(key, predict, dataset, label, batch_size, mesh)
                     )
                     batch = files[model].batch(label, range(len(dataset)), compute)
                     right = sum(bool(r["one_draw"]) for r in batch)
@@ -117,9 +122,14 @@ def evaluate(
 
 
 def _predictions(
-    key: Array, predict: Callable, dataset: Dataset, label: str, batch_size: int
+    key: Array,
+    predict: Callable,
+    dataset: Dataset,
+    label: str,
+    batch_size: int,
+    mesh: Mesh | None,
 ) -> Iterator[Record]:
-    batch_size = min(batch_size, len(dataset))
+    batch_size = sharding.round_up(min(batch_size, len(dataset)), mesh)
     for start in range(0, len(dataset), batch_size):
         chosen = np.arange(start, min(start + batch_size, len(dataset)))
         padded = np.resize(chosen, batch_size)
