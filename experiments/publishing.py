@@ -25,7 +25,9 @@ def publish(suite: str, plan: Plan, results: Path, folder: Path) -> list[Path]:
         count = int(sum(np.size(x) for x in jax.tree.leaves(model.variables)))
         large = 4 * count > LARGE
         path = folder / f"{suite}_{role}.safetensors"
-        pj.checkpoints.save_model(path, model, ml_dtypes.bfloat16 if large else None)
+        # A file written anew would differ in the order of its header, and have another digest.
+        if not _is_there(path, model):
+            pj.checkpoints.save_model(path, model, ml_dtypes.bfloat16 if large else None)
         files[role] = {
             "name": path.name,
             "sha256": pj.pretrained.digest(path),
@@ -51,6 +53,20 @@ def publish(suite: str, plan: Plan, results: Path, folder: Path) -> list[Path]:
     path = folder / f"{suite}.json"
     write_atomically(path, json.dumps(card, indent=2) + "\n")
     return [*written, path]
+
+
+def _is_there(path: Path, model: pj.checkpoints.Model) -> bool:
+    """Whether the file holds this model already, up to the rounding to bfloat16."""
+    if not path.is_file():
+        return False
+    found = pj.checkpoints.load_model(path)
+    same = lambda a, b: np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=2**-8, atol=0)
+    trees = jax.tree.structure(found.variables) == jax.tree.structure(model.variables)
+    return (
+        trees
+        and (found.role, found.metadata) == (model.role, model.metadata)
+        and all(map(same, *map(jax.tree.leaves, (found.variables, model.variables))))
+    )
 
 
 def _headline(part: dict[str, Any]) -> dict[str, Any]:

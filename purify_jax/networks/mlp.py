@@ -14,17 +14,21 @@ class MLP(nn.Module):
     The first layer widens to ``features[0]``; later layers of equal width are residual. The
     activation is smooth (SiLU), because an energy's score differentiates the network once and
     an exact attack twice.
+
+    dtype: of the computation, e.g. "bfloat16"; parameters and output stay float32.
     """
 
     features: Sequence[int] = (256, 256)
     num_outputs: int | None = None
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        x = 2.0 * images.reshape(images.shape[0], -1) - 1.0
+        dtype = jnp.dtype(self.dtype)
+        x = (2.0 * images.reshape(images.shape[0], -1) - 1.0).astype(dtype)
         for width in self.features:
-            y = nn.silu(nn.Dense(width)(x))
+            y = nn.silu(nn.Dense(width, dtype=dtype)(x))
             x = x + y if x.shape[-1] == width else y
         size = images[0].size if self.num_outputs is None else self.num_outputs
-        x = nn.Dense(size)(x)
+        x = nn.Dense(size, dtype=dtype)(x).astype(images.dtype)
         return x.reshape(images.shape) if self.num_outputs is None else jnp.asarray(x)

@@ -1,6 +1,7 @@
 """A small U-Net with image-shaped output: a score network, or the g of an energy ½‖x − g(x)‖²."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,27 +16,31 @@ class UNet(nn.Module):
 
     features: channels per resolution, finest first; each level halves the resolution.
     blocks: residual blocks per level and direction.
+    dtype: of the computation, e.g. "bfloat16"; parameters and output stay float32.
     """
 
     features: Sequence[int] = (32, 64)
     blocks: int = 1
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        x = Conv(self.features[0], (3, 3))(2.0 * images - 1.0)
+        dtype = jnp.dtype(self.dtype)
+        x = Conv(self.features[0], (3, 3), dtype=dtype)((2.0 * images - 1.0).astype(dtype))
         skips = []
         for level, width in enumerate(self.features):
             if level > 0:
-                x = Conv(width, (3, 3), strides=(2, 2))(x)
+                x = Conv(width, (3, 3), strides=(2, 2), dtype=dtype)(x)
             for _ in range(self.blocks):
-                x = _ResidualBlock(width)(x)
+                x = _ResidualBlock(width, dtype)(x)
             skips.append(x)
         for width, skip in zip(self.features[-2::-1], skips[-2::-1], strict=True):
             x = jax.image.resize(x, skip.shape[:3] + x.shape[3:], "nearest")
-            x = Conv(width, (3, 3))(jnp.concatenate([x, skip], axis=-1))
+            x = Conv(width, (3, 3), dtype=dtype)(jnp.concatenate([x, skip], axis=-1))
             for _ in range(self.blocks):
-                x = _ResidualBlock(width)(x)
-        return Conv(images.shape[-1], (3, 3))(nn.silu(nn.GroupNorm(_groups(x))(x)))
+                x = _ResidualBlock(width, dtype)(x)
+        x = nn.silu(nn.GroupNorm(_groups(x), dtype=dtype)(x))
+        return Conv(images.shape[-1], (3, 3), dtype=dtype)(x).astype(images.dtype)
 
 
 def _groups(x: Array) -> int:
@@ -44,9 +49,11 @@ def _groups(x: Array) -> int:
 
 class _ResidualBlock(nn.Module):
     width: int
+    dtype: Any
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = Conv(self.width, (3, 3))(nn.silu(nn.GroupNorm(_groups(x))(x)))
-        y = Conv(self.width, (3, 3))(nn.silu(nn.GroupNorm(_groups(y))(y)))
+        dtype = self.dtype
+        y = Conv(self.width, (3, 3), dtype=dtype)(nn.silu(nn.GroupNorm(_groups(x), dtype=dtype)(x)))
+        y = Conv(self.width, (3, 3), dtype=dtype)(nn.silu(nn.GroupNorm(_groups(y), dtype=dtype)(y)))
         return x + y
