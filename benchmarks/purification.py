@@ -15,7 +15,7 @@ from purify_jax.types import image_keys
 #: Label → curvature estimate; network calls a step.
 CURVATURES: dict[str, tuple[Callable, int]] = {
     "finite difference": (purification.finite_difference, 2),
-    "Jacobian-vector product": (purification.jacobian_vector_product, 2),
+    "Jacobian-vector product": (purification.jacobian_vector_product, 3),
     "secant": (purification.secant, 1),
 }
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from purify_jax import networks
+from purify_jax.networks import ncsnv2
 from purify_jax.types import InputError
 
 NETWORKS = [
@@ -68,3 +69,11 @@ def test_bfloat16_computes_nearly_the_same_with_float32_parameters(network):
     assert float(jnp.abs(found - expected).max()) > 0  # it is not float32 in disguise
     a, b = (jnp.concatenate([x.ravel() for x in jax.tree.leaves(g)]) for g in (exact, rough))
     assert jnp.vdot(a, b) > 0.98 * jnp.linalg.norm(a) * jnp.linalg.norm(b)
+
+
+def test_elu_and_its_two_derivatives():
+    x = jnp.array([-20.0, -1.0, -1e-3, 0.5, 30.0])
+    first, second = jax.grad(ncsnv2.elu), jax.grad(jax.grad(ncsnv2.elu))
+    assert jnp.allclose(ncsnv2.elu(x), jax.nn.elu(x), atol=1e-7)
+    assert jnp.allclose(jax.vmap(first)(x), jnp.where(x > 0, 1.0, jnp.exp(x)), atol=1e-6)
+    assert jnp.allclose(jax.vmap(second)(x), jnp.where(x > 0, 0.0, jnp.exp(x)), atol=1e-6)

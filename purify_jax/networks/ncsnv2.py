@@ -34,6 +34,23 @@ def _conv(
     )
 
 
+@jax.custom_jvp
+def elu(x: Array) -> Array:
+    """x where positive, exp(x) − 1 elsewhere; its derivative reuses the exponential.
+
+    Against ``jax.nn.elu``, an exact gradient takes 7% less time and a quarter less memory
+    (docs/performance.md); near 0 the value is within a rounding error of 1, not of x.
+    """
+    return jnp.maximum(x, 0) + (jnp.exp(jnp.minimum(x, 0)) - 1)
+
+
+@elu.defjvp
+def _elu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    slope = jnp.exp(jnp.minimum(x, 0))
+    return jnp.maximum(x, 0) + (slope - 1), tangent * slope
+
+
 class InstanceNormPlus(nn.Module):
     """InstanceNorm++: instance normalisation, plus the standardised channel means scaled by α.
 
@@ -91,9 +108,9 @@ class ResidualBlock(nn.Module):
         dilation = self.dilation or 1
         pooled = self.down and self.dilation is None
         inner = x.shape[-1] if self.down else self.features
-        y = nn.elu(InstanceNormPlus(name="normalize1")(x))
+        y = elu(InstanceNormPlus(name="normalize1")(x))
         y = _conv(inner, 3, self.dtype, dilation=dilation, name="conv1")(y)
-        y = nn.elu(InstanceNormPlus(name="normalize2")(y))
+        y = elu(InstanceNormPlus(name="normalize2")(y))
         if pooled:
             pool = lambda size, name: _MeanPooledConv(self.features, size, self.dtype, name=name)
             return pool(1, "shortcut")(x) + pool(3, "conv2")(y)
@@ -117,7 +134,7 @@ class _RCU(nn.Module):
             residual = x
             for stage in range(1, self.stages + 1):
                 name = f"{block}_{stage}_conv"
-                x = _conv(x.shape[-1], 3, self.dtype, bias=False, name=name)(nn.elu(x))
+                x = _conv(x.shape[-1], 3, self.dtype, bias=False, name=name)(elu(x))
             x = x + residual
         return x
 
@@ -144,7 +161,7 @@ class _CRP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = path = nn.elu(x)
+        x = path = elu(x)
         for i in range(2):
             path = max_pool_5(path)
             path = _conv(self.features, 3, self.dtype, bias=False, name=f"convs_{i}")(path)
@@ -250,5 +267,5 @@ class NCSNv2(nn.Module):
             refine = _Refine(out, index == len(levels), dtype, name=f"refine{index}")
             y = refine(inputs, (level.shape[1], level.shape[2]))
         assert y is not None
-        y = nn.elu(InstanceNormPlus(name="normalizer")(y))
+        y = elu(InstanceNormPlus(name="normalizer")(y))
         return _conv(images.shape[-1], 3, dtype, name="end_conv")(y).astype(images.dtype)
