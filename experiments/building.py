@@ -52,7 +52,13 @@ def sigmas(config: ConfigDict) -> jax.Array:
 
 
 def train_ebm(
-    config: ConfigDict, dataset: pj.data.Dataset, workdir: str | Path | None, progress: bool = True
+    config: ConfigDict,
+    dataset: pj.data.Dataset,
+    workdir: str | Path | None,
+    progress: bool = True,
+    *,
+    shard_parameters: bool = False,
+    stream: bool | None = None,
 ) -> tuple[pj.checkpoints.Model, bool]:
     """Trains the energy model of ``config.ebm``; (the EMA model, whether training finished)."""
     section = config.ebm
@@ -71,6 +77,7 @@ def train_ebm(
             flip=section.flip,
             ema_decay=section.ema_decay,
             mesh=mesh,
+            shard_parameters=shard_parameters,
         ),
         training.init_state(net, opt, key, dataset.image_shape),
         dataset,
@@ -78,6 +85,8 @@ def train_ebm(
         description="energy model",
         progress=progress,
         mesh=mesh,
+        shard_parameters=shard_parameters,
+        stream=stream,
         **_loop(config, section),
     )
     metadata = {
@@ -96,6 +105,9 @@ def train_classifier(
     workdir: str | Path | None,
     progress: bool = True,
     purifier: Purifier | None = None,
+    *,
+    shard_parameters: bool = False,
+    stream: bool | None = None,
 ) -> tuple[pj.checkpoints.Model, bool]:
     """Trains the classifier of ``config.classifier``; (the EMA model, whether it finished).
 
@@ -121,6 +133,7 @@ def train_classifier(
             flip=section.flip,
             ema_decay=section.ema_decay,
             mesh=mesh,
+            shard_parameters=shard_parameters,
         ),
         training.init_state(net, opt, key, dataset.image_shape),
         dataset,
@@ -128,6 +141,8 @@ def train_classifier(
         description="classifier",
         progress=progress,
         mesh=mesh,
+        shard_parameters=shard_parameters,
+        stream=stream,
         **_loop(config, section),
     )
     variables = {"params": state.ema_params}

@@ -13,7 +13,7 @@ FLAGS = flags.FLAGS
 
 
 def define_training() -> None:
-    """--config, --workdir, --data_dir, --progress."""
+    """--config, --workdir, --data_dir, --progress, --stream, --shard_parameters."""
     config_flags.DEFINE_config_file(
         "config",
         "experiments/configs/digits.py",
@@ -22,7 +22,25 @@ def define_training() -> None:
     flags.DEFINE_string(
         "workdir", None, "Folder for checkpoints, metrics and the model.", required=True
     )
+    flags.DEFINE_bool(
+        "stream", None, "Leave the data on disk and read ahead (default: if they are large)."
+    )
+    flags.DEFINE_bool(
+        "shard_parameters", False, "Split large parameters over the devices, not only batches."
+    )
     define_data()
+
+
+def training_data(config: ConfigDict) -> pj.data.Dataset:
+    """The training split of the config."""
+    return pj.data.load_split(
+        config.dataset, config.train_split, FLAGS.data_dir, lazy=bool(FLAGS.stream)
+    )
+
+
+def placement() -> dict[str, Any]:
+    """Where data and parameters go; what is learned does not depend on it."""
+    return {"stream": FLAGS.stream, "shard_parameters": FLAGS.shard_parameters}
 
 
 def define_data() -> None:

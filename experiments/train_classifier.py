@@ -23,13 +23,15 @@ def main(argv: list[str]) -> None:
     """Flags in, a model file out."""
     del argv
     config = flagging.training_config("classifier")
-    dataset = pj.data.load_split(config.dataset, config.train_split, FLAGS.data_dir)
+    dataset = flagging.training_data(config)
     workdir = claim_workdir(FLAGS.workdir, {"classifier": flagging.section(config, "classifier")})
     purifier = None
     if FLAGS.ebm:
         ebm = pj.checkpoints.load_model(FLAGS.ebm, ("energy", "score"))
         purifier = pj.models.model_purifier(ebm, num_restarts=1)
-    model, finished = building.train_classifier(config, dataset, workdir, FLAGS.progress, purifier)
+    model, finished = building.train_classifier(
+        config, dataset, workdir, FLAGS.progress, purifier, **flagging.placement()
+    )
     flagging.finish(model, finished, workdir)
 
 

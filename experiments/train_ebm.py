@@ -8,7 +8,6 @@ finished, model.safetensors (the averaged parameters).
 
 from absl import flags
 
-import purify_jax as pj
 from experiments import building, cli, flagging
 from experiments.workdirs import claim_workdir
 
@@ -20,9 +19,11 @@ def main(argv: list[str]) -> None:
     """Flags in, a model file out."""
     del argv
     config = flagging.training_config("ebm")
-    dataset = pj.data.load_split(config.dataset, config.train_split, FLAGS.data_dir)
+    dataset = flagging.training_data(config)
     workdir = claim_workdir(FLAGS.workdir, {"ebm": flagging.section(config, "ebm")})
-    model, finished = building.train_ebm(config, dataset, workdir, FLAGS.progress)
+    model, finished = building.train_ebm(
+        config, dataset, workdir, FLAGS.progress, **flagging.placement()
+    )
     flagging.finish(model, finished, workdir)
 
 

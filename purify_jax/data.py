@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -56,7 +57,32 @@ def to_float(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32)
 
 
-def load_split(name: str, split: str, data_dir: str | Path | None = None) -> Dataset:
+class Records:
+    """Images of a prepared data set that are read when they are asked for, ``[n, h, w, c]``."""
+
+    def __init__(
+        self, source: Any, shape: tuple[int, ...], start: int = 0, stop: int | None = None
+    ):
+        self._source, self._start = source, start
+        self.shape = ((len(source) if stop is None else stop) - start, *shape)
+        self.dtype = np.dtype(np.uint8)
+
+    def part(self, start: int, stop: int) -> "Records":
+        """The images start..stop, still unread."""
+        return Records(self._source, self.shape[1:], self._start + start, self._start + stop)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, chosen: Any) -> np.ndarray:
+        """The images of an array of indices, or of a slice."""
+        indices = (self._start + np.arange(len(self))[chosen]).tolist()
+        return np.stack([r["image"] for r in self._source.__getitems__(indices)])
+
+
+def load_split(
+    name: str, split: str, data_dir: str | Path | None = None, *, lazy: bool = False
+) -> Dataset:
     """Loads a split of a data set into memory.
 
     Args:
@@ -66,6 +92,8 @@ def load_split(name: str, split: str, data_dir: str | Path | None = None) -> Dat
         that is prepared in ``data_dir`` ("mnist", "fashion_mnist", "cifar10", "cifar100", ...).
       split: "train", "test", or a slice such as "train[:80%]" or "test[100:200]".
       data_dir: folder of prepared data sets; not needed for "digits".
+      lazy: leave the images of a tensorflow-datasets set on disk (:class:`Records`); training
+        streams them. The others are loaded.
 
     Raises InputError for an unknown data set or split, or a missing or empty ``data_dir``.
     """
@@ -77,11 +105,14 @@ def load_split(name: str, split: str, data_dir: str | Path | None = None) -> Dat
     elif name == "folder":
         whole = _load_folder(match[1], _checked_dir(name, data_dir))
     else:
-        whole = _load_tfds(name, match[1], _checked_dir(name, data_dir))
+        whole = _load_tfds(name, match[1], _checked_dir(name, data_dir), lazy)
     start, stop = _position(match[2], 0, len(whole)), _position(match[3], len(whole), len(whole))
     chosen = slice(start, stop)
-    if len(whole.images[chosen]) == 0:
+    if start >= stop:
         raise InputError(f"split: {split!r} of {name} has no images, expected at least one")
+    if lazy and isinstance(whole.images, Records):
+        part: Any = whole.images.part(start, stop)
+        return dataclasses.replace(whole, split=split, images=part, labels=whole.labels[chosen])
     return dataclasses.replace(
         whole, split=split, images=whole.images[chosen], labels=whole.labels[chosen]
     )
@@ -122,7 +153,7 @@ def _load_digits(split: str) -> Dataset:
     return Dataset("digits", split, images[parts[split]], labels[parts[split]], 10)
 
 
-def _load_tfds(name: str, split: str, data_dir: Path) -> Dataset:
+def _load_tfds(name: str, split: str, data_dir: Path, lazy: bool) -> Dataset:
     import tensorflow_datasets as tfds
 
     if not (data_dir / name).is_dir():
@@ -144,6 +175,8 @@ def _load_tfds(name: str, split: str, data_dir: Path) -> Dataset:
     except Exception as error:  # tfds raises many kinds of error; all mean: not readable
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"dataset: {name!r} in {data_dir} cannot be read: {reason}") from error
+    if lazy:
+        return _lazy(name, split, builder, source, num_classes)
     records = source.__getitems__(range(len(source)))
     images = np.stack([record["image"] for record in records])
     labels = np.array([record["label"] for record in records], np.int32)
@@ -197,6 +230,24 @@ def read_image(path: Path, channels: int | None = None) -> np.ndarray:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise InputError(f"image: {path} cannot be read: {error}") from error
     return array[..., None] if array.ndim == 2 else array
+
+
+def _lazy(name: str, split: str, builder: Any, source: Any, num_classes: int) -> Dataset:
+    import tensorflow_datasets as tfds
+
+    shape = builder.info.features["image"].shape
+    if None in shape:
+        raise InputError(f"dataset: images of {name!r} are {shape}, expected one size for all")
+    # Labels are small: all of them, without decoding an image.
+    skip = {"image": tfds.decode.SkipDecoding()}
+    undecoded = builder.as_data_source(split=split, decoders=skip)
+    labels = [
+        record["label"]
+        for start in range(0, len(source), 1000)
+        for record in undecoded.__getitems__(range(start, min(start + 1000, len(source))))
+    ]
+    records: Any = Records(source, shape)
+    return Dataset(name, split, records, np.array(labels, np.int32), num_classes)
 
 
 @functools.lru_cache(maxsize=4)

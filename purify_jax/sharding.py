@@ -77,6 +77,43 @@ def replicate(mesh: Mesh | None, tree: Any) -> Any:
     return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, P()))
 
 
+def large_arrays_split(mesh: Mesh, tree: Any, smallest: int = 2**16) -> Any:
+    """Shardings for a tree: arrays of at least ``smallest`` numbers are split over the devices.
+
+    Along the longest axis that the devices divide evenly; all others, and arrays without such an
+    axis, are on every device. For parameters, averages and optimizer states too large for that.
+    """
+
+    def one(array: Any) -> NamedSharding:
+        even = [a for a, n in enumerate(array.shape) if n % mesh.size == 0]
+        if np.prod(array.shape) < smallest or not even:
+            return NamedSharding(mesh, P())
+        chosen = max(even, key=lambda axis: array.shape[axis])
+        return NamedSharding(mesh, P(*(None,) * chosen, AXIS))
+
+    return jax.tree.map(one, tree)
+
+
+def gather(mesh: Mesh | None, tree: Any) -> Any:
+    """Arrays that were split, whole on every device."""
+    if mesh is None:
+        return tree
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(tree)
+
+
+def own_batches(mesh: Mesh | None, shape: tuple[int, ...], read: Callable) -> Any:
+    """An array ``[steps, batch, ...]`` split along its batches; each process reads its own share.
+
+    ``read`` maps a slice of the batch to the numbers ``[steps, that part of the batch, ...]``.
+    """
+    if mesh is None:
+        return jax.device_put(read(slice(None)))
+    spread = NamedSharding(mesh, P(None, AXIS))
+    return jax.make_array_from_callback(
+        shape, spread, lambda index: read(index[1] if index else slice(None))
+    )
+
+
 def split(mesh: Mesh | None, tree: Any) -> Any:
     """Inside jit: asks that the arrays' first axis be split over the mesh."""
     if mesh is None:

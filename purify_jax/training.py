@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +18,9 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from purify_jax import compiling, energy, losses, sharding
+from purify_jax import compiling, energy, feeding, losses, sharding
 from purify_jax.checkpoints import TrainingCheckpoints
-from purify_jax.data import Dataset, batch_indices
+from purify_jax.data import Dataset
 from purify_jax.types import Array, InputError, Keys, Params, check_at_least, fold_keys, image_keys
 
 #: (params, batch_stats, keys, images, labels) → (mean loss, (metrics, new batch_stats)).
@@ -184,30 +184,41 @@ def scan_steps(
     flip: bool = False,
     ema_decay: float = 0.999,
     mesh: Mesh | None = None,
+    shard_parameters: bool = False,
 ) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, dict[str, Array]]]:
     """A jitted function (state, images, labels, indices ``[K, batch]``) → (state, mean metrics).
 
     The data set stays on the device; every step gathers, scales and flips its batch there, and
     K steps are one dispatch. The state is donated. With a ``mesh`` each batch is split over its
-    devices; the batch must be a multiple of their number.
+    devices; the batch must be a multiple of their number, and with ``shard_parameters`` large
+    arrays of the state are split too. Streamed data come as batches: images ``[K, batch, h, w, c]``,
+    labels ``[K, batch]``, and indices that are not looked at.
     """
 
-    def one(carry: tuple, indices: Array) -> tuple[tuple, dict]:
-        state, images, labels = carry
-        keys = image_keys(jax.random.fold_in(key, state.step), jnp.arange(indices.shape[0]))
-        keys, indices = sharding.split(mesh, (keys, indices))
-        batch = sharding.split(mesh, images[indices])
+    def advance(state: TrainState, batch: Array, labels: Array) -> tuple[TrainState, dict]:
+        keys = image_keys(jax.random.fold_in(key, state.step), jnp.arange(batch.shape[0]))
+        keys, batch = sharding.split(mesh, (keys, batch))
         if batch.dtype == jnp.uint8:
             batch = batch.astype(jnp.float32) / 255
         if flip:
             batch = random_flip(fold_keys(keys, 2), batch)
-        state, metrics = train_step(
-            loss_fn, optimizer, state, keys, batch, labels[indices], ema_decay
-        )
+        state, metrics = train_step(loss_fn, optimizer, state, keys, batch, labels, ema_decay)
+        if shard_parameters and mesh is not None:
+            shardings = sharding.large_arrays_split(mesh, state)
+            state = jax.lax.with_sharding_constraint(state, shardings)
+        return state, metrics
+
+    def one(carry: tuple, indices: Array) -> tuple[tuple, dict]:
+        state, images, labels = carry
+        indices = sharding.split(mesh, indices)
+        state, metrics = advance(state, images[indices], labels[indices])
         return (state, images, labels), metrics
 
     def run(state: TrainState, images: Array, labels: Array, indices: Array):
-        (state, _, _), metrics = jax.lax.scan(one, (state, images, labels), indices)
+        if images.ndim == 5:
+            state, metrics = jax.lax.scan(lambda s, b: advance(s, *b), state, (images, labels))
+        else:
+            (state, _, _), metrics = jax.lax.scan(one, (state, images, labels), indices)
         return state, jax.tree.map(jnp.mean, metrics)
 
     return jax.jit(run, donate_argnums=0)
@@ -235,6 +246,8 @@ def fit(
     description: str = "training",
     progress: bool = True,
     mesh: Mesh | None = None,
+    shard_parameters: bool = False,
+    stream: bool | None = None,
 ) -> FitResult:
     """Trains until ``num_steps``, from the newest checkpoint of ``workdir`` if there is one.
 
@@ -243,7 +256,10 @@ def fit(
     was not. SIGTERM saves and returns at the end of the running dispatch. With a ``workdir``,
     metrics go to ``workdir/metrics.jsonl``, checkpoints to ``workdir/checkpoints``. With a ``mesh``,
     state and data are on all its devices (``run_steps`` must be made for it), and a checkpoint may
-    come from another number of devices.
+    come from another number of devices; ``shard_parameters`` as in :func:`scan_steps`, and the
+    state that is returned is whole on every device again. With ``stream`` the data stay where they
+    are and a thread sends each dispatch's batches ahead, every process its own share; by default,
+    when they are no plain array or take more than ``feeding.RESIDENT_BYTES``.
 
     Raises InputError for zero steps or batch size, or a batch size that the devices cannot share
     evenly; OSError if saving fails.
@@ -255,7 +271,10 @@ def fit(
         raise InputError(
             f"batch_size: got {batch_size}, expected a multiple of the {jax.device_count()} devices"
         )
-    state = sharding.replicate(mesh, state)
+    if shard_parameters and mesh is not None:
+        state = jax.device_put(state, sharding.large_arrays_split(mesh, state))
+    else:
+        state = sharding.replicate(mesh, state)
     checkpoint_every = -(-checkpoint_every // steps_per_dispatch) * steps_per_dispatch
     checkpoints = metrics_file = None
     if workdir is not None:
@@ -263,8 +282,6 @@ def fit(
         state = checkpoints.restore_latest(state) or state
         if jax.process_index() == 0:
             metrics_file = _open_metrics(Path(workdir) / "metrics.jsonl", int(state.step))
-    data = (dataset.images, dataset.labels)
-    images, labels = sharding.replicate(mesh, data) if mesh else map(jnp.asarray, data)
     step = first = int(state.step)
     bar = tqdm(
         total=num_steps,
@@ -273,38 +290,39 @@ def fit(
         unit="step",
         disable=not progress or jax.process_index() > 0,
     )
-    with _termination_flag() as terminated, bar:
-        while step < num_steps and not terminated():
-            count = min(steps_per_dispatch - step % steps_per_dispatch, num_steps - step)
-            indices = np.stack(
-                [
-                    batch_indices(seed, k, batch_size, len(dataset))
-                    for k in range(step, step + count)
-                ]
-            )
+    plan = feeding.dispatches(
+        len(dataset), step, num_steps, batch_size=batch_size, seed=seed, at_once=steps_per_dispatch
+    )
+    feed = feeding.feed(dataset, plan, mesh, stream)
+    with _termination_flag() as terminated, bar, closing(feed):
+        for images, labels, indices in feed:
             if step == first and not bar.disable:
                 announce = lambda line: bar.write(f"{description}: {line}", file=sys.stderr)
                 compiling.ahead_of_time(
                     run_steps, state, images, labels, indices, announce=announce
                 )
             state, metrics = run_steps(state, images, labels, indices)
-            step += count
+            step += len(indices)
             values = {name: float(value) for name, value in metrics.items()}
             if not np.isfinite(values["loss"]):
                 raise FloatingPointError(f"loss is {values['loss']} at step {step}")
             if metrics_file is not None:
                 metrics_file.write(json.dumps({"step": step, **values}) + "\n")
                 metrics_file.flush()
-            bar.update(count)
+            bar.update(len(indices))
             bar.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
             if checkpoints is not None and (step % checkpoint_every == 0 or step == num_steps):
                 checkpoints.save(step, state)
+            if terminated():
+                break
         if checkpoints is not None:
             checkpoints.save(step, state)
             checkpoints.wait()
             checkpoints.close()
     if metrics_file is not None:
         metrics_file.close()
+    if shard_parameters:
+        state = sharding.gather(mesh, state)
     return FitResult(state, step >= num_steps)
 
 

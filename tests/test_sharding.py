@@ -17,7 +17,7 @@ from purify_jax import sharding
 from purify_jax.types import InputError
 
 WORK = """
-import json, sys
+import json, os, sys
 import jax, numpy as np
 import purify_jax as pj
 from experiments import building
@@ -33,7 +33,8 @@ config.ebm.steps, config.ebm.steps_per_dispatch, config.classifier.steps = steps
 config.ebm.schedule = "constant"  # the cosine would depend on the number of steps
 config.ebm.checkpoint_every, config.classifier.steps_per_dispatch = 20, 20
 train, test = (pj.data.load_split("digits", s) for s in ("train", "test"))
-ebm, _ = building.train_ebm(config, train, folder, progress=False)
+placement = json.loads(os.environ.get("PLACEMENT", "{}"))
+ebm, _ = building.train_ebm(config, train, folder, progress=False, **placement)
 classifier, _ = building.train_classifier(config, train, None, progress=False)
 mesh = sharding.default_mesh()
 purifier = pj.models.model_purifier(ebm, num_steps=2, num_restarts=2)
@@ -51,12 +52,17 @@ if images:
     found["certificates"] = certification.certify(
         jax.random.key(0), defense, test.take(images), sigma=0.2, n0=5, n=40, batch_size=images,
         samples_at_once=20, mesh=mesh)
+if mesh is not None:
+    split = jax.device_put(dict(ebm.params), sharding.large_arrays_split(mesh, dict(ebm.params)))
+    found["shares"] = sorted({x.size // x.addressable_shards[0].data.size
+                              for x in jax.tree.leaves(split)})
 print("FOUND" + json.dumps(found))
 """
 
 
-def start(folder, devices, steps, images=0, *joined):
+def start(folder, devices, steps, images=0, *joined, **placement):
     env = environment() | {
+        "PLACEMENT": json.dumps(placement),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(ROOT),
     }
@@ -73,8 +79,8 @@ def finish(process):
     return json.loads(out.split("FOUND")[1])
 
 
-def run(folder, devices, steps, images=0):
-    found = finish(start(folder, devices, steps, images))
+def run(folder, devices, steps, images=0, **placement):
+    found = finish(start(folder, devices, steps, images, **placement))
     assert found["devices"] == devices
     return found
 
@@ -93,10 +99,13 @@ def test_four_devices_give_the_numbers_of_one(tmp_path):
     # Six images: the last batch is padded to eight.
     one, four = (run(tmp_path / str(n), n, 40, 6) for n in (1, 4))
     assert_same(one, four)
-    # Trained to the same step on four devices after half of it on one.
+    assert four["shares"] == [1, 4]  # biases whole, the large kernel in four
+    # Trained to the same step on four devices after half of it on one, with everything split.
     moved = tmp_path / "moved"
     run(moved, 1, 20)
-    assert run(moved, 4, 40)["norm"] == pytest.approx(one["norm"], rel=1e-5)
+    assert run(moved, 4, 40, stream=True, shard_parameters=True)["norm"] == pytest.approx(
+        one["norm"], rel=1e-5
+    )
 
 
 WATCH = """
@@ -187,6 +196,11 @@ def test_two_processes_with_two_devices_give_the_numbers_of_one(tmp_path):
         found = finish(process)
         assert found["devices"] == 4
         assert_same(one, found)
+    address = free_address()
+    placement = {"stream": True, "shard_parameters": True}
+    both = [start(tmp_path / "split", 2, 40, 0, address, rank, **placement) for rank in (0, 1)]
+    for process in both:
+        assert finish(process)["norm"] == pytest.approx(one["norm"], rel=1e-5)
 
 
 def test_rounding_and_placement_on_one_device():

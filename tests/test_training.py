@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT, environment, keys_for
 
 import purify_jax as pj
-from purify_jax import compiling, training
+from purify_jax import compiling, energy, feeding, networks, noise, training
 from purify_jax.types import InputError
 
 
@@ -161,6 +161,38 @@ def test_augmentation():
 def test_zero_steps_are_named(digits_test):
     with pytest.raises(InputError, match="num_steps: got 0"):
         training.fit(None, None, digits_test, num_steps=0, batch_size=1, seed=0)
+
+
+def test_streamed_data_give_the_same_parameters_as_resident_ones():
+    dataset = pj.data.load_split("digits", "train[:100]")
+    network, optimizer = networks.MLP((16,)), training.adam(1e-3, 50)
+    loss = training.dsm_loss(
+        network, energy.score_from_network, noise.linear(0.5, 0.1, 8), noise.per_sigma
+    )
+    run = training.scan_steps(loss, optimizer, jax.random.key(0), flip=True)
+
+    def fit(**where):
+        state = training.init_state(network, optimizer, jax.random.key(0), dataset.image_shape)
+        # 33 steps in dispatches of 10: the last one is shorter; 100 images: batches straddle epochs.
+        return training.fit(
+            run, state, dataset, num_steps=33, batch_size=16, seed=3, steps_per_dispatch=10,
+            progress=False, **where,
+        ).state.params  # fmt: skip
+
+    assert_trees_equal = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert_trees_equal(fit(stream=True), fit(stream=False))
+
+
+def test_dispatches_end_at_fixed_steps():
+    plan = lambda start: [
+        x.shape[0] for x in feeding.dispatches(50, start, 33, batch_size=4, seed=0, at_once=10)
+    ]
+    assert plan(0) == [10, 10, 10, 3]
+    assert plan(17) == [3, 10, 3]
+    assert plan(33) == []
+    whole = np.concatenate([*feeding.dispatches(50, 0, 33, batch_size=4, seed=0, at_once=10)])
+    rest = np.concatenate([*feeding.dispatches(50, 17, 33, batch_size=4, seed=0, at_once=10)])
+    np.testing.assert_array_equal(whole[17:], rest)
 
 
 def test_compiling_ahead_says_so_and_is_not_repeated():
