@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import accuracy, memory, networks, purification, startup
+from benchmarks import accuracy, memory, networks, purification, startup, timing
 from benchmarks.settings import Settings, torch_or_none
 from experiments import provenance
 from purify_jax import pretrained, report
@@ -64,6 +64,7 @@ def main() -> None:
     chosen = {k: v for k, v in vars(options).items() if k in Settings.__dataclass_fields__}
     settings = Settings(**chosen)
     torch = torch_or_none()
+    print(f"on {_processor()}", flush=True)
     result: dict[str, Any] = {
         "command": provenance.shown(["benchmarks.run", *sys.argv[1:]], options.data_dir),
         "commit": provenance.commit(),
@@ -71,10 +72,9 @@ def main() -> None:
         "settings": chosen,
         "versions": {**report.versions(), "torch": torch.__version__ if torch else None},
         "processor": _processor(),
-        "matmul_peak_flops_per_s": settings.peak(),
+        "matmul_peak_flops_per_s": timing.matmul_peak(),
         "sections": {},
     }
-    print(f"matrix product: {settings.peak() / 1e9:.0f} GFLOP/s on {_processor()}", flush=True)
     for name in options.sections:
         started = time.perf_counter()
         if name == "accuracy":
@@ -82,9 +82,21 @@ def main() -> None:
         else:
             rows = SECTIONS[name](settings)
         result["sections"][name] = rows
+        # Shared machines have slow minutes: the peak is the best of several measurements.
+        result["matmul_peak_flops_per_s"] = max(
+            result["matmul_peak_flops_per_s"], timing.matmul_peak()
+        )
+        state_shares(result)
         print(f"\n## {name} ({time.perf_counter() - started:.0f} s)\n{table(rows)}", flush=True)
         if options.out:
             write_atomically(options.out, json.dumps(result, indent=1) + "\n")
+
+
+def state_shares(result: dict[str, Any]) -> None:
+    """Sets the share of the measured float32 peak in every row of float32 work."""
+    for row in (row for rows in result["sections"].values() for row in rows):
+        if "flops_per_s" in row and "bfloat16" not in row["code"]:
+            row["share_of_peak"] = row["flops_per_s"] / result["matmul_peak_flops_per_s"]
 
 
 def table(rows: list[dict[str, Any]]) -> str:

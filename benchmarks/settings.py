@@ -61,11 +61,6 @@ class Settings:
         compiled = jax.jit(network.apply).lower(params, images[:1]).compile()
         return float(compiled.cost_analysis()["flops"])
 
-    @functools.cache  # noqa: B019
-    def peak(self) -> float:
-        """The device's measured float32 matrix-product FLOP/s."""
-        return timing.matmul_peak()["flops_per_s"]
-
     def torch_device(self, torch: Any) -> str:
         """The device JAX is on, as PyTorch calls it."""
         on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
@@ -100,7 +95,7 @@ class Settings:
         unit: str,
         flops: dict[str, float],
     ) -> list[dict[str, Any]]:
-        """One row per function: rate, ratio to PyTorch as published, share of the peak."""
+        """One row per function: rate, ratios to PyTorch, FLOP/s."""
         rows = []
         for label, seconds in times.items():
             row = {"what": what, "code": label, **timing.summary(seconds, work, unit)}
@@ -108,8 +103,6 @@ class Settings:
                 row[f"ratio to {other}"] = statistics.median(times[other]) / row["seconds"]
             if label in flops:
                 row["flops_per_s"] = flops[label] / row["seconds"]
-                if "bfloat16" not in label:
-                    row["share_of_peak"] = row["flops_per_s"] / self.peak()
             rows.append(row)
         return rows
 

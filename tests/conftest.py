@@ -88,10 +88,11 @@ def golden_classifier(golden):
 
 @pytest.fixture
 def run_binary():
-    """Runs ``python -m experiments.NAME``; returns the completed process."""
+    """Runs ``python -m experiments.NAME`` (or a module by its full name); the completed process."""
 
     def run(name, *args, check=True, **kwargs):
-        command = [sys.executable, "-m", f"experiments.{name}", *map(str, args)]
+        module = name if "." in name else f"experiments.{name}"
+        command = [sys.executable, "-m", module, *map(str, args)]
         done = subprocess.run(
             command,
             cwd=ROOT,
