@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     del argv
     loaded = loading.load()
     models, dataset = loaded.models, loaded.dataset.take(FLAGS.images)
-    workdir = claim_workdir(FLAGS.workdir, _settings(dataset.name), "evaluation.json")
+    workdir = claim_workdir(FLAGS.workdir, _settings(), "evaluation.json")
 
     found = {label: _attack(label, model, dataset, workdir) for label, model in models.items()}
     shared = None
@@ -59,9 +59,9 @@ def main(argv: list[str]) -> None:
     _report(workdir, found, shared, probes, curve)
 
 
-def _settings(dataset: str) -> dict:
+def _settings() -> dict:
     more = ("suite", "norm", "epsilon", "draws", "eot", "steps")
-    return {**loading.settings(*more), "dataset": dataset}
+    return loading.settings(*more)
 
 
 def _options() -> suites.Options:
@@ -212,7 +212,7 @@ def _report(workdir: Path, found: dict[str, list], shared, probes: dict, curve) 
         workdir / "report.html", "Robustness evaluation", summary, sections, footer
     )
     results = {
-        "settings": _settings(FLAGS.dataset or ""),
+        "settings": _settings(),
         "versions": versions,
         "rows": {label: table for label, table in rows.items()},
         "worst_case": {label: records.worst_case(r) for label, r in found.items()},

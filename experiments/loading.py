@@ -74,6 +74,7 @@ def load() -> Loaded:
         )
         defense = pj.defense.defend(purifier, logits_fn)
     name = FLAGS.dataset or classifier.metadata["dataset"]
+    FLAGS.dataset = name  # results and work directories name it, whether it was given or not
     dataset = pj.data.load_split(name, FLAGS.split, FLAGS.data_dir)
     if dataset.image_shape != tuple(classifier.image_shape):
         raise InputError(

@@ -142,14 +142,13 @@ def test_rounds_alternate_after_a_warm_up():
 def test_the_binary_measures_and_writes(tmp_path, run_binary):
     out = tmp_path / "found.json"
     done = run_binary(
-        "benchmarks.run", "--sections", "network", "--features", "8", "--network_batch", "1",
-        "--repeats", "1", "--out", str(out),
+        "benchmarks.run", "--sections", "accuracy", "--accuracy_images", "16", "--out", str(out),
     )  # fmt: skip
     found = json.loads(out.read_text())
-    (row,) = [
-        r for r in found["sections"]["network"] if (r["what"], r["code"]) == ("forward", "jax")
-    ]
-    assert 0 < row["share_of_peak"] < 1
-    assert found["command"].startswith("python -m benchmarks.run --sections network")
+    clean, attacked = found["sections"]["accuracy"]
+    assert min(clean["secant"], clean["finite difference"]) > 0.8
+    assert attacked["95% interval"][0] <= attacked["difference, points"]
+    assert found["matmul_peak_flops_per_s"] > 1e8
+    assert found["command"].startswith("python -m benchmarks.run --sections accuracy")
     assert found["commit"]
-    assert "input gradient" in done.stdout
+    assert "digits, blind PGD 0.15" in done.stdout
