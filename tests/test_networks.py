@@ -48,7 +48,7 @@ def test_unknown_names_and_fields():
 
 @pytest.mark.parametrize(
     "network",
-    [*NETWORKS, networks.NCSNv2(features=8), networks.WideResNet(depth=10, width=1)],
+    [*NETWORKS, networks.WideResNet(depth=10, width=1)],
     ids=lambda n: type(n).__name__,
 )
 def test_bfloat16_computes_nearly_the_same_with_float32_parameters(network):

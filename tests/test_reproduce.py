@@ -1,5 +1,6 @@
 """reproduce on a small budget: every part writes, names its command, and is not repeated."""
 
+import importlib
 import json
 import shutil
 
@@ -7,7 +8,8 @@ import PIL.Image
 import pytest
 from conftest import ROOT
 
-from experiments import suite_plans, tables
+import purify_jax as pj
+from experiments import building, suite_plans, tables
 
 
 def test_a_part_is_marked_and_not_repeated(run_binary, model_files, tmp_path):
@@ -35,6 +37,23 @@ def test_a_part_is_marked_and_not_repeated(run_binary, model_files, tmp_path):
     done = run_binary("reproduce", *args)
     assert "certification: done before" in done.stdout
     assert (results / "certification.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("name", sorted(suite_plans.SUITES))
+def test_every_suite_has_a_config_that_builds(name):
+    plan = suite_plans.plan(name, None, tables.ROOT / "runs", "DIR")
+    config = importlib.import_module(f"experiments.configs.{name}").get_config()
+    assert config.purification.method in pj.models.METHODS
+    assert building.network(config.ebm) is not None
+    assert building.network(config.classifier, 10) is not None
+    building.optimizer(config.ebm), building.sigmas(config.ebm)
+    # The full plan is the config's own number of steps, and purified training gets its purifier.
+    steps = f"--config.ebm.steps={config.ebm.steps}"
+    trained = [p for p in plan.parts if p.name in ("ebm", "demo")]
+    assert steps in trained[0].command
+    training = [p for p in plan.parts if p.name == "classifier"]
+    purifies = any(x.startswith("--ebm=") for p in training for x in p.command)
+    assert purifies == bool(config.classifier.get("purified", 0.0))
 
 
 def test_a_budget_scales_steps_and_images():

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from purify_jax.networks.convolution import Conv
+from purify_jax.networks.precision import compute_dtype
 from purify_jax.types import Array
 
 
@@ -25,7 +25,7 @@ class ConvNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        dtype = jnp.dtype(self.dtype)
+        dtype = compute_dtype(self.dtype, images)
         x = (2.0 * images - 1.0).astype(dtype)
         for index, width in enumerate(self.features):
             stride = 1 if index == 0 else 2

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from purify_jax.networks.precision import compute_dtype
 from purify_jax.types import Array
 
 
@@ -24,7 +25,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        dtype = jnp.dtype(self.dtype)
+        dtype = compute_dtype(self.dtype, images)
         x = (2.0 * images.reshape(images.shape[0], -1) - 1.0).astype(dtype)
         for width in self.features:
             y = nn.silu(nn.Dense(width, dtype=dtype)(x))

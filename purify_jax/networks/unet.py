@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from purify_jax.networks.convolution import Conv
+from purify_jax.networks.precision import compute_dtype
 from purify_jax.types import Array
 
 
@@ -25,7 +26,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        dtype = jnp.dtype(self.dtype)
+        dtype = compute_dtype(self.dtype, images)
         x = Conv(self.features[0], (3, 3), dtype=dtype)((2.0 * images - 1.0).astype(dtype))
         skips = []
         for level, width in enumerate(self.features):
