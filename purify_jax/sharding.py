@@ -50,7 +50,7 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
     if coordinator is None:
         jax.distributed.initialize()
         return
-    # Else JAX aborts the process before it can say what happened. The flag is JAX 0.7's or later.
+    # Else JAX aborts the process before it can say what happened. Older versions lack the flag.
     with suppress(AttributeError):
         jax.config.update("jax_enable_recoverability", True)
     jax.distributed.initialize(coordinator, num_processes, process_id)
