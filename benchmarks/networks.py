@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks import timing
 from benchmarks.settings import Settings, torch_or_none
-from purify_jax import energy, networks, noise, training
+from purify_jax import energy, noise, training
 
 
 def forward_and_gradient(settings: Settings) -> list[dict[str, Any]]:
@@ -46,7 +46,6 @@ def forward_and_gradient(settings: Settings) -> list[dict[str, Any]]:
 
 def dsm_training(settings: Settings) -> list[dict[str, Any]]:
     """Steps of denoising score matching: device-resident uint8 data, four steps a dispatch."""
-    network, params, images = settings.jax_network()
     steps, batch = 4, settings.train_batch
     optimizer = training.adam(1e-4, 1000, cosine=False)
     levels = noise.geometric(50.0, 0.01, 232)
@@ -57,7 +56,7 @@ def dsm_training(settings: Settings) -> list[dict[str, Any]]:
     for label, dtype in (("jax", "float32"), ("jax, bfloat16", "bfloat16")):
         if dtype == "bfloat16" and not settings.bfloat16:
             continue
-        net = networks.NCSNv2(features=settings.features, dtype=dtype)
+        net, _, images = settings.jax_network(dtype)
         loss = training.dsm_loss(net, energy.score_from_network, levels, noise.per_sigma)
         run = training.scan_steps(loss, optimizer, jax.random.key(0), flip=True)
         holder = [training.init_state(net, optimizer, jax.random.key(0), images.shape[1:])]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import purify_jax as pj
 from benchmarks import timing
 from benchmarks.settings import Settings, torch_or_none
-from purify_jax import attacks, energy, networks, purification
+from purify_jax import attacks, energy, purification
 from purify_jax.types import image_keys
 
 #: Label → curvature estimate; network calls a step.
@@ -22,8 +22,7 @@ CURVATURES: dict[str, tuple[Callable, int]] = {
 
 def purifier(settings: Settings, curvature: Callable, dtype: str = "float32", **changes: Any):
     """The paper's purifier with an untrained NCSNv2."""
-    _, params, _ = settings.jax_network()
-    network = networks.NCSNv2(features=settings.features, dtype=dtype)
+    network, params, _ = settings.jax_network(dtype)
     return purification.purifier(
         energy.score_from_network(network, params["params"]),
         purification.adaptive(0.05, curvature()),

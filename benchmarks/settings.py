@@ -39,7 +39,7 @@ class Settings:
     bfloat16: bool = False
 
     def jax_network(self, dtype: str = "float32") -> tuple[networks.NCSNv2, Any, jax.Array]:
-        """NCSNv2, its parameters (untrained: times do not depend on them), a batch of images."""
+        """NCSNv2 that computes in ``dtype``, its parameters (untrained: times do not depend on them), a batch of images."""
         return networks.NCSNv2(features=self.features, dtype=dtype), *self._variables()
 
     @functools.cache  # noqa: B019

@@ -21,6 +21,9 @@ flags.DEFINE_bool(
     "Keep compiled programs for the next run, under JAX_COMPILATION_CACHE_DIR or the user's cache.",
 )
 flags.DEFINE_string("coordinator", None, "host:port of process 0, for several hosts or processes.")
+flags.DEFINE_bool(
+    "distributed", False, "Join the processes of a TPU pod or cluster that JAX recognises."
+)
 flags.DEFINE_integer("num_processes", None, "How many processes work together.")
 flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
@@ -50,7 +53,7 @@ def run(main: Callable[[list[str]], None]) -> None:
             _fail(f"arguments: got {' '.join(argv[1:])!r}, expected flags only (see --help)")
         _use_compilation_cache()
         try:
-            if flags.FLAGS.coordinator or flags.FLAGS.num_processes:
+            if flags.FLAGS.coordinator or flags.FLAGS.num_processes or flags.FLAGS.distributed:
                 sharding.initialize(
                     flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id
                 )
@@ -74,6 +77,6 @@ def run(main: Callable[[list[str]], None]) -> None:
 def _fail(message: str, at_once: bool = False) -> None:
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     # Orbax's threads would add pages about the interpreter's end, and other processes would wait.
-    if at_once or (flags.FLAGS.is_parsed() and flags.FLAGS.coordinator):
+    if at_once or (jax.distributed.is_initialized()):
         os._exit(1)
     sys.exit(1)

@@ -26,8 +26,9 @@ def publish(suite: str, plan: Plan, results: Path, folder: Path) -> list[Path]:
         large = 4 * count > LARGE
         path = folder / f"{suite}_{role}.safetensors"
         # A file written anew would differ in the order of its header, and have another digest.
-        if not _is_there(path, model):
-            pj.checkpoints.save_model(path, model, ml_dtypes.bfloat16 if large else None)
+        dtype = ml_dtypes.bfloat16 if large else None
+        if not _is_there(path, model, dtype):
+            pj.checkpoints.save_model(path, model, dtype)
         files[role] = {
             "name": path.name,
             "sha256": pj.pretrained.digest(path),
@@ -55,12 +56,13 @@ def publish(suite: str, plan: Plan, results: Path, folder: Path) -> list[Path]:
     return [*written, path]
 
 
-def _is_there(path: Path, model: pj.checkpoints.Model) -> bool:
-    """Whether the file holds this model already, up to the rounding to bfloat16."""
+def _is_there(path: Path, model: pj.checkpoints.Model, dtype: Any) -> bool:
+    """Whether the file holds this model already, as it would be stored."""
     if not path.is_file():
         return False
     found = pj.checkpoints.load_model(path)
-    same = lambda a, b: np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=2**-8, atol=0)
+    stored = lambda x: np.asarray(x) if dtype is None else np.asarray(x).astype(dtype)
+    same = lambda a, b: np.array_equal(a, stored(b).astype(np.float32))
     trees = jax.tree.structure(found.variables) == jax.tree.structure(model.variables)
     return (
         trees

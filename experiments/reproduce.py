@@ -30,7 +30,7 @@ flags.DEFINE_bool("publish", False, "Write the models and their card into pretra
 flagging.define_data()
 FLAGS = flags.FLAGS
 
-#: Beside the parts' folders, it says that the networks were not trained there.
+#: In a training part's folder, it says that the network was not trained there.
 SHIPPED = "shipped.txt"
 
 
@@ -81,7 +81,9 @@ def _run(part: suite_plans.Part, plan: suite_plans.Plan, results: Path) -> None:
         "seconds": round(time.monotonic() - started, 1),
         **{k: provenance.without_paths(v) for k, v in content.items() if k != "seconds"},
     }
-    if not part.is_training and (part.folder.parent / SHIPPED).exists():
+    if part.is_training:
+        (part.folder / SHIPPED).unlink(missing_ok=True)
+    elif any(part.folder.parent.glob(f"*/{SHIPPED}")):
         content["networks"] = "as shipped in pretrained/"
     content.setdefault("versions", provenance.versions())
     for figure in sorted((part.folder / "figures").glob("*.png")):
@@ -103,7 +105,7 @@ def _take_shipped_model(part: suite_plans.Part) -> None:
     pj.pretrained.load(FLAGS.suite)  # checks the digests
     part.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(target, shipped.read_bytes())
-    write_atomically(part.folder.parent / SHIPPED, "The networks are those of pretrained/.\n")
+    write_atomically(part.folder / SHIPPED, "The network is that of pretrained/.\n")
     print(f"{part.name}: not trained here; taken from {shipped}", flush=True)
 
 

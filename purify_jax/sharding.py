@@ -38,7 +38,7 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
     """Joins the processes of several hosts; call it before anything else of JAX.
 
     ``coordinator`` is ``host:port`` of process 0. On a TPU pod or a cluster that JAX knows, all
-    three may be None. Raises InputError for one without the others.
+    three may be None. Raises InputError for one without the others, and where no cluster is found.
     """
     given = [value is not None for value in (coordinator, num_processes, process_id)]
     if any(given) and not all(given):
@@ -48,7 +48,13 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
     if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
         raise InputError(f"process_id: got {process_id}, expected 0 to {num_processes - 1}")
     if coordinator is None:
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise InputError(
+                f"distributed: {error} Expected a cluster that JAX recognises, or coordinator, "
+                "num_processes and process_id"
+            ) from error
         return
     # Else JAX aborts the process before it can say what happened. Older versions lack the flag.
     with suppress(AttributeError):

@@ -212,6 +212,14 @@ def test_rounding_and_placement_on_one_device():
     assert sharding.default_mesh() is None or jax.device_count() > 1
 
 
+def test_no_cluster_to_join_gets_one_line(run_binary, tmp_path):
+    done = run_binary("train_ebm", "--distributed", f"--workdir={tmp_path}", check=False)
+    assert done.returncode == 1
+    (message,) = done.stderr.strip().splitlines()
+    assert message.startswith("error: distributed: ")
+    assert "coordinator, num_processes and process_id" in message
+
+
 def test_bad_input_gets_one_line():
     with pytest.raises(InputError, match="expected all three or none"):
         sharding.initialize("localhost:1234", 2, None)
