@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 import purify_jax as pj
-from purify_jax import attacks, models, records
+from purify_jax import attacks, models
+from purify_jax.evaluation import records
 
 _EPSILON = {"digits": 0.15, "mnist": 0.2, "cifar10": 8 / 255}
 
@@ -28,7 +29,7 @@ def measure(names: list[str], images: int, data_dir: str | None) -> list[dict[st
         for curvature in ("finite_difference", "secant"):
             purifier = models.adp_purifier(shipped.ebm, curvature=curvature)
             found[curvature] = pj.evaluation.evaluate(
-                jax.random.key(0), pj.defense.defend(purifier, shipped.logits_fn), {"blind PGD": blind},
+                jax.random.key(0), pj.defend(purifier, shipped.logits_fn), {"blind PGD": blind},
                 dataset, draws=1, batch_size=64,
             )  # fmt: skip
         for attack in ("clean", "blind PGD"):

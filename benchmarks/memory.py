@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import purify_jax as pj
 from benchmarks.purification import CURVATURES, purifier
 from benchmarks.settings import Settings, torch_or_none
-from purify_jax import attacks, networks, purification
-from purify_jax.types import image_keys
+from purify_jax import attacks, networks, purifiers
+from purify_jax.keys import image_keys
 
 
 def measure(settings: Settings) -> list[dict[str, Any]]:
@@ -37,17 +37,17 @@ def _digits(curvature: Callable, **changes: Any) -> pj.defense.Defense:
     denoiser, classifier = networks.MLP((256, 256)), networks.ConvNet((8, 16))
     key = jax.random.key(0)
     params, variables = denoiser.init(key, images)["params"], classifier.init(key, images)
-    made = purification.purifier(
+    made = purifiers.purifier(
         pj.energy.score_from_energy_network(denoiser, params),
-        purification.adaptive(0.3, curvature(), max_step=1.0),
+        purifiers.adaptive(0.3, curvature(), max_step=1.0),
         **changes,
     )
-    return pj.defense.defend(made, lambda x: classifier.apply(variables, x))
+    return pj.defend(made, lambda x: classifier.apply(variables, x))
 
 
 def _ncsnv2(settings: Settings, curvature: Callable, **changes: Any) -> pj.defense.Defense:
     made = purifier(settings, curvature).replace(**changes)
-    return pj.defense.defend(made, lambda x: jnp.mean(x, axis=(1, 2)))
+    return pj.defend(made, lambda x: jnp.mean(x, axis=(1, 2)))
 
 
 def _compiled(

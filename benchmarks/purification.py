@@ -9,23 +9,23 @@ import jax.numpy as jnp
 import purify_jax as pj
 from benchmarks import timing
 from benchmarks.settings import Settings, torch_or_none
-from purify_jax import attacks, energy, purification
-from purify_jax.types import image_keys
+from purify_jax import attacks, energy, purifiers
+from purify_jax.keys import image_keys
 
 #: Label → curvature estimate; network calls a step.
 CURVATURES: dict[str, tuple[Callable, int]] = {
-    "finite difference": (purification.finite_difference, 2),
-    "Jacobian-vector product": (purification.jacobian_vector_product, 3),
-    "secant": (purification.secant, 1),
+    "finite difference": (purifiers.finite_difference, 2),
+    "Jacobian-vector product": (purifiers.jacobian_vector_product, 3),
+    "secant": (purifiers.secant, 1),
 }
 
 
 def purifier(settings: Settings, curvature: Callable, dtype: str = "float32", **changes: Any):
     """The paper's purifier with an untrained NCSNv2."""
     network, params, _ = settings.jax_network(dtype)
-    return purification.purifier(
+    return purifiers.purifier(
         energy.score_from_network(network, params["params"]),
-        purification.adaptive(0.05, curvature()),
+        purifiers.adaptive(0.05, curvature()),
         num_steps=settings.steps,
         **{"num_restarts": settings.restarts, "noise_scale": 0.25, **changes},
     )
@@ -75,9 +75,7 @@ def gradients(settings: Settings) -> list[dict[str, Any]]:
         runs, flops = {}, {}
         calls = settings.forward_flops() * settings.steps * restarts * count * samples
         for name, (curvature, per_step) in CURVATURES.items():
-            model = pj.defense.defend(
-                purifier(settings, curvature, num_restarts=restarts), logits_fn
-            )
+            model = pj.defend(purifier(settings, curvature, num_restarts=restarts), logits_fn)
             function = jax.jit(attacks.eot(factory(model), samples))
             runs[f"jax, {name}"] = lambda f=function: jax.block_until_ready(f(keys, images, labels))
             # Without what is computed again, and without the classifier.

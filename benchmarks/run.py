@@ -17,9 +17,10 @@ import jax
 
 from benchmarks import accuracy, memory, networks, purification, startup, timing
 from benchmarks.settings import Settings, torch_or_none
-from experiments import provenance
-from purify_jax import pretrained, report
-from purify_jax.checkpoints import write_atomically
+from experiments.common import provenance
+from purify_jax.atomic import write_atomically
+from purify_jax.models import pretrained
+from purify_jax.reporting import report
 
 SECTIONS: dict[str, Callable[[Settings], list[dict[str, Any]]]] = {
     "network": networks.forward_and_gradient,

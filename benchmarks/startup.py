@@ -20,7 +20,7 @@ _FIRST = """
 import jax, purify_jax as pj
 model = pj.pretrained.load("digits")
 images, _ = pj.data.load_split("digits", "test[:16]").batch(range(16))
-keys = pj.types.image_keys(jax.random.key(0), jax.numpy.arange(16))
+keys = pj.image_keys(jax.random.key(0), jax.numpy.arange(16))
 jax.block_until_ready(jax.jit(model.defense)(keys, images))
 """
 

@@ -9,16 +9,17 @@ The smoothing noise can take the place of the purifier's own: --noise_scale=0 ce
 Resumes from --workdir. Writes records_*.jsonl, results.json and report.html.
 """
 
-import json
-
 import jax
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
 import purify_jax as pj
-from experiments import cli, loading
-from purify_jax import certification, plots, sharding
+from experiments.common import cli, loading
+from purify_jax.devices import sharding
+from purify_jax.evaluation import certification
+from purify_jax.reporting import plots
+from purify_jax.reporting.pages import write_results
 
 loading.define(images=100, batch_size=10)
 flags.DEFINE_float("sigma", 0.25, "Smoothing noise, in units of a pixel's range.")
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> None:
         for r in chosen
     ]
     abstained = {
-        m: pj.records.wilson(
+        m: pj.evaluation.wilson(
             sum(r["prediction"] == certification.ABSTAIN for r in found[m]), len(found[m])
         )
         for m in found
@@ -87,21 +88,23 @@ def main(argv: list[str]) -> None:
         "prediction is right and cannot change within the L2 radius; each certificate is wrong "
         "with probability at most α."
     )
-    sections = [pj.report.Section("Certified accuracy", "", columns, rows, figure=figure)]
-    report = pj.report.write_report(
-        workdir / "report.html", "Certification", summary, sections, loading.footer()
+    sections = [pj.reporting.Section("Certified accuracy", "", columns, rows, figure=figure)]
+    write_results(
+        workdir,
+        title="Certification",
+        summary=summary,
+        columns=columns,
+        rows=rows,
+        sections=sections,
+        content={
+            "settings": loading.settings("sigma", "n0", "n", "alpha"),
+            "radii": radii,
+            "certified_accuracy": curves,
+            "abstained": abstained,
+        },
+        seed=FLAGS.seed,
+        figures={"certified_accuracy": figure},
     )
-    pj.checkpoints.write_atomically(workdir / "figures" / "certified_accuracy.png", figure)
-    content = {
-        "settings": loading.settings("sigma", "n0", "n", "alpha"),
-        "versions": pj.report.versions(),
-        "radii": radii,
-        "certified_accuracy": curves,
-        "abstained": abstained,
-    }
-    pj.checkpoints.write_atomically(workdir / "results.json", json.dumps(content, indent=2) + "\n")
-    print(pj.report.text_table(columns, rows))
-    print(f"report: {report}")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,17 @@ from absl import flags
 from tqdm import tqdm
 
 import purify_jax as pj
-from experiments import cli, loading
+from experiments.common import cli, loading
 from purify_jax import attacks as atk
-from purify_jax import baselines, evaluation, plots, sharding
-from purify_jax.corruptions import BENCHMARK, scoring
-from purify_jax.types import InputError, image_keys
+from purify_jax import evaluation, purifiers
+from purify_jax.atomic import write_atomically
+from purify_jax.checks import InputError
+from purify_jax.corruptions import BENCHMARK
+from purify_jax.devices import sharding
+from purify_jax.evaluation import corrupted, evaluate_corrupted
+from purify_jax.keys import image_keys
+from purify_jax.reporting import plots
+from purify_jax.reporting.pages import write_results
 
 loading.define(images=64, batch_size=64, ebm_required=True)
 loading.define_ball()
@@ -41,7 +47,7 @@ NOTE = (
 )
 
 
-def purifiers(ebm: pj.checkpoints.Model, chain_steps: int):
+def _purifiers(ebm: pj.models.Model, chain_steps: int):
     """Name → purifier, all with the model's noise σ and restarts (chains: one restart).
 
     Chains start from the image with no noise and take steps of 0.3 of the smallest level, so
@@ -55,7 +61,7 @@ def purifiers(ebm: pj.checkpoints.Model, chain_steps: int):
     )
     chain = functools.partial(pj.models.model_purifier, ebm, num_steps=chain_steps, num_restarts=1)
     return {
-        "none": pj.purification.identity,
+        "none": purifiers.identity,
         "ADP": make(method="adp", num_steps=FLAGS.num_steps),
         "Langevin": chain(method="langevin"),
         "MALA": chain(method="mala"),
@@ -64,8 +70,8 @@ def purifiers(ebm: pj.checkpoints.Model, chain_steps: int):
         "probability flow": make(method="probability_flow", num_steps=5),
         "reverse SDE": make(method="reverse_sde", num_steps=5),
         "gradual noise": make(method="gradual", num_steps=4),
-        "Gaussian blur": baselines.gaussian_blur(0.6),
-        "JPEG 50": pj.jpeg.jpeg(50),
+        "Gaussian blur": purifiers.gaussian_blur(0.6),
+        "JPEG 50": purifiers.jpeg(50),
     }
 
 
@@ -75,33 +81,31 @@ def main(argv: list[str]) -> None:
     loaded = loading.load()
     dataset = loaded.dataset.take(FLAGS.images)
     options = ("norm", "epsilon", "steps", "eot", "draws", "chain_steps", "severity")
-    everything = purifiers(loaded.ebm, FLAGS.chain_steps)
+    everything = _purifiers(loaded.ebm, FLAGS.chain_steps)
     chosen = FLAGS.only or list(everything)
     for name in chosen:
         if name not in everything:
             raise InputError(f"only: got {name!r}, expected some of {list(everything)}")
     workdir = loading.claim(*options)
-    corrupted = {n: scoring.corrupted(dataset, n, FLAGS.severity, FLAGS.seed) for n in BENCHMARK}
+    changed = {n: corrupted.corrupted(dataset, n, FLAGS.severity, FLAGS.seed) for n in BENCHMARK}
     rows = {}
     for name in tqdm(chosen, desc="purifiers", disable=not FLAGS.progress):
         path = workdir / f"{name.replace(' ', '_')}.json"
         if not path.exists():
             defense = loaded.undefended.replace(purifier=everything[name])
-            row = _measure(name, defense, dataset, corrupted)
-            pj.checkpoints.write_atomically(path, json.dumps(row, indent=2) + "\n")
+            row = _measure(name, defense, dataset, changed)
+            write_atomically(path, json.dumps(row, indent=2) + "\n")
         rows[name] = json.loads(path.read_text())
     _write(workdir, rows, options)
 
 
-def _measure(name, defense, dataset, corrupted) -> dict:
+def _measure(name, defense, dataset, changed) -> dict:
     key = jax.random.key(FLAGS.seed)
-    deterministic = defense.purifier is pj.purification.identity
-    samples = 1 if deterministic else FLAGS.eot
+    samples = 1 if defense.is_deterministic else FLAGS.eot
     pgd = lambda gradient, eot: atk.pgd(
         atk.eot(gradient, eot, 4),
         norm=FLAGS.norm,
         epsilon=FLAGS.epsilon,
-        step_size=2.5 * FLAGS.epsilon / FLAGS.steps,
         num_steps=FLAGS.steps,
     )
     attacks = {
@@ -114,11 +118,11 @@ def _measure(name, defense, dataset, corrupted) -> dict:
         mesh=sharding.default_mesh(),
     )  # fmt: skip
     row: dict = {n: evaluation.accuracy(records, n) for n in ("clean", *attacks)}
-    found = scoring.evaluate(
-        key, {name: defense}, lambda n, s: corrupted[n], names=BENCHMARK,
+    found = evaluate_corrupted(
+        key, {name: defense}, lambda n, s: changed[n], names=BENCHMARK,
         severities=[FLAGS.severity], batch_size=FLAGS.batch_size, mesh=sharding.default_mesh(),
     )  # fmt: skip
-    row["corrupted"] = scoring.mean_accuracy(found[name])
+    row["corrupted"] = corrupted.mean_accuracy(found[name])
     row["milliseconds"] = 1000 * _seconds(defense, dataset) / min(FLAGS.batch_size, len(dataset))
     return row
 
@@ -128,7 +132,7 @@ def _seconds(defense, dataset) -> float:
     count = min(FLAGS.batch_size, len(dataset))
     images, _ = dataset.batch(np.arange(count))
     keys = image_keys(jax.random.key(FLAGS.seed), np.arange(count))
-    compiled = jax.jit(defense)
+    compiled = pj.jit(defense)
     compiled(keys, images).block_until_ready()
     times = []
     for _ in range(5):
@@ -160,26 +164,25 @@ def _write(workdir, rows: dict, options) -> None:
         "accuracy under the worst of the three attacks",
         {name: (cell[1], cell[2]) for name, cell in worst.items()},
     )
-    pj.checkpoints.write_atomically(workdir / "figures" / "accuracy_against_cost.png", figure)
     summary = (
         f"{FLAGS.norm} ε = {FLAGS.epsilon:g}, {FLAGS.steps} steps, EOT {FLAGS.eot}, {FLAGS.images} "
         "images."
     )
     sections = [
-        pj.report.Section("Purifiers", NOTE, columns, body),
-        pj.report.Section("Accuracy against cost", figure=figure),
+        pj.reporting.Section("Purifiers", NOTE, columns, body),
+        pj.reporting.Section("Accuracy against cost", figure=figure),
     ]
-    report = pj.report.write_report(
-        workdir / "report.html", "Comparison of purifiers", summary, sections, loading.footer()
+    write_results(
+        workdir,
+        title="Comparison of purifiers",
+        summary=summary,
+        columns=columns,
+        rows=body,
+        sections=sections,
+        content={"settings": loading.settings(*options), "purifiers": rows},
+        seed=FLAGS.seed,
+        figures={"accuracy_against_cost": figure},
     )
-    content = {
-        "settings": loading.settings(*options),
-        "versions": pj.report.versions(),
-        "purifiers": rows,
-    }
-    pj.checkpoints.write_atomically(workdir / "results.json", json.dumps(content, indent=2) + "\n")
-    print(pj.report.text_table(columns, body))
-    print(f"report: {report}")
 
 
 if __name__ == "__main__":

@@ -6,18 +6,19 @@ python -m experiments.corruptions --ebm=runs/quickstart/ebm.safetensors \
 --corruptions_dir=DIR reads ready-made CIFAR-10-C files instead. Resumes from --workdir.
 """
 
-import json
-
 import jax
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
 import purify_jax as pj
-from experiments import cli, loading
-from purify_jax import plots, sharding
-from purify_jax.corruptions import EXTRA, NAMES, SEVERITIES, check_name, corrupt, scoring
-from purify_jax.types import InputError
+from experiments.common import cli, loading
+from purify_jax.checks import InputError
+from purify_jax.corruptions import EXTRA, NAMES, SEVERITIES, check_name, corrupt
+from purify_jax.devices import sharding
+from purify_jax.evaluation import corrupted, evaluate_corrupted
+from purify_jax.reporting import plots
+from purify_jax.reporting.pages import write_results
 
 loading.define(images=360, batch_size=128)
 flags.DEFINE_list("corruptions", list(NAMES), "Which corruptions.")
@@ -35,10 +36,10 @@ def main(argv: list[str]) -> None:
     workdir = loading.claim("corruptions", "corruptions_dir")
     names = FLAGS.corruptions
     bar = tqdm(total=len(names) * len(SEVERITIES), desc="corruptions", disable=not FLAGS.progress)
-    load = lambda name, severity: scoring.corrupted(dataset, name, severity, FLAGS.seed)
+    load = lambda name, severity: corrupted.corrupted(dataset, name, severity, FLAGS.seed)
     if FLAGS.corruptions_dir:
         classes = dataset.num_classes
-        load = lambda name, severity: scoring.load_folder(
+        load = lambda name, severity: corrupted.load_folder(
             FLAGS.corruptions_dir, name, severity, classes
         ).take(FLAGS.images)
         shape = load(names[0], 1).image_shape
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> None:
                 f"corruptions_dir: images are {shape}, expected the model's {dataset.image_shape}"
             )
     with bar:
-        found = scoring.evaluate(
+        found = evaluate_corrupted(
             jax.random.key(FLAGS.seed),
             loaded.models,
             load,
@@ -80,9 +81,9 @@ def _write(workdir, found, sheet: bytes) -> None:
         [name, *(f"{found[m][name][s].value:.3f}" for m in found for s in SEVERITIES)]
         for name in names
     ]
-    means = {m: scoring.mean_accuracy(table) for m, table in found.items()}
+    means = {m: corrupted.mean_accuracy(table) for m, table in found.items()}
     mce = {
-        m: scoring.mean_corruption_error(table, found["undefended"]) for m, table in found.items()
+        m: corrupted.mean_corruption_error(table, found["undefended"]) for m, table in found.items()
     }
     summary_rows = [[m, f"{means[m]:.3f}", f"{mce[m]:.3f}"] for m in found]
     images = next(iter(found["undefended"][names[0]].values())).images
@@ -99,27 +100,29 @@ def _write(workdir, found, sheet: bytes) -> None:
         [f"{m[:3]}. {s}" for m in found for s in SEVERITIES],
         [[found[m][n][s].value for m in found for s in SEVERITIES] for n in names],
     )
-    pj.checkpoints.write_atomically(workdir / "figures" / "accuracy.png", heat)
-    pj.checkpoints.write_atomically(workdir / "figures" / "contact_sheet.png", sheet)
     sections = [
-        pj.report.Section("Summary", note, ["model", "mean accuracy", "mCE"], summary_rows),
-        pj.report.Section("Accuracy", "", columns, rows, figure=heat),
-        pj.report.Section("Contact sheet", "Columns: severities.", figure=sheet),
+        pj.reporting.Section("Summary", note, ["model", "mean accuracy", "mCE"], summary_rows),
+        pj.reporting.Section("Accuracy", "", columns, rows, figure=heat),
+        pj.reporting.Section("Contact sheet", "Columns: severities.", figure=sheet),
     ]
-    report = pj.report.write_report(
-        workdir / "report.html", "Common corruptions", "", sections, loading.footer()
+    means_table = pj.reporting.text_table(["model", "mean accuracy", "mCE"], summary_rows)
+    write_results(
+        workdir,
+        title="Common corruptions",
+        summary="",
+        columns=columns,
+        rows=rows,
+        sections=sections,
+        content={
+            "settings": loading.settings("corruptions_dir"),
+            "mean_accuracy": means,
+            "mce": mce,
+            "accuracy": found,
+        },
+        seed=FLAGS.seed,
+        figures={"accuracy": heat, "contact_sheet": sheet},
+        notes=[means_table],
     )
-    content = {
-        "settings": loading.settings("corruptions_dir"),
-        "versions": pj.report.versions(),
-        "mean_accuracy": means,
-        "mce": mce,
-        "accuracy": found,
-    }
-    pj.checkpoints.write_atomically(workdir / "results.json", json.dumps(content, indent=2) + "\n")
-    print(pj.report.text_table(columns, rows))
-    print(pj.report.text_table(["model", "mean accuracy", "mCE"], summary_rows))
-    print(f"report: {report}")
 
 
 if __name__ == "__main__":

@@ -6,18 +6,21 @@ python -m experiments.detect --ebm=runs/quickstart/ebm.safetensors \
 The images after the attacked ones calibrate the threshold. Writes results.json and report.html.
 """
 
-import json
-
 import jax
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
 import purify_jax as pj
-from experiments import cli, loading
+from experiments.common import cli, loading
 from purify_jax import attacks as atk
-from purify_jax import detection, evaluation, plots, sharding
-from purify_jax.types import InputError, fold_keys, image_keys
+from purify_jax.checks import InputError
+from purify_jax.devices import sharding
+from purify_jax.evaluation import detection
+from purify_jax.keys import stream, stream_key
+from purify_jax.pytrees import Partial
+from purify_jax.reporting import plots
+from purify_jax.reporting.pages import write_results
 
 loading.define(images=180, batch_size=60, ebm_required=True)
 loading.define_ball()
@@ -42,7 +45,7 @@ def main(argv: list[str]) -> None:
     """Flags in, curves and a report out."""
     del argv
     loaded = loading.load()
-    if not isinstance(loaded.defense.purifier, pj.purification.ScorePurifier):
+    if not isinstance(loaded.defense.purifier, pj.purifiers.ADP):
         raise InputError("ebm: its method is not adp, expected adp, whose noise the rule decides")
     if FLAGS.calibration_images < 1:
         raise InputError(f"calibration_images: got {FLAGS.calibration_images}, expected at least 1")
@@ -58,8 +61,8 @@ def main(argv: list[str]) -> None:
     defense = loaded.defense
     norm = detection.score_norm(score_fn)
     statistics = {
-        "score norm": _compiled(norm),
-        "energy drop": _compiled(detection.energy_drop(score_fn, defense.purifier, energy_fn)),
+        "score norm": norm,
+        "energy drop": detection.energy_drop(score_fn, defense.purifier, energy_fn),
     }
     clean = {n: _values(key, s, whole, FLAGS.images, wanted) for n, s in statistics.items()}
     threshold = detection.fit_threshold(clean["score norm"], FLAGS.false_positive_rate)
@@ -70,11 +73,7 @@ def main(argv: list[str]) -> None:
     batches = list(_attacks(loaded.undefended, rule, norm, threshold))
     images = {"clean": attacked.batch(np.arange(len(attacked)))[0]}
     models = {"undefended": loaded.undefended, "purified": defense, "decision rule": rule}
-    # Compiled once for all attacks; with keys of its own, apart from the statistics'.
-    predictions = {
-        label: _compiled(lambda k, x, model=model: model(fold_keys(k, 7), x).argmax(-1))
-        for label, model in models.items()
-    }
+    predictions = {label: Partial(_predicted_class, model) for label, model in models.items()}
     for name, attack in tqdm(batches, desc="attacks", disable=not FLAGS.progress):
         images[name] = _attacked(key, name, attack, attacked)
     results = {
@@ -90,7 +89,6 @@ def _attacks(bare, rule, norm, threshold):
         gradient,
         norm=FLAGS.norm,
         epsilon=FLAGS.epsilon,
-        step_size=2.5 * FLAGS.epsilon / FLAGS.steps,
         num_steps=FLAGS.steps,
     )
     eot = lambda gradient: atk.eot(gradient, FLAGS.eot, 4)
@@ -100,15 +98,9 @@ def _attacks(bare, rule, norm, threshold):
     yield "evading, decision rule", pgd(eot(detection.evading(rule, norm, threshold)))
 
 
-def _compiled(function):
-    return sharding.over_images(function, sharding.default_mesh())
-
-
-def _batches(count: int):
-    size = sharding.round_up(min(FLAGS.batch_size, count), sharding.default_mesh())
-    for start in range(0, count, size):
-        chosen = np.arange(start, min(start + size, count))
-        yield chosen, np.resize(chosen, size)
+def _predicted_class(model, keys, images):
+    # Draws of its own: an image's statistic is computed from the same keys.
+    return model(stream(keys, "predict"), images).argmax(-1)
 
 
 def _values(key, statistic, dataset, start: int, stop: int) -> np.ndarray:
@@ -117,22 +109,27 @@ def _values(key, statistic, dataset, start: int, stop: int) -> np.ndarray:
     return _of_images(key, statistic, images, start)
 
 
-def _of_images(key, statistic, images, start: int = 0) -> np.ndarray:
-    found = np.empty(len(images))
-    for chosen, padded in _batches(len(images)):
-        keys = image_keys(evaluation.stream_key(key, "statistic"), start + padded)
-        found[chosen] = np.asarray(statistic(keys, images[padded]))[: len(chosen)]
-    return found
+def _of_images(key, function, images, start: int = 0) -> np.ndarray:
+    return pj.evaluation.map_images(
+        function,
+        stream_key(key, "statistic"),
+        images,
+        batch_size=FLAGS.batch_size,
+        mesh=sharding.default_mesh(),
+        first=start,
+    )
 
 
 def _attacked(key, name: str, attack, dataset) -> np.ndarray:
-    compiled = _compiled(attack)
-    adversarial = np.empty((len(dataset), *dataset.image_shape), np.float32)
-    for chosen, padded in _batches(len(dataset)):
-        keys = image_keys(evaluation.stream_key(key, f"attack {name}"), padded)
-        images, labels = dataset.batch(padded)
-        adversarial[chosen] = np.asarray(compiled(keys, images, labels))[: len(chosen)]
-    return adversarial
+    images, labels = dataset.batch(np.arange(len(dataset)))
+    return pj.evaluation.map_images(
+        attack,
+        stream_key(key, f"attack {name}"),
+        images,
+        labels,
+        batch_size=FLAGS.batch_size,
+        mesh=sharding.default_mesh(),
+    )
 
 
 def _judge(key, name, batch, dataset, models, statistics, clean, threshold, images) -> dict:
@@ -141,8 +138,8 @@ def _judge(key, name, batch, dataset, models, statistics, clean, threshold, imag
     flagged = _of_images(key, statistics["score norm"], batch) > threshold
     for label, model in models.items():
         wrong = _of_images(key, model, batch) != labels
-        row[f"accuracy, {label}"] = pj.records.wilson(int((~wrong).sum()), len(labels))
-        row[f"evaded, {label}"] = pj.records.wilson(int((wrong & ~flagged).sum()), len(labels))
+        row[f"accuracy, {label}"] = pj.evaluation.wilson(int((~wrong).sum()), len(labels))
+        row[f"evaded, {label}"] = pj.evaluation.wilson(int((wrong & ~flagged).sum()), len(labels))
     for label, statistic in statistics.items():
         values = _of_images(key, statistic, batch)
         for rate in (0.01, 0.05):
@@ -158,39 +155,38 @@ def _write(workdir, results, statistics, images, dataset, key, threshold) -> Non
     columns = ["", *results]
     fields = dict.fromkeys(field for row in results.values() for field in row)
     rows = [[field, *(str(row.get(field, "")) for row in results.values())] for field in fields]
-    sections = [pj.report.Section("Detection", NOTE, columns, rows)]
+    sections = [pj.reporting.Section("Detection", NOTE, columns, rows)]
+    figures = {}
     for label, statistic in statistics.items():
         values = {name: _of_images(key, statistic, batch) for name, batch in images.items()}
         curves = {n: detection.roc(values["clean"], v) for n, v in values.items() if n != "clean"}
         figure = plots.parametric(curves, "false-positive rate", "true-positive rate")
-        pj.checkpoints.write_atomically(
-            workdir / "figures" / f"roc_{label}.png".replace(" ", "_"), figure
-        )
+        figures[f"roc_{label}".replace(" ", "_")] = figure
         histogram = plots.histograms({n: np.maximum(v, 1e-6) for n, v in values.items()}, label)
         sections += [
-            pj.report.Section(f"ROC, {label}", figure=figure),
-            pj.report.Section(f"Distribution, {label}", figure=histogram),
+            pj.reporting.Section(f"ROC, {label}", figure=figure),
+            pj.reporting.Section(f"Distribution, {label}", figure=histogram),
         ]
     shown = [[batch[i] for batch in images.values()] for i in range(min(5, len(dataset)))]
     grid = plots.image_grid(shown, [n.replace(", ", "\n") for n in images])
-    sections.append(pj.report.Section("Images", figure=grid))
+    sections.append(pj.reporting.Section("Images", figure=grid))
     summary = (
         f"{FLAGS.norm} ε = {FLAGS.epsilon:g}, {FLAGS.steps} steps, EOT {FLAGS.eot}, {len(dataset)} "
         f"images; threshold {threshold:.4g} from {FLAGS.calibration_images} clean images; "
         f"rule: full noise above it, {FLAGS.fraction:g} of it below."
     )
-    report = pj.report.write_report(
-        workdir / "report.html", "Detection", summary, sections, loading.footer()
+    settings = loading.settings("norm", "epsilon", "false_positive_rate", "fraction", "steps")
+    write_results(
+        workdir,
+        title="Detection",
+        summary=summary,
+        columns=columns,
+        rows=rows,
+        sections=sections,
+        content={"settings": settings, "threshold": threshold, "attacks": results},
+        seed=FLAGS.seed,
+        figures=figures,
     )
-    content = {
-        "settings": loading.settings("norm", "epsilon", "false_positive_rate", "fraction", "steps"),
-        "versions": pj.report.versions(),
-        "threshold": threshold,
-        "attacks": results,
-    }
-    pj.checkpoints.write_atomically(workdir / "results.json", json.dumps(content, indent=2) + "\n")
-    print(pj.report.text_table(columns, rows))
-    print(f"report: {report}")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ python -m experiments.export --ebm=runs/quickstart/ebm.safetensors \
 from absl import flags
 
 import purify_jax as pj
-from experiments import cli
-from purify_jax import exporting
+from experiments.common import cli
+from purify_jax.models import exporting
 
 flags.DEFINE_string("ebm", None, "Energy or score model (.safetensors).", required=True)
 flags.DEFINE_string("classifier", None, "Classifier model (.safetensors).", required=True)
@@ -22,13 +22,13 @@ FLAGS = flags.FLAGS
 def main(argv: list[str]) -> None:
     """Flags in, a file out."""
     del argv
-    ebm = pj.checkpoints.load_model(FLAGS.ebm, ("energy", "score"))
-    classifier = pj.checkpoints.load_model(FLAGS.classifier, ("classifier",))
+    ebm = pj.models.load_model(FLAGS.ebm, ("energy", "score"))
+    classifier = pj.models.load_model(FLAGS.classifier, ("classifier",))
     if ebm.image_shape != classifier.image_shape:
         raise pj.InputError(
             f"ebm: made for images {ebm.image_shape}, expected the classifier's {classifier.image_shape}"
         )
-    defense = pj.defense.defend(pj.models.model_purifier(ebm), pj.models.logits_fn(classifier))
+    defense = pj.defend(pj.models.model_purifier(ebm), pj.models.logits_fn(classifier))
     size = exporting.export_defense(FLAGS.output, defense, ebm.image_shape, FLAGS.platforms)
     print(f"exported: {FLAGS.output} ({size / 1e6:.1f} MB, {', '.join(FLAGS.platforms)})")
 

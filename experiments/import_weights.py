@@ -11,9 +11,9 @@ import numpy as np
 from absl import flags
 
 import purify_jax as pj
-from experiments import cli
-from purify_jax import torch_weights
-from purify_jax.types import InputError
+from experiments.common import cli
+from purify_jax.checks import InputError
+from purify_jax.models import torch_weights
 
 flags.DEFINE_enum("kind", None, sorted(torch_weights.KINDS), "Architecture.", required=True)
 flags.DEFINE_string("source", None, "Weights: .pth, .pt, .npz or .safetensors.", required=True)
@@ -33,15 +33,15 @@ def main(argv: list[str]) -> None:
     state = torch_weights.read_state_dict(FLAGS.source, ema=FLAGS.ema)
     model, table = torch_weights.import_model(FLAGS.kind, state, (height, width, channels))
     if not FLAGS.quiet:
-        print(pj.report.text_table(["published", "here", "shape there"], table))
+        print(pj.reporting.text_table(["published", "here", "shape there"], table))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     print(f"{len(table)} tensors, {parameters:,} parameters")
     print(_forward(model))
-    pj.checkpoints.save_model(FLAGS.out, model)
+    pj.models.save_model(FLAGS.out, model)
     print(f"model: {FLAGS.out}")
 
 
-def _forward(model: pj.checkpoints.Model) -> str:
+def _forward(model: pj.models.Model) -> str:
     """One forward pass: against the source's own x and y if it has them, else finite at least."""
     run = jax.jit(lambda x: model.network.apply(model.variables, x))
     if FLAGS.source.endswith(".npz"):

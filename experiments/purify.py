@@ -15,9 +15,12 @@ from PIL import Image
 from tqdm import tqdm
 
 import purify_jax as pj
-from experiments import cli
-from purify_jax import plots, sharding
-from purify_jax.types import InputError, image_keys
+from experiments.common import cli
+from purify_jax.atomic import write_atomically
+from purify_jax.checks import InputError
+from purify_jax.devices import sharding
+from purify_jax.keys import image_keys
+from purify_jax.reporting import plots
 
 flags.DEFINE_string("ebm", None, "Energy or score model (.safetensors).", required=True)
 flags.DEFINE_string("input", None, "Image file, or folder of PNG and JPEG files.", required=True)
@@ -33,7 +36,7 @@ FLAGS = flags.FLAGS
 def main(argv: list[str]) -> None:
     """Image files in, image files out."""
     del argv
-    model = pj.checkpoints.load_model(FLAGS.ebm, ("energy", "score"))
+    model = pj.models.load_model(FLAGS.ebm, ("energy", "score"))
     purifier = pj.models.model_purifier(
         model,
         num_steps=FLAGS.num_steps,
@@ -57,7 +60,7 @@ def main(argv: list[str]) -> None:
         _save(workdir / "purified" / f"{name}.png", image)
     shown = range(min(8, len(images)))
     sheet = plots.image_grid([[images[i], purified[i]] for i in shown], ["before", "after"])
-    pj.checkpoints.write_atomically(workdir / "sheet.png", sheet)
+    write_atomically(workdir / "sheet.png", sheet)
     print(f"{len(images)} images purified, {skipped} skipped; see {workdir}")
 
 

@@ -15,9 +15,10 @@ from absl import flags
 from ml_collections import config_flags
 
 import purify_jax as pj
-from experiments import building, cli, flagging, story
-from experiments.workdirs import claim_workdir
-from purify_jax.types import InputError
+from experiments.common import cli, flagging, from_config, story
+from experiments.common.workdirs import claim_workdir
+from purify_jax.atomic import write_atomically
+from purify_jax.checks import InputError
 
 config_flags.DEFINE_config_file("config", "experiments/configs/digits.py", "Config file.")
 flags.DEFINE_string("workdir", "runs/quickstart", "Folder for models, results and the report.")
@@ -40,12 +41,12 @@ def main(argv: list[str]) -> None:
     workdir = claim_workdir(FLAGS.workdir, {**config.to_dict(), **settings})
     train = pj.data.load_split(config.dataset, config.train_split, FLAGS.data_dir)
     test = pj.data.load_split(config.dataset, config.test_split, FLAGS.data_dir)
-    classifier = _trained(workdir, "classifier", building.train_classifier, config, train)
-    ebm = _trained(workdir, "ebm", building.train_ebm, config, train)
+    classifier = _trained(workdir, "classifier", from_config.train_classifier, config, train)
+    ebm = _trained(workdir, "ebm", from_config.train_ebm, config, train)
 
     key = jax.random.key(config.seed + 2)
     logits_fn = pj.models.logits_fn(classifier)
-    defense = pj.defense.defend(pj.models.adp_purifier(ebm), logits_fn)
+    defense = pj.defend(pj.models.adp_purifier(ebm), logits_fn)
     attacks = story.attacks(defense, config.attack, steps=FLAGS.steps, num_samples=FLAGS.eot)
     attacked = test.take(min(FLAGS.images, len(test)))
     results = story.run_attacks(
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> None:
     results = {
         "dataset": config.dataset,
         "seed": config.seed,
-        "versions": pj.report.versions(),
+        "versions": pj.reporting.versions(),
         **results,
     }
     figures = story.figures(key, defense, ebm, attacks, test, config.attack)
@@ -62,38 +63,38 @@ def main(argv: list[str]) -> None:
     _write(workdir, results, figures)
 
 
-def _trained(workdir: Path, name: str, train, config, dataset) -> pj.checkpoints.Model:
+def _trained(workdir: Path, name: str, train, config, dataset) -> pj.models.Model:
     path = workdir / f"{name}.safetensors"
     if path.exists():
-        return pj.checkpoints.load_model(path)
+        return pj.models.load_model(path)
     model, finished = train(config, dataset, workdir / name, FLAGS.progress)
     if not finished:
         raise InputError("training: stopped by SIGTERM; the same command continues")
-    pj.checkpoints.save_model(path, model)
+    pj.models.save_model(path, model)
     return model
 
 
 def _write(workdir: Path, results: dict, figures: dict[str, tuple[str, bytes]]) -> None:
     columns, rows = story.table(results)
     for name, (_, png) in figures.items():
-        pj.checkpoints.write_atomically(workdir / "figures" / f"{name}.png", png)
-    pj.checkpoints.write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+        write_atomically(workdir / "figures" / f"{name}.png", png)
+    write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
     sections = [
-        pj.report.Section("Accuracy", story.TABLE_NOTE, columns, rows),
+        pj.reporting.Section("Accuracy", story.TABLE_NOTE, columns, rows),
         *(
-            pj.report.Section(name.replace("_", " ").capitalize(), text, figure=png)
+            pj.reporting.Section(name.replace("_", " ").capitalize(), text, figure=png)
             for name, (text, png) in figures.items()
         ),
     ]
     footer = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
-    report = pj.report.write_report(
+    report = pj.reporting.write_report(
         workdir / "report.html",
         f"Adversarial purification of {results['dataset']}",
         story.SUMMARY,
         sections,
         f"seed {results['seed']}; {footer}; {results['seconds']} s",
     )
-    print(pj.report.text_table(columns, rows))
+    print(pj.reporting.text_table(columns, rows))
     print(f"report: {report}  ({results['seconds']} s)")
 
 

@@ -17,11 +17,12 @@ from pathlib import Path
 from absl import flags
 
 import purify_jax as pj
-from experiments import cli, flagging, provenance, publishing, suite_plans
-from purify_jax.checkpoints import write_atomically
-from purify_jax.types import InputError
+from experiments.common import cli, flagging, provenance
+from experiments.reproduction import plans, publishing
+from purify_jax.atomic import write_atomically
+from purify_jax.checks import InputError
 
-flags.DEFINE_enum("suite", "mnist", sorted(suite_plans.SUITES), "Which data set.")
+flags.DEFINE_enum("suite", "mnist", sorted(plans.SUITES), "Which data set.")
 flags.DEFINE_float("budget", None, "Minutes on two CPU cores (default: the suite's full plan).")
 flags.DEFINE_string("workdir", None, "Folder for training and records (default runs/<suite>).")
 flags.DEFINE_string("results", None, "Folder for results (default results/<suite>).")
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> None:
         raise InputError(f"budget: got {FLAGS.budget}, expected a positive number of minutes")
     workdir = Path(FLAGS.workdir or f"runs/{FLAGS.suite}")
     results = Path(FLAGS.results or f"results/{FLAGS.suite}")
-    plan = suite_plans.plan(FLAGS.suite, FLAGS.budget, workdir, FLAGS.data_dir)
+    plan = plans.plan(FLAGS.suite, FLAGS.budget, workdir, FLAGS.data_dir)
     names = [part.name for part in plan.parts]
     unknown = sorted(set(FLAGS.parts or []) - set(names))
     if unknown:
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
             print(f"published: {path}")
 
 
-def _run(part: suite_plans.Part, plan: suite_plans.Plan, results: Path) -> None:
+def _run(part: plans.Part, plan: plans.Plan, results: Path) -> None:
     target = results / f"{part.name}.json"
     command = provenance.shown(part.command, FLAGS.data_dir)
     if target.exists() and json.loads(target.read_text()).get("command") == command:
@@ -96,7 +97,7 @@ def _run(part: suite_plans.Part, plan: suite_plans.Plan, results: Path) -> None:
     write_atomically(target, json.dumps(content, indent=2) + "\n")
 
 
-def _take_shipped_model(part: suite_plans.Part) -> None:
+def _take_shipped_model(part: plans.Part) -> None:
     """Puts the published model where a training that is done, but not on this machine, left it."""
     target = part.folder / "model.safetensors"
     shipped = Path("pretrained") / f"{FLAGS.suite}_{part.name}.safetensors"

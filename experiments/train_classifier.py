@@ -9,8 +9,8 @@ finished, model.safetensors (the averaged parameters).
 from absl import flags
 
 import purify_jax as pj
-from experiments import building, cli, flagging
-from experiments.workdirs import claim_workdir
+from experiments.common import cli, flagging, from_config
+from experiments.common.workdirs import claim_workdir
 
 flagging.define_training()
 flags.DEFINE_string(
@@ -27,9 +27,9 @@ def main(argv: list[str]) -> None:
     workdir = claim_workdir(FLAGS.workdir, {"classifier": flagging.section(config, "classifier")})
     purifier = None
     if FLAGS.ebm:
-        ebm = pj.checkpoints.load_model(FLAGS.ebm, ("energy", "score"))
+        ebm = pj.models.load_model(FLAGS.ebm, ("energy", "score"))
         purifier = pj.models.model_purifier(ebm, num_restarts=1)
-    model, finished = building.train_classifier(
+    model, finished = from_config.train_classifier(
         config, dataset, workdir, FLAGS.progress, purifier, **flagging.placement()
     )
     flagging.finish(model, finished, workdir)

@@ -8,8 +8,8 @@ finished, model.safetensors (the averaged parameters).
 
 from absl import flags
 
-from experiments import building, cli, flagging
-from experiments.workdirs import claim_workdir
+from experiments.common import cli, flagging, from_config
+from experiments.common.workdirs import claim_workdir
 
 flagging.define_training()
 FLAGS = flags.FLAGS
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     config = flagging.training_config("ebm")
     dataset = flagging.training_data(config)
     workdir = claim_workdir(FLAGS.workdir, {"ebm": flagging.section(config, "ebm")})
-    model, finished = building.train_ebm(
+    model, finished = from_config.train_ebm(
         config, dataset, workdir, FLAGS.progress, **flagging.placement()
     )
     flagging.finish(model, finished, workdir)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from purify_jax.types import InputError, check_labels
+from purify_jax.checks import InputError, check_labels
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,16 @@
 """A defense: a purifier before a classifier that nobody retrained. Deployed and attacked as one."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from purify_jax.purification import identity
-from purify_jax.types import Array, InputError, Keys, LogitsFn, Purifier
+from purify_jax.checks import InputError
+from purify_jax.purifiers.filters import identity
+from purify_jax.purifiers.loop import is_deterministic
+from purify_jax.pytrees import Replaceable, as_pytree, pytree, static
+from purify_jax.types import Array, Keys, LogitsFn
 
 #: logits of every restart ``[restarts, batch, classes]`` → log-probabilities ``[batch, classes]``.
 Combine = Callable[[Array], Array]
@@ -38,39 +40,45 @@ def vote(logits: Array) -> Array:
     return soft + jax.lax.stop_gradient(hard - soft)
 
 
-@dataclasses.dataclass(frozen=True)
-class Defense:
-    """(keys ``[batch]``, images) → log-probabilities ``[batch, classes]``.
+@pytree
+class Defense(Replaceable):
+    """(keys ``[batch]``, images) → log-probabilities ``[batch, classes]``; make one with :func:`defend`.
 
     purifier: (keys, images) → (purified ``[restarts, batch, h, w, c]``, info).
     logits_fn: images → logits; applied to every restart's purified images.
     combine: how the restarts' logits become one prediction.
     """
 
-    purifier: Purifier
-    logits_fn: LogitsFn
-    combine: Combine = mean_probabilities
+    purifier: Any
+    logits_fn: Any
+    combine: Combine = static(mean_probabilities)
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether the purifier draws nothing, so that EOT and several draws would change nothing."""
+        return is_deterministic(self.purifier)
 
     def __call__(self, keys: Keys, images: Array) -> Array:
         purified, _ = self.purifier(keys, images)
+        return self.classify(purified)
+
+    def classify(self, purified: Array) -> Array:
+        """Log-probabilities ``[batch, classes]`` from the purified images of every restart."""
         flat = purified.reshape((-1, *purified.shape[2:]))
         logits = self.logits_fn(flat)
         if logits.ndim != 2:
             raise InputError(f"logits_fn: output shape {logits.shape}, expected [batch, classes]")
         return self.combine(logits.reshape(purified.shape[:2] + logits.shape[1:]))
 
-    def replace(self, **changes: Any) -> "Defense":
-        """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
 
+def defend(purifier: Any, logits_fn: LogitsFn, combine: Combine = mean_probabilities) -> Defense:
+    """Puts ``purifier`` before ``logits_fn``; the average of the softmax over restarts by default.
 
-def defend(
-    purifier: Purifier, logits_fn: LogitsFn, combine: Combine = mean_probabilities
-) -> Defense:
-    """Puts ``purifier`` before ``logits_fn``; the average of the softmax over restarts by default."""
-    return Defense(purifier, logits_fn, combine)
+    Plain functions work for each; what they have closed over is constant in compiled programs.
+    """
+    return Defense(purifier=as_pytree(purifier), logits_fn=as_pytree(logits_fn), combine=combine)
 
 
 def undefended(logits_fn: LogitsFn) -> Defense:
     """The bare classifier in the form of a defense, so that it is attacked by the same code."""
-    return Defense(identity, logits_fn)
+    return defend(identity, logits_fn)

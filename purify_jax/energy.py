@@ -11,30 +11,30 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from purify_jax.types import Array, EnergyFn, InputError, Params, ScoreFn, dot
+from purify_jax.arrays import dot
+from purify_jax.checks import InputError
+from purify_jax.pytrees import Partial, as_pytree, pytree, static
+from purify_jax.types import Array, EnergyFn, Params, ScoreFn
+
+
+def _descend(energy_fn: EnergyFn, images: Array) -> Array:
+    return -jax.grad(lambda x: jnp.sum(energy_fn(x)))(images)
 
 
 def score_from_energy(energy_fn: EnergyFn) -> ScoreFn:
     """s(x) = −∇E(x), by automatic differentiation; images → the same shape."""
-
-    def score_fn(images: Array) -> Array:
-        return -jax.grad(lambda x: jnp.sum(energy_fn(x)))(images)
-
-    return score_fn
+    return Partial(_descend, as_pytree(energy_fn))
 
 
-def energy_from_network(network: nn.Module, params: Params) -> EnergyFn:
-    """The energy of a network and its parameters; images → ``[batch]``.
+@pytree
+class NetworkEnergy:
+    """See :func:`energy_from_network`."""
 
-    A network with one output per image is the energy itself. A network with an image as
-    output, g, gives E(x) = ½‖x − g(x)‖² (Salimans & Ho 2021, "Should EBMs model the energy
-    or the score?", equation 8), which learns far better than a bare scalar.
+    params: Params
+    network: nn.Module = static()
 
-    Raises InputError for any other output shape.
-    """
-
-    def energy_fn(images: Array) -> Array:
-        output = cast(Array, network.apply({"params": params}, images))
+    def __call__(self, images: Array) -> Array:
+        output = cast(Array, self.network.apply({"params": self.params}, images))
         if output.shape == images.shape:
             return 0.5 * jnp.sum((images - output).reshape(images.shape[0], -1) ** 2, axis=-1)
         if output.shape in ((images.shape[0],), (images.shape[0], 1)):
@@ -44,24 +44,41 @@ def energy_from_network(network: nn.Module, params: Params) -> EnergyFn:
             "expected the images' shape or one number per image"
         )
 
-    return energy_fn
 
+def energy_from_network(network: nn.Module, params: Params) -> NetworkEnergy:
+    """The energy of a network and its parameters; images → ``[batch]``.
 
-def score_from_network(network: nn.Module, params: Params) -> ScoreFn:
-    """The raw output f(x) of a score network, which purification uses as it is (σ := 1).
+    A network with one output per image is the energy itself. A network with an image as
+    output, g, gives E(x) = ½‖x − g(x)‖² (Salimans & Ho 2021, "Should EBMs model the energy
+    or the score?", equation 8), which learns far better than a bare scalar.
 
-    Raises InputError if the network's output has not the images' shape.
+    The energy raises InputError for any other output shape.
     """
+    return NetworkEnergy(network=network, params=params)
 
-    def score_fn(images: Array) -> Array:
-        output = cast(Array, network.apply({"params": params}, images))
+
+@pytree
+class NetworkScore:
+    """See :func:`score_from_network`."""
+
+    params: Params
+    network: nn.Module = static()
+
+    def __call__(self, images: Array) -> Array:
+        output = cast(Array, self.network.apply({"params": self.params}, images))
         if output.shape != images.shape:
             raise InputError(
                 f"network: output shape {output.shape}, expected the images' {images.shape}"
             )
         return output
 
-    return score_fn
+
+def score_from_network(network: nn.Module, params: Params) -> NetworkScore:
+    """The raw output f(x) of a score network, which purification uses as it is (σ := 1).
+
+    The score raises InputError if the network's output has not the images' shape.
+    """
+    return NetworkScore(network=network, params=params)
 
 
 def score_from_energy_network(network: nn.Module, params: Params) -> ScoreFn:
@@ -81,17 +98,17 @@ def difference(
     return -0.5 * dot(first + last, end - start)
 
 
+def _quadratic(mean: Array, precision: Array, images: Array) -> Array:
+    centred = (images - mean).reshape(images.shape[0], -1)
+    return 0.5 * jnp.einsum("bi,ij,bj->b", centred, precision, centred)
+
+
 def gaussian_energy(mean: Array, precision: Array) -> EnergyFn:
     """E(x) = ½(x − μ)ᵀ P (x − μ) with mean ``[h, w, c]`` and precision ``[d, d]``, d = h·w·c.
 
     The closed form that samplers and purifiers are tested against; its score is −P(x − μ).
     """
-
-    def energy_fn(images: Array) -> Array:
-        centred = (images - mean).reshape(images.shape[0], -1)
-        return 0.5 * jnp.einsum("bi,ij,bj->b", centred, precision, centred)
-
-    return energy_fn
+    return Partial(_quadratic, mean, precision)
 
 
 #: (network, params) → ScoreFn; the two choices of a training run and of a saved model.

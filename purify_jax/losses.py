@@ -11,7 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from purify_jax import noise
-from purify_jax.types import Array, Keys, LossFn, ScoreFn, fold_keys, normal_like, per_image
+from purify_jax.arrays import per_image
+from purify_jax.checks import InputError
+from purify_jax.keys import LEVEL, NOISE, PATTERN, fold_keys, normal_like
+from purify_jax.pytrees import Partial, as_pytree
+from purify_jax.types import Array, Keys, LossFn, ScoreFn
 
 # --- training ---------------------------------------------------------------------------------
 
@@ -42,10 +46,10 @@ def denoising_score_matching(
         smoothing); see :func:`purify_jax.noise.patterns`.
     """
     choose = lambda key: jax.random.randint(key, (), 0, sigmas.shape[0])
-    sigma = sigmas[jax.vmap(choose)(fold_keys(keys, 0))]
-    epsilon = normal_like(fold_keys(keys, 1), images)
+    sigma = sigmas[jax.vmap(choose)(fold_keys(keys, LEVEL))]
+    epsilon = normal_like(fold_keys(keys, NOISE), images)
     if perturb is not None:
-        epsilon = epsilon + perturb(fold_keys(keys, 4), images) / per_image(sigma, images)
+        epsilon = epsilon + perturb(fold_keys(keys, PATTERN), images) / per_image(sigma, images)
     noisy = images + per_image(sigma, images) * epsilon
     # σ(s + ε/σ) in one factor, so that nothing is divided by a small σ and multiplied back.
     residual = per_image(sigma * scale(sigma), images) * score_fn(noisy) + epsilon
@@ -80,27 +84,41 @@ def margin(log_probs: Array, labels: Array) -> Array:
 def dlr(log_probs: Array, labels: Array) -> Array:
     """Difference of logits ratio, −(z_y − max_{j≠y} z_j)/(z_π1 − z_π3) (Croce & Hein 2020, eq. 6).
 
-    Invariant to shift and scale of the logits. Needs at least 3 classes.
+    Invariant to shift and scale of the logits. Raises InputError for fewer than 3 classes: with two
+    the quotient is −1 for every image that is right, whatever its logits.
     """
+    _check_classes("dlr", log_probs, 3)
     ordered = jnp.sort(log_probs, axis=-1)
     return margin(log_probs, labels) / (ordered[:, -1] - ordered[:, -3] + 1e-12)
+
+
+def _check_classes(name: str, log_probs: Array, least: int) -> None:
+    if log_probs.shape[-1] < least:
+        raise InputError(
+            f"{name}: got {log_probs.shape[-1]} classes, expected at least {least} (use margin)"
+        )
+
+
+def _targeted_dlr(labels: Array, log_probs: Array, targets: Array) -> Array:
+    _check_classes("targeted_dlr", log_probs, 4)
+    ordered = jnp.sort(log_probs, axis=-1)
+    scale = ordered[:, -1] - 0.5 * (ordered[:, -3] + ordered[:, -4]) + 1e-12
+    return (_of_label(log_probs, targets) - _of_label(log_probs, labels)) / scale
 
 
 def targeted_dlr(labels: Array) -> LossFn:
     """Targeted DLR, −(z_y − z_t)/(z_π1 − ½(z_π3 + z_π4)) (Croce & Hein 2020, equation 7).
 
-    ``labels`` are the true labels; the returned loss takes the targets in their place. Needs
-    at least 4 classes.
+    ``labels`` are the true labels; the returned loss takes the targets in their place. It raises
+    InputError for fewer than 4 classes.
     """
+    return Partial(_targeted_dlr, labels)
 
-    def loss(log_probs: Array, targets: Array) -> Array:
-        ordered = jnp.sort(log_probs, axis=-1)
-        scale = ordered[:, -1] - 0.5 * (ordered[:, -3] + ordered[:, -4]) + 1e-12
-        return (_of_label(log_probs, targets) - _of_label(log_probs, labels)) / scale
 
-    return loss
+def _negated(loss_fn: LossFn, log_probs: Array, targets: Array) -> Array:
+    return -loss_fn(log_probs, targets)
 
 
 def targeted(loss_fn: LossFn) -> LossFn:
     """Turns an untargeted loss into one that is ascended towards the labels (now targets)."""
-    return lambda log_probs, targets: -loss_fn(log_probs, targets)
+    return Partial(_negated, as_pytree(loss_fn))

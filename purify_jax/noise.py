@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purify_jax.types import Array, InputError, Keys, check_at_least
+from purify_jax.checks import InputError, check_at_least
+from purify_jax.pytrees import Partial
+from purify_jax.types import Array, Keys
 
 
 def geometric(largest: float, smallest: float, num_levels: int) -> Array:
@@ -62,7 +64,10 @@ def patterns(amplitude: float) -> Callable[[Keys, Array], Array]:
     an Linf ball looks like, where independent noise of the same size looks like nothing of the kind.
     """
     check_at_least("amplitude", amplitude, 0.0)
+    return Partial(_patterns, amplitude)
 
+
+def _patterns(amplitude: float, keys: Keys, images: Array) -> Array:
     def one(key: Array, image: Array) -> Array:
         grain_key, field_key, size_key = jax.random.split(key, 3)
         height, width, channels = image.shape
@@ -74,4 +79,4 @@ def patterns(amplitude: float) -> Callable[[Keys, Array], Array]:
         field = jnp.stack(fields)[jax.random.randint(grain_key, (), 0, len(fields))]
         return amplitude * jax.random.uniform(size_key) * jnp.sign(field)
 
-    return jax.vmap(one)
+    return jax.vmap(one)(keys, images)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import purify_jax as pj
-from experiments import building
+from experiments.common import from_config
 from experiments.configs import digits
 
 ROOT = Path(__file__).parents[1]
@@ -35,8 +35,8 @@ def models():
     config = digits.get_config()
     config.ebm.steps, config.classifier.steps = 1000, 300
     train = pj.data.load_split("digits", "train")
-    ebm, _ = building.train_ebm(config, train, None, progress=False)
-    classifier, _ = building.train_classifier(config, train, None, progress=False)
+    ebm, _ = from_config.train_ebm(config, train, None, progress=False)
+    classifier, _ = from_config.train_classifier(config, train, None, progress=False)
     return ebm, classifier
 
 
@@ -46,7 +46,7 @@ def model_files(models, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     paths = folder / "ebm.safetensors", folder / "classifier.safetensors"
     for path, model in zip(paths, models, strict=True):
-        pj.checkpoints.save_model(path, model)
+        pj.models.save_model(path, model)
     return paths
 
 
@@ -55,7 +55,7 @@ def defense(models):
     """A small purified defense on digits."""
     ebm, classifier = models
     purifier = pj.models.adp_purifier(ebm, num_steps=3, num_restarts=2)
-    return pj.defense.defend(purifier, pj.models.logits_fn(classifier))
+    return pj.defend(purifier, pj.models.logits_fn(classifier))
 
 
 @pytest.fixture(scope="session")
@@ -116,4 +116,4 @@ def environment():
 
 def keys_for(count, seed=0):
     """One key per image."""
-    return pj.types.image_keys(jax.random.key(seed), np.arange(count))
+    return pj.image_keys(jax.random.key(seed), np.arange(count))

@@ -7,9 +7,9 @@ import pytest
 from conftest import keys_for
 
 from purify_jax import attacks, losses
-from purify_jax.attacks import suite
+from purify_jax.attacks import suites
+from purify_jax.checks import InputError
 from purify_jax.defense import undefended
-from purify_jax.types import InputError
 
 LINF, L2 = ("0.05", "0.1", "0.15"), ("0.5", "1.0")
 # One ball of each norm in every run of the tests, all of them with -m slow.
@@ -67,9 +67,9 @@ def _robust(attack, golden_classifier, seed=0):
 def test_standard_suite_against_stored_autoattack(golden_classifier, stored, norm, epsilon):
     """The whole within 0.005 of the official flags; APGD-CE and APGD-T no weaker than theirs."""
     model = undefended(golden_classifier[0])
-    options = suite.Options(norm=norm, epsilon=float(epsilon))
+    options = suites.Options(norm=norm, epsilon=float(epsilon))
     standing = np.ones(200, bool)
-    for entry in suite.build("standard", model, options)[:2]:
+    for entry in suites.build("standard", model, options)[:2]:
         robust = _robust(entry.attack, golden_classifier)
         standing &= robust
         key = {"APGD-CE": "_apgd-ce", "APGD-T": "_apgd-t"}[entry.name]
@@ -160,12 +160,12 @@ def test_square_turns_what_it_can(golden_classifier, stored):
 @pytest.mark.slow
 def test_every_suite_builds_and_runs_on_a_random_defense(defense, digits_test):
     images, labels = digits_test.batch(np.arange(4))
-    options = suite.Options(epsilon=0.1, steps=2, eot=2)
-    for name in suite.SUITES:
+    options = suites.Options(epsilon=0.1, steps=2, eot=2)
+    for name in suites.SUITES:
         if name == "standard":
             continue  # deterministic models; tested above
-        for entry in suite.build(name, defense, options):
+        for entry in suites.build(name, defense, options):
             adversarial = jax.jit(entry.attack)(keys_for(4), images, labels)
             assert jnp.abs(adversarial - images).max() <= 0.1 + 1e-5, entry.name
     with pytest.raises(InputError, match="suite: got 'nope'"):
-        suite.build("nope", defense, options)
+        suites.build("nope", defense, options)

@@ -11,8 +11,8 @@ from conftest import keys_for
 from scipy import ndimage
 
 import purify_jax as pj
-from purify_jax import baselines, energy
-from purify_jax.types import InputError
+from purify_jax import energy, purifiers
+from purify_jax.checks import InputError
 
 MEAN = jnp.array([0.3, 0.7]).reshape(2, 1, 1)
 COVARIANCE = np.array([[0.5, 0.3], [0.3, 0.4]])
@@ -28,9 +28,9 @@ def gaussian_score(spread):
 @pytest.mark.parametrize(
     ("sampler", "step_size", "tolerance"),
     [
-        (lambda **k: baselines.langevin(SCORE, **k), 0.15, 0.02),
-        (lambda **k: baselines.mala(SCORE, ENERGY, **k), 0.6, 0.02),
-        (lambda **k: baselines.mala(SCORE, **k), 0.6, 0.02),  # trapezoid rule: exact here
+        (lambda **k: purifiers.langevin(SCORE, **k), 0.15, 0.02),
+        (lambda **k: purifiers.mala(SCORE, ENERGY, **k), 0.6, 0.02),
+        (lambda **k: purifiers.mala(SCORE, **k), 0.6, 0.02),  # trapezoid rule: exact here
     ],
 )
 def test_chains_reach_the_mean_and_covariance_of_a_gaussian(sampler, step_size, tolerance):
@@ -54,13 +54,13 @@ def test_mala_corrects_the_bias_of_large_steps():
     ).var()
     # Langevin's stationary variance is τ²/(1 − (1 − τ²/2v)²), from x ← (1 − τ²/2v)x + τn.
     shrink = 1 - 0.25 / (2 * variance)
-    assert run(baselines.langevin) == pytest.approx(0.25 / (1 - shrink**2), rel=0.04)
-    assert run(baselines.mala) == pytest.approx(variance, rel=0.04)
+    assert run(purifiers.langevin) == pytest.approx(0.25 / (1 - shrink**2), rel=0.04)
+    assert run(purifiers.mala) == pytest.approx(variance, rel=0.04)
 
 
 def test_temperature_scales_the_variance():
     start = jnp.zeros((20_000, 1, 1, 1))
-    chain = baselines.langevin(
+    chain = purifiers.langevin(
         lambda x: -x, step_size=0.2, num_steps=400, temperature=0.25, bounds=None
     )
     assert np.asarray(chain(keys_for(20_000), start)[0]).var() == pytest.approx(0.25, rel=0.06)
@@ -68,11 +68,11 @@ def test_temperature_scales_the_variance():
 
 def test_probability_flow_transports_a_gaussian_in_closed_form():
     spread, sigmas = 0.3, np.geomspace(1.0, 0.01, 400)
-    flow = baselines.probability_flow(gaussian_score(spread), sigmas.tolist(), bounds=None)
+    flow = purifiers.probability_flow(gaussian_score(spread), sigmas.tolist(), bounds=None)
     images = jnp.full((64, 1, 1, 1), 0.2)
     end = np.asarray(jax.jit(flow)(keys_for(64), images)[0])[0].ravel()
     # The same noise, then x ↦ μ + (x − μ)·spread/√(spread² + σ²).
-    only_noise = baselines.probability_flow(lambda x, s: jnp.zeros_like(x), [1.0], bounds=None)
+    only_noise = purifiers.probability_flow(lambda x, s: jnp.zeros_like(x), [1.0], bounds=None)
     noisy = np.asarray(only_noise(keys_for(64), images)[0])[0].ravel()
     expected = 0.5 + (noisy - 0.5) * spread / np.sqrt(spread**2 + 1)
     np.testing.assert_allclose(end, expected, atol=0.01)
@@ -80,7 +80,7 @@ def test_probability_flow_transports_a_gaussian_in_closed_form():
 
 def test_reverse_sde_samples_the_data():
     spread, sigmas = 0.3, np.geomspace(3.0, 0.01, 200).tolist()
-    sde = baselines.reverse_sde(gaussian_score(spread), sigmas, bounds=None)
+    sde = purifiers.reverse_sde(gaussian_score(spread), sigmas, bounds=None)
     end = np.asarray(jax.jit(sde)(keys_for(20_000), jnp.full((20_000, 1, 1, 1), 0.5))[0])
     assert end.mean() == pytest.approx(0.5, abs=0.01)
     assert end.std() == pytest.approx(spread, rel=0.03)
@@ -89,8 +89,8 @@ def test_reverse_sde_samples_the_data():
 def test_tweedie_is_the_posterior_mean():
     spread, sigma = 0.1, 0.2
     images = jnp.full((32, 1, 1, 1), 0.4)
-    noise = baselines.tweedie(lambda x, s: jnp.zeros_like(x), sigma)
-    denoise = baselines.tweedie(gaussian_score(spread), sigma)
+    noise = purifiers.tweedie(lambda x, s: jnp.zeros_like(x), sigma)
+    denoise = purifiers.tweedie(gaussian_score(spread), sigma)
     noisy, mean = (np.asarray(p(keys_for(32), images)[0]) for p in (noise, denoise))
     weight = spread**2 / (spread**2 + sigma**2)
     inside = (noisy > 0) & (noisy < 1)  # the other purifier clips
@@ -100,8 +100,8 @@ def test_tweedie_is_the_posterior_mean():
 def test_annealed_descends_and_langevin_keeps_the_spread():
     score, images = gaussian_score(0.1), jnp.full((5000, 1, 1, 1), 0.5)
     ladder = np.geomspace(0.3, 0.02, 10).tolist()
-    cold = baselines.annealed(score, ladder, steps_per_level=20)
-    warm = baselines.annealed(score, ladder, steps_per_level=200, rate=0.05, temperature=1.0)
+    cold = purifiers.annealed(score, ladder, steps_per_level=20)
+    warm = purifiers.annealed(score, ladder, steps_per_level=200, rate=0.05, temperature=1.0)
     stds = [float(np.std(jax.jit(p)(keys_for(5000), images)[0])) for p in (cold, warm)]
     assert stds[0] < 0.02
     assert stds[1] == pytest.approx(0.1, rel=0.08)
@@ -109,7 +109,7 @@ def test_annealed_descends_and_langevin_keeps_the_spread():
 
 def test_gradual_noise_is_its_stages_one_after_the_other():
     score = gaussian_score(0.2)
-    purifier = baselines.gradual(score, (0.1, 0.2), smallest=0.05, steps_per_stage=3)
+    purifier = purifiers.gradual(score, (0.1, 0.2), smallest=0.05, steps_per_stage=3)
     purified, info = purifier(keys_for(4), jnp.full((4, 2, 2, 1), 0.5))
     ladders = [np.append(np.geomspace(s, 0.05, 3), 0) for s in (0.1, 0.2)]
     sizes = np.concatenate([ladder[:-1] * -np.diff(ladder) for ladder in ladders])
@@ -120,7 +120,7 @@ def test_gradual_noise_is_its_stages_one_after_the_other():
 
 def test_blur_equals_scipy():
     images = np.random.default_rng(0).random((2, 9, 12, 3)).astype(np.float32)
-    blurred = baselines.gaussian_blur(1.3)(keys_for(2), jnp.asarray(images))[0][0]
+    blurred = purifiers.gaussian_blur(1.3)(keys_for(2), jnp.asarray(images))[0][0]
     expected = ndimage.gaussian_filter(images, (0, 1.3, 1.3, 0), mode="nearest", truncate=4.0)
     np.testing.assert_allclose(blurred, expected, atol=1e-6)
 
@@ -135,7 +135,9 @@ def test_jpeg_equals_pillow(quality, shape):
     picture = PIL.Image.fromarray(pixels if shape[-1] == 3 else pixels[..., 0])
     picture.save(file, "JPEG", quality=quality, subsampling=0)
     expected = np.asarray(PIL.Image.open(file), float).reshape(shape)
-    ours = pj.jpeg.jpeg(quality)(keys_for(1), jnp.asarray(pixels[None] / 255.0, jnp.float32))[0]
+    ours = pj.purifiers.jpeg(quality)(keys_for(1), jnp.asarray(pixels[None] / 255.0, jnp.float32))[
+        0
+    ]
     difference = np.abs(np.asarray(ours)[0, 0] * 255 - expected)
     # Pillow's integer transform rounds a few coefficients on a boundary the other way.
     assert np.mean(difference <= 2.01) > 0.96
@@ -145,15 +147,15 @@ def test_jpeg_equals_pillow(quality, shape):
 def all_baselines(score):
     still = lambda x: score(x, 0.1)
     return {
-        "langevin": baselines.langevin(still, step_size=0.03, num_steps=4, num_restarts=2),
-        "mala": baselines.mala(still, step_size=0.03, num_steps=4),
-        "tweedie": baselines.tweedie(score, 0.2, num_restarts=2),
-        "annealed": baselines.annealed(score, (0.2, 0.1), temperature=0.5),
-        "probability flow": baselines.probability_flow(score, (0.2, 0.1)),
-        "reverse SDE": baselines.reverse_sde(score, (0.2, 0.1)),
-        "gradual": baselines.gradual(score, (0.1, 0.2), steps_per_stage=2),
-        "blur": baselines.gaussian_blur(0.7),
-        "jpeg": pj.jpeg.jpeg(60),
+        "langevin": purifiers.langevin(still, step_size=0.03, num_steps=4, num_restarts=2),
+        "mala": purifiers.mala(still, step_size=0.03, num_steps=4),
+        "tweedie": purifiers.tweedie(score, 0.2, num_restarts=2),
+        "annealed": purifiers.annealed(score, (0.2, 0.1), temperature=0.5),
+        "probability flow": purifiers.probability_flow(score, (0.2, 0.1)),
+        "reverse SDE": purifiers.reverse_sde(score, (0.2, 0.1)),
+        "gradual": purifiers.gradual(score, (0.1, 0.2), steps_per_stage=2),
+        "blur": purifiers.gaussian_blur(0.7),
+        "jpeg": pj.purifiers.jpeg(60),
     }
 
 
@@ -163,7 +165,7 @@ def test_every_purifier_is_attacked_by_the_same_code(models, digits_test):
     images, labels = digits_test.batch(np.arange(4))
     images = jnp.asarray(images)
     for name, purifier in all_baselines(score).items():
-        defense = pj.defense.defend(purifier, logits_fn)
+        defense = pj.defend(purifier, logits_fn)
 
         @jax.jit
         def run(keys, images, labels, purifier=purifier, defense=defense):
@@ -198,12 +200,12 @@ def test_gradients_against_central_differences(name):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda s: baselines.probability_flow(s, (0.1, 0.2)), "sigmas: got [0.1, 0.2]"),
-        (lambda s: baselines.gradual(s, ()), "stages: got none"),
-        (lambda s: baselines.tweedie(s, -1.0), "sigmas: got [-1.0]"),
-        (lambda s: baselines.langevin(s, step_size=-1, num_steps=3), "step_size: got -1"),
-        (lambda s: baselines.gaussian_blur(-1), "sigma: got -1"),
-        (lambda s: pj.jpeg.jpeg(0), "quality: got 0"),
+        (lambda s: purifiers.probability_flow(s, (0.1, 0.2)), "sigmas: got [0.1, 0.2]"),
+        (lambda s: purifiers.gradual(s, ()), "stages: got none"),
+        (lambda s: purifiers.tweedie(s, -1.0), "sigmas: got [-1.0]"),
+        (lambda s: purifiers.langevin(s, step_size=-1, num_steps=3), "step_size: got -1"),
+        (lambda s: purifiers.gaussian_blur(-1), "sigma: got -1"),
+        (lambda s: pj.purifiers.jpeg(0), "quality: got 0"),
     ],
 )
 def test_bad_settings_get_one_line(make, message):
@@ -216,7 +218,7 @@ def test_methods_by_name_are_these_purifiers(models, digits_test):
     ebm, _ = models
     images = jnp.asarray(digits_test.batch(np.arange(3))[0])
     named = pj.models.model_purifier(ebm, method="tweedie", noise_scale=0.2, num_restarts=2)
-    direct = baselines.tweedie(pj.models.noise_score(ebm), 0.2, num_restarts=2)
+    direct = purifiers.tweedie(pj.models.noise_score(ebm), 0.2, num_restarts=2)
     found, expected = (jax.jit(p)(keys_for(3), images)[0] for p in (named, direct))
     np.testing.assert_allclose(found, expected, atol=1e-6)
     for method in pj.models.METHODS:

@@ -11,7 +11,7 @@ from conftest import keys_for
 
 import purify_jax as pj
 from benchmarks import run, settings, timing
-from purify_jax import attacks, energy, networks, purification
+from purify_jax import attacks, energy, networks, purifiers
 
 
 def _ours(name):
@@ -73,8 +73,8 @@ def test_pytorch_network_purification_and_gradients_are_the_librarys(twins):
     np.testing.assert_allclose(back(module(x)), score_fn(images), atol=1e-4)
     # Without noise both are deterministic; a large rate, so that something moves.
     steps, rate = 2, 0.5
-    purifier = purification.purifier(
-        score_fn, purification.adaptive(rate), num_steps=steps, noise_scale=0.0, num_restarts=1
+    purifier = purifiers.purifier(
+        score_fn, purifiers.adaptive(rate), num_steps=steps, noise_scale=0.0, num_restarts=1
     )
     options = {"steps": steps, "noise_scale": 0.0, "rate": rate}
     theirs = torch_published.purify_restarts(module, x, 1, **options)
@@ -83,7 +83,7 @@ def test_pytorch_network_purification_and_gradients_are_the_librarys(twins):
     np.testing.assert_allclose(back(theirs[0]), ours[0], atol=1e-4)
 
     labels = np.array([0, 2])
-    model = pj.defense.defend(purifier, lambda images: 5 * jnp.mean(images, axis=(1, 2)))
+    model = pj.defend(purifier, lambda images: 5 * jnp.mean(images, axis=(1, 2)))
     classify = lambda images: 5 * images.mean((2, 3))
     for factory, gradient in (
         (attacks.exact, torch_published.exact_gradient),

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import purify_jax as pj
-from purify_jax import certification
-from purify_jax.types import InputError
+from purify_jax.checks import InputError
+from purify_jax.evaluation import certification
 
 WEIGHTS = jnp.asarray(np.random.default_rng(0).normal(size=16), jnp.float32)
 

@@ -1,5 +1,10 @@
 """Training states survive damage; model files are strict."""
 
+import os
+
+from purify_jax.atomic import write_atomically
+from purify_jax.training.checkpoints import TrainingCheckpoints
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -7,8 +12,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from purify_jax import checkpoints, networks
-from purify_jax.types import InputError
+from purify_jax import models, networks
+from purify_jax.checks import InputError
 
 
 def _state(value):
@@ -16,14 +21,14 @@ def _state(value):
 
 
 def _restore(folder):
-    manager = checkpoints.TrainingCheckpoints(folder)
+    manager = TrainingCheckpoints(folder)
     state = manager.restore_latest(_state(0))
     manager.close()
     return state
 
 
 def test_last_few_are_kept_and_a_damaged_newest_is_set_aside(tmp_path, caplog):
-    manager = checkpoints.TrainingCheckpoints(tmp_path, keep=3)
+    manager = TrainingCheckpoints(tmp_path, keep=3)
     for step in (10, 20, 30, 40):
         manager.save(step, _state(step))
     manager.wait()
@@ -38,7 +43,7 @@ def test_last_few_are_kept_and_a_damaged_newest_is_set_aside(tmp_path, caplog):
     np.testing.assert_array_equal(state["w"], np.full((64, 64), 30))
     assert "40 is damaged" in caplog.text
     assert (tmp_path / "40.damaged").is_dir()
-    manager = checkpoints.TrainingCheckpoints(tmp_path, keep=3)
+    manager = TrainingCheckpoints(tmp_path, keep=3)
     manager.save(40, _state(41))
     manager.wait()
     manager.close()
@@ -60,9 +65,9 @@ NETWORKS = [
 def test_model_round_trip_is_exact(network, tmp_path):
     variables = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     role = "classifier" if isinstance(network, networks.ConvNet) else "score"
-    model = checkpoints.Model(role, network, variables, (8, 8, 1), {"note": "ψ"})
-    checkpoints.save_model(tmp_path / "m.safetensors", model)
-    again = checkpoints.load_model(tmp_path / "m.safetensors")
+    model = models.Model(role, network, variables, (8, 8, 1), {"note": "ψ"})
+    models.save_model(tmp_path / "m.safetensors", model)
+    again = models.load_model(tmp_path / "m.safetensors")
     assert again.network == network
     assert (again.role, again.image_shape, again.metadata["note"]) == (role, (8, 8, 1), "ψ")
     a, b = jax.tree.leaves(variables), jax.tree.leaves(dict(again.variables))
@@ -76,8 +81,8 @@ def test_bfloat16_files_are_widened(tmp_path):
     variables = network.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
     narrow = jax.tree.map(lambda a: np.asarray(a).astype(ml_dtypes.bfloat16), variables)
     path = tmp_path / "m.safetensors"
-    checkpoints.save_model(path, checkpoints.Model("score", network, narrow, (4, 4, 1)))
-    again = checkpoints.load_model(path)
+    models.save_model(path, models.Model("score", network, narrow, (4, 4, 1)))
+    again = models.load_model(path)
     for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(dict(again.variables)), strict=True):
         assert b.dtype == jnp.float32
         np.testing.assert_array_equal(a.astype(np.float32), b)
@@ -87,7 +92,7 @@ def test_every_fault_is_listed_in_one_message(tmp_path):
     network = networks.MLP(features=(8,))
     variables = network.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
     path = tmp_path / "m.safetensors"
-    checkpoints.save_model(path, checkpoints.Model("score", network, variables, (4, 4, 1)))
+    models.save_model(path, models.Model("score", network, variables, (4, 4, 1)))
     tensors = safetensors.numpy.load_file(path)
     with safetensors.safe_open(path, "numpy") as file:
         header = file.metadata()
@@ -96,7 +101,7 @@ def test_every_fault_is_listed_in_one_message(tmp_path):
     tensors["params/Dense_1/kernel"] = np.ascontiguousarray(tensors["params/Dense_1/kernel"].T)
     safetensors.numpy.save_file(tensors, path, header)
     with pytest.raises(InputError) as error:
-        checkpoints.load_model(path)
+        models.load_model(path)
     message = str(error.value)
     assert "missing params/Dense_0/bias" in message
     assert "unexpected params/Dense_0/bies" in message
@@ -105,30 +110,30 @@ def test_every_fault_is_listed_in_one_message(tmp_path):
 
 def test_bad_files_are_named(tmp_path):
     with pytest.raises(InputError, match="is not a file"):
-        checkpoints.load_model(tmp_path / "none.safetensors")
+        models.load_model(tmp_path / "none.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"hello")
     with pytest.raises(InputError, match="damaged or not safetensors"):
-        checkpoints.load_model(tmp_path / "bad.safetensors")
+        models.load_model(tmp_path / "bad.safetensors")
     safetensors.numpy.save_file({"a": np.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="has no purify_jax header"):
-        checkpoints.load_model(tmp_path / "other.safetensors")
+        models.load_model(tmp_path / "other.safetensors")
     network = networks.MLP(features=(8,))
     variables = network.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
-    model = checkpoints.Model("score", network, variables, (4, 4, 1))
-    checkpoints.save_model(tmp_path / "m.safetensors", model)
+    model = models.Model("score", network, variables, (4, 4, 1))
+    models.save_model(tmp_path / "m.safetensors", model)
     with pytest.raises(InputError, match="is a score, expected classifier"):
-        checkpoints.load_model(tmp_path / "m.safetensors", ("classifier",))
+        models.load_model(tmp_path / "m.safetensors", ("classifier",))
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    checkpoints.write_atomically(path, "old")
+    write_atomically(path, "old")
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        checkpoints.write_atomically(path, "new")
+        write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

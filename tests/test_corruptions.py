@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 import purify_jax as pj
-from purify_jax.corruptions import BENCHMARK, EXTRA, NAMES, blurs, corrupt, scoring, weather
-from purify_jax.records import wilson
-from purify_jax.types import InputError
+from purify_jax.checks import InputError
+from purify_jax.corruptions import BENCHMARK, EXTRA, NAMES, blurs, corrupt, weather
+from purify_jax.evaluation.statistics import wilson
 
 RNG = np.random.default_rng(0)
 # Smooth, coloured, away from 0 and 1, so that clipping does not hide the moments.
@@ -161,22 +161,22 @@ def test_mce_is_the_mean_of_ratios():
     }
     baseline = table({"fog": (10, 30), "snow": (20, 20)})
     model = table({"fog": (10, 10), "snow": (30, 30)})
-    assert scoring.mean_corruption_error(model, baseline) == pytest.approx((0.5 + 1.5) / 2)
-    assert scoring.mean_accuracy(model) == pytest.approx(0.8)
+    assert corrupted.mean_corruption_error(model, baseline) == pytest.approx((0.5 + 1.5) / 2)
+    assert corrupted.mean_accuracy(model) == pytest.approx(0.8)
 
 
 def test_published_folders_are_read(tmp_path):
     images = RNG.integers(0, 256, (50, 32, 32, 3), dtype=np.uint8)
     np.save(tmp_path / "fog.npy", images)
     np.save(tmp_path / "labels.npy", np.arange(50) % 10)
-    found = scoring.load_folder(tmp_path, "fog", 2)
+    found = corrupted.load_folder(tmp_path, "fog", 2)
     np.testing.assert_array_equal(found.images, images[10:20])
     np.testing.assert_array_equal(found.labels, np.arange(10, 20) % 10)
     with pytest.raises(InputError, match=r"snow\.npy is missing"):
-        scoring.load_folder(tmp_path, "snow", 1)
+        corrupted.load_folder(tmp_path, "snow", 1)
     np.save(tmp_path / "snow.npy", images[:49])
     with pytest.raises(InputError, match="expected uint8"):
-        scoring.load_folder(tmp_path, "snow", 1)
+        corrupted.load_folder(tmp_path, "snow", 1)
 
 
 def test_evaluation_counts_and_resumes(digits_test, tmp_path):
@@ -193,8 +193,8 @@ def test_evaluation_counts_and_resumes(digits_test, tmp_path):
         return jnp.log(same.astype(jnp.float32) @ jax.nn.one_hot(few.labels, 10) + 1e-9)
 
     assert len(table) == 20
-    load = lambda name, severity: scoring.corrupted(few, name, 0 if name == "fog" else severity)
-    run = lambda: scoring.evaluate(
+    load = lambda name, severity: corrupted.corrupted(few, name, 0 if name == "fog" else severity)
+    run = lambda: corrupted.evaluate_corrupted(
         jax.random.key(0), {"m": predict}, load, names=("fog", "contrast"), severities=(1, 2),
         batch_size=8, paths={"m": tmp_path / "records.jsonl"},
     )  # fmt: skip

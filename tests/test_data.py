@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from purify_jax import data
-from purify_jax.types import InputError
+from purify_jax.checks import InputError
 
 
 def test_digits_are_all_there_once():

@@ -6,7 +6,7 @@ import numpy as np
 from conftest import keys_for
 
 import purify_jax as pj
-from purify_jax import attacks, defense, losses, purification
+from purify_jax import attacks, defense, losses, purifiers
 
 
 def test_combinations_against_numpy():
@@ -40,12 +40,12 @@ def test_exact_gradient_against_central_differences_in_float64(models, digits_te
         rng = np.random.default_rng(0)
         directions = jnp.asarray(rng.normal(size=(4, *images.shape)))
         for curvature in (
-            purification.secant(),
-            purification.finite_difference(),
-            purification.jacobian_vector_product(),
+            purifiers.secant(),
+            purifiers.finite_difference(),
+            purifiers.jacobian_vector_product(),
         ):
-            rule = purification.adaptive(0.3, curvature, max_step=0.9)
-            purifier = purification.purifier(
+            rule = purifiers.adaptive(0.3, curvature, max_step=0.9)
+            purifier = purifiers.purifier(
                 score_fn, rule, num_steps=5, noise_scale=0.05, num_restarts=2
             )
             model = defense.defend(purifier, logits_fn)

@@ -11,8 +11,8 @@ from scipy import stats
 from sklearn import metrics
 
 import purify_jax as pj
-from purify_jax import detection
-from purify_jax.types import InputError
+from purify_jax.checks import InputError
+from purify_jax.evaluation import detection
 
 RNG = np.random.default_rng(0)
 
@@ -65,7 +65,7 @@ def test_score_norm_and_energy_drop_on_a_gaussian():
     images = jnp.asarray(RNG.random((5, 2, 2, 1)), jnp.float32)
     norms = detection.score_norm(score_fn)(keys_for(5), images)
     np.testing.assert_allclose(norms, 3 * pj.types.l2_norm(images - mean), rtol=1e-5)
-    halved = pj.baselines.filtered(lambda x: mean + 0.5 * (x - mean))
+    halved = pj.purifiers.filtered(lambda x: mean + 0.5 * (x - mean))
     for energy_or_none in (energy_fn, None):  # the trapezoid rule is exact for a quadratic
         drop = detection.energy_drop(score_fn, halved, energy_or_none)(keys_for(5), images)
         np.testing.assert_allclose(drop, 0.75 * energy_fn(images), rtol=1e-4)
@@ -109,7 +109,7 @@ def test_evading_goes_down_when_detected_and_sideways_when_not():
 
 def test_evasion_is_found_where_it_exists(models, digits_test):
     ebm, classifier = models
-    bare = pj.defense.undefended(pj.models.logits_fn(classifier))
+    bare = pj.undefended(pj.models.logits_fn(classifier))
     norm = detection.score_norm(pj.models.score_fn(ebm))
     images, labels = digits_test.batch(np.arange(40))
     clean = norm(keys_for(40), jnp.asarray(images))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from purify_jax import energy, networks
-from purify_jax.types import InputError
+from purify_jax.checks import InputError
 
 
 def test_score_of_a_gaussian_energy_is_minus_precision_times_distance():

@@ -10,9 +10,11 @@ import pytest
 from scipy import stats
 
 import purify_jax as pj
-from purify_jax import attacks, evaluation, records, red_flags
-from purify_jax.attacks.suite import Options
-from purify_jax.types import InputError, PurifyInfo
+from purify_jax import attacks, evaluation
+from purify_jax.attacks.suites import Options
+from purify_jax.checks import InputError
+from purify_jax.evaluation import records, red_flags
+from purify_jax.types import PurifyInfo
 
 
 def _pgd(defense, epsilon=0.15):
@@ -207,7 +209,7 @@ def test_flags_from_records_and_curves():
     assert "Square (black-box) beats the exact gradient" in flag.cause
     assert "turns 20 of 30 images" in flag.evidence
     interval = lambda k: records.wilson(k, 100)
-    from purify_jax.sweeps import Curve
+    from purify_jax.evaluation.sweeps import Curve
 
     flat = Curve("epsilon", [0.0, 0.5, 1.0], [interval(90), interval(60), interval(55)])
     falling = Curve("epsilon", [0.0, 0.5, 1.0], [interval(90), interval(20), interval(0)])
@@ -223,17 +225,17 @@ def test_flags_from_records_and_curves():
 
 def test_purify_info_is_what_the_types_say(defense, digits_test):
     images, _ = digits_test.batch(np.arange(3))
-    _, info = defense.purifier(pj.types.image_keys(jax.random.key(0), np.arange(3)), images)
+    _, info = defense.purifier(pj.image_keys(jax.random.key(0), np.arange(3)), images)
     assert isinstance(info, PurifyInfo)
     assert json.dumps(np.asarray(info.active_steps).tolist()) == "[[3, 3, 3], [3, 3, 3]]"
 
 
 def test_the_white_box_is_no_weaker_than_fresh_keys(defense, digits_test):
     """Sharing the defender's keys helps the attacker: fewer images stay right."""
-    from purify_jax.attacks import suite
+    from purify_jax.attacks import suites
 
     data, options = digits_test.take(48), Options(epsilon=0.12, steps=10)
-    entry = suite.white_box(defense, options)
+    entry = suites.white_box(defense, options)
     run = lambda shared: records.accuracy(
         evaluation.evaluate(
             jax.random.key(1),

@@ -10,13 +10,13 @@ import pytest
 from conftest import environment, keys_for
 
 import purify_jax as pj
-from purify_jax import exporting
-from purify_jax.types import InputError
+from purify_jax.checks import InputError
+from purify_jax.models import exporting
 
 
 @pytest.fixture(scope="module")
 def exported(defense, tmp_path_factory):
-    path = tmp_path_factory.mktemp("exported") / "defense.jax"
+    path = tmp_path_factory.mktemp("exported") / "defense.npz"
     assert exporting.export_defense(path, defense, (8, 8, 1)) == path.stat().st_size
     return path
 
@@ -45,8 +45,10 @@ def test_runs_without_the_model_code(exported, defense, digits_test, tmp_path):
         "import sys, numpy as np\n"
         "from jax import export\n"
         f"data = np.load({str(tmp_path / 'in.npz')!r})\n"
-        f"run = export.deserialize(bytearray(open({str(exported)!r}, 'rb').read())).call\n"
-        f"np.save({str(tmp_path / 'out.npy')!r}, run(data['keys'], data['images']))\n"
+        f"archive = np.load({str(exported)!r})\n"
+        "leaves = [archive[f'leaf_{i}'] for i in range(len(archive.files) - 1)]\n"
+        "run = export.deserialize(bytearray(archive['program'])).call\n"
+        f"np.save({str(tmp_path / 'out.npy')!r}, run(leaves, data['keys'], data['images']))\n"
         "assert not any(m.startswith(('purify_jax', 'flax')) for m in sys.modules)\n"
     )
     done = subprocess.run(
@@ -64,13 +66,13 @@ def test_runs_without_the_model_code(exported, defense, digits_test, tmp_path):
 def test_a_convolutional_score_network_exports(models, tmp_path):
     network = pj.networks.UNet(features=(4, 8))
     params = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
-    purifier = pj.purification.purifier(
+    purifier = pj.purifier(
         pj.energy.score_from_network(network, params), num_steps=2, num_restarts=2
     )
-    defense = pj.defense.defend(purifier, pj.models.logits_fn(models[1]))
-    exporting.export_defense(tmp_path / "d.jax", defense, (8, 8, 1), ("cpu", "tpu"))
+    defense = pj.defend(purifier, pj.models.logits_fn(models[1]))
+    exporting.export_defense(tmp_path / "d.npz", defense, (8, 8, 1), ("cpu", "tpu"))
     images = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1))
-    found = exporting.load_exported(tmp_path / "d.jax")(keys_for(3), images)
+    found = exporting.load_exported(tmp_path / "d.npz")(keys_for(3), images)
     np.testing.assert_allclose(found, jax.jit(defense)(keys_for(3), images), atol=2e-5)
 
 
@@ -87,7 +89,7 @@ def test_bad_input_gets_one_line(defense, exported, tmp_path):
 
 
 def test_binary(run_binary, model_files, tmp_path):
-    path = tmp_path / "defense.jax"
+    path = tmp_path / "defense.npz"
     ebm, classifier = model_files
     done = run_binary("export", f"--ebm={ebm}", f"--classifier={classifier}", f"--output={path}")
     assert "exported: " in done.stdout

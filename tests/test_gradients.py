@@ -8,7 +8,7 @@ from conftest import keys_for
 
 import purify_jax as pj
 from purify_jax import attacks, losses
-from purify_jax.types import fold_keys
+from purify_jax.keys import fold_keys
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_held_steps_share_the_loss_but_not_the_gradient(defense, batch):
 
 
 def test_held_steps_equal_exact_for_a_constant_step(defense, batch):
-    rule = pj.purification.constant(0.1)
+    rule = pj.purifiers.constant(0.1)
     fixed = defense.replace(purifier=defense.purifier.replace(step_rule=rule))
     exact, _ = attacks.exact(fixed)(*batch)
     held, _ = attacks.exact_held_steps(fixed)(*batch)
@@ -96,7 +96,7 @@ def test_eot_is_the_mean_over_folded_keys_in_any_chunking(defense, batch):
 
 
 def test_eot_changes_no_number_of_a_deterministic_defense(defense, batch):
-    model = pj.defense.undefended(defense.logits_fn)
+    model = pj.undefended(defense.logits_fn)
     single = attacks.exact(model)(*batch)
     many = attacks.eot(attacks.exact(model), 8, 4)(*batch)
     for a, b in zip(many, single, strict=True):

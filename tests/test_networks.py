@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from purify_jax import networks
+from purify_jax.checks import InputError
 from purify_jax.networks import ncsnv2
-from purify_jax.types import InputError
 
 NETWORKS = [
     networks.MLP(features=(16, 16)),

@@ -6,7 +6,7 @@ import pytest
 from conftest import keys_for
 
 from purify_jax import noise
-from purify_jax.types import InputError
+from purify_jax.checks import InputError
 
 
 def test_levels_of_ncsnv2():

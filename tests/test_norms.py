@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from purify_jax import attacks
 from purify_jax.attacks import norms
-from purify_jax.types import InputError
+from purify_jax.checks import InputError
 
 BALLS = [norms.linf, norms.l2, norms.l1]
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}

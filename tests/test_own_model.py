@@ -48,7 +48,7 @@ def test_values_and_gradients_agree(both, defense, golden_classifier):
     np.testing.assert_allclose(jax.jit(called)(images), converted(images), atol=1e-4)
     for gradient in (pj.attacks.bpda, pj.attacks.exact):
         found, expected = (
-            jax.jit(gradient(pj.defense.defend(defense.purifier, f)))(keys, images, labels)
+            jax.jit(gradient(pj.defend(defense.purifier, f)))(keys, images, labels)
             for f in (called, converted)
         )
         np.testing.assert_allclose(found[1], expected[1], rtol=1e-3, atol=1e-4)
@@ -64,7 +64,7 @@ def test_a_called_back_classifier_is_evaluated(both, defense, golden_classifier)
     tables = []
     for f in (called, converted):
         attack = pj.attacks.pgd(pj.attacks.blind(f), epsilon=0.1, step_size=0.03, num_steps=5)
-        model = pj.defense.defend(defense.purifier, f)
+        model = pj.defend(defense.purifier, f)
         tables.append(
             pj.evaluation.evaluate(jax.random.key(0), model, {"blind": attack}, data, draws=2)
         )
@@ -75,5 +75,5 @@ def test_a_called_back_classifier_is_evaluated(both, defense, golden_classifier)
 def test_a_plain_function_defends(defense):
     weights = jax.random.normal(jax.random.key(0), (64, 10))
     logits_fn = lambda images: (images.reshape(images.shape[0], -1) - 0.5) @ weights
-    found = pj.defense.defend(defense.purifier, logits_fn)(keys_for(3), jnp.full((3, 8, 8, 1), 0.5))
+    found = pj.defend(defense.purifier, logits_fn)(keys_for(3), jnp.full((3, 8, 8, 1), 0.5))
     np.testing.assert_allclose(jnp.exp(found).sum(-1), 1, rtol=1e-5)

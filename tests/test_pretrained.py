@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, environment, keys_for
 
 import purify_jax as pj
-from purify_jax.types import InputError
+from purify_jax.checks import InputError
 
 
 def test_what_ships_loads_and_fits_its_card(digits_test):
@@ -38,7 +38,7 @@ def test_a_prediction_within_ten_seconds_of_starting_python():
         "import jax, purify_jax as pj\n"
         "ready = pj.pretrained.load('digits')\n"
         "images, labels = pj.data.load_split('digits', 'test[:1]').batch([0])\n"
-        "keys = pj.types.image_keys(jax.random.key(0), [0])\n"
+        "keys = pj.image_keys(jax.random.key(0), [0])\n"
         "print(jax.jit(ready.defense)(keys, images).argmax(-1), labels)\n"
     )
     # No cache of compiled programs, and twice the promised time for a busy machine.
@@ -68,11 +68,11 @@ def test_damage_is_named(tmp_path, monkeypatch):
 
 def test_bfloat16_files_are_half_as_large_and_close(models, digits_test, tmp_path):
     ebm, _ = models
-    pj.checkpoints.save_model(tmp_path / "full.safetensors", ebm)
-    pj.checkpoints.save_model(tmp_path / "half.safetensors", ebm, ml_dtypes.bfloat16)
+    pj.models.save_model(tmp_path / "full.safetensors", ebm)
+    pj.models.save_model(tmp_path / "half.safetensors", ebm, ml_dtypes.bfloat16)
     sizes = [(tmp_path / f"{n}.safetensors").stat().st_size for n in ("full", "half")]
     assert sizes[1] < 0.52 * sizes[0]
-    back = pj.checkpoints.load_model(tmp_path / "half.safetensors")
+    back = pj.models.load_model(tmp_path / "half.safetensors")
     images = jnp.asarray(digits_test.batch(np.arange(8))[0])
     full, half = pj.models.score_fn(ebm)(images), pj.models.score_fn(back)(images)
     assert half.dtype == jnp.float32

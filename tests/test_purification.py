@@ -8,8 +8,9 @@ from conftest import keys_for
 
 import purify_jax as pj
 from purify_jax import energy
-from purify_jax import purification as pur
-from purify_jax.types import InputError, image_keys
+from purify_jax import purifiers as pur
+from purify_jax.checks import InputError
+from purify_jax.keys import image_keys
 
 
 @pytest.mark.parametrize(("name", "threshold"), [("nostop", 0.0), ("stop", 0.01)])
@@ -148,7 +149,7 @@ def test_memory_of_the_exact_gradient_is_flat_in_the_number_of_steps(models, dig
 
     def memory(steps):
         purifier = pj.models.adp_purifier(models[0], num_steps=steps, num_restarts=4)
-        gradient = pj.attacks.exact(pj.defense.defend(purifier, logits_fn))
+        gradient = pj.attacks.exact(pj.defend(purifier, logits_fn))
         compiled = jax.jit(gradient).lower(keys_for(32), images, labels).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 from PIL import Image
 
-from purify_jax import plots, report
+from purify_jax.reporting import plots, report
 
 
 def test_text_table_is_aligned():

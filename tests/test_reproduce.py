@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT
 
 import purify_jax as pj
-from experiments import building, suite_plans, tables
+from experiments.common import from_config
+from experiments.reproduction import plans, tables
 
 
 def test_a_part_is_marked_and_not_repeated(run_binary, model_files, tmp_path):
@@ -39,14 +40,14 @@ def test_a_part_is_marked_and_not_repeated(run_binary, model_files, tmp_path):
     assert (results / "certification.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("name", sorted(suite_plans.SUITES))
+@pytest.mark.parametrize("name", sorted(plans.SUITES))
 def test_every_suite_has_a_config_that_builds(name):
-    plan = suite_plans.plan(name, None, tables.ROOT / "runs", "DIR")
+    plan = plans.plan(name, None, tables.ROOT / "runs", "DIR")
     config = importlib.import_module(f"experiments.configs.{name}").get_config()
     assert config.purification.method in pj.models.METHODS
-    assert building.network(config.ebm) is not None
-    assert building.network(config.classifier, 10) is not None
-    building.optimizer(config.ebm), building.sigmas(config.ebm)
+    assert from_config.network(config.ebm) is not None
+    assert from_config.network(config.classifier, 10) is not None
+    from_config.optimizer(config.ebm), from_config.sigmas(config.ebm)
     # The full plan is the config's own number of steps, and purified training gets its purifier.
     steps = f"--config.ebm.steps={config.ebm.steps}"
     trained = [p for p in plan.parts if p.name in ("ebm", "demo")]
@@ -57,8 +58,8 @@ def test_every_suite_has_a_config_that_builds(name):
 
 
 def test_a_budget_scales_steps_and_images():
-    full = suite_plans.plan("mnist", None, tables.ROOT / "runs", "DIR")
-    half = suite_plans.plan("mnist", 30, tables.ROOT / "runs", "DIR")
+    full = plans.plan("mnist", None, tables.ROOT / "runs", "DIR")
+    half = plans.plan("mnist", 30, tables.ROOT / "runs", "DIR")
     assert [p.name for p in full.parts] == [p.name for p in half.parts]
     flag = lambda plan, part, name: next(
         x.split("=")[1]

@@ -13,17 +13,19 @@ import pytest
 from conftest import ROOT, environment
 
 import purify_jax as pj
-from purify_jax import sharding
-from purify_jax.types import InputError
+from purify_jax.checks import InputError
+from purify_jax.devices import sharding
 
 WORK = """
 import json, os, sys
 import jax, numpy as np
 import purify_jax as pj
-from experiments import building
+from experiments.common import from_config
 from experiments.configs import digits
-from purify_jax.corruptions import scoring
-from purify_jax import attacks, certification, evaluation, sharding
+from purify_jax.evaluation import corrupted
+from purify_jax import attacks, evaluation
+from purify_jax.devices import sharding
+from purify_jax.evaluation import certification
 
 folder, steps, images = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 if len(sys.argv) > 4:
@@ -34,11 +36,11 @@ config.ebm.schedule = "constant"  # the cosine would depend on the number of ste
 config.ebm.checkpoint_every, config.classifier.steps_per_dispatch = 20, 20
 train, test = (pj.data.load_split("digits", s) for s in ("train", "test"))
 placement = json.loads(os.environ.get("PLACEMENT", "{}"))
-ebm, _ = building.train_ebm(config, train, folder, progress=False, **placement)
-classifier, _ = building.train_classifier(config, train, None, progress=False)
+ebm, _ = from_config.train_ebm(config, train, folder, progress=False, **placement)
+classifier, _ = from_config.train_classifier(config, train, None, progress=False)
 mesh = sharding.default_mesh()
 purifier = pj.models.model_purifier(ebm, num_steps=2, num_restarts=2)
-defense = pj.defense.defend(purifier, pj.models.logits_fn(classifier))
+defense = pj.defend(purifier, pj.models.logits_fn(classifier))
 attack = attacks.pgd(attacks.exact(defense), epsilon=0.1, step_size=0.05, num_steps=2)
 found = {"devices": jax.device_count(), "norm": float(sum(
     np.sum(np.abs(np.asarray(x, np.float64))) for x in jax.tree.leaves(ebm.variables)))}
@@ -46,8 +48,8 @@ if images:
     found["records"] = evaluation.evaluate(
         jax.random.key(0), defense, {"pgd": attack}, test.take(images), draws=2, batch_size=images,
         mesh=mesh)
-    found["corrupted"] = {n: list(r[1]) for n, r in scoring.evaluate(
-        jax.random.key(0), {"defense": defense}, lambda n, s: scoring.corrupted(test.take(images), n, s),
+    found["corrupted"] = {n: list(r[1]) for n, r in corrupted.evaluate_corrupted(
+        jax.random.key(0), {"defense": defense}, lambda n, s: corrupted.corrupted(test.take(images), n, s),
         names=["fog", "contrast"], severities=[1], batch_size=images, mesh=mesh)["defense"].items()}
     found["certificates"] = certification.certify(
         jax.random.key(0), defense, test.take(images), sigma=0.2, n0=5, n=40, batch_size=images,
@@ -110,7 +112,7 @@ def test_four_devices_give_the_numbers_of_one(tmp_path):
 
 WATCH = """
 import socket, sys, time
-from purify_jax import lifeline
+from purify_jax.devices import lifeline
 lifeline._watch(socket.create_connection(("127.0.0.1", int(sys.argv[1]))))
 print("connected", flush=True)
 lifeline._threads[0].join(60)

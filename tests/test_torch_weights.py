@@ -7,8 +7,9 @@ import pytest
 import safetensors.numpy
 from conftest import ROOT
 
-from purify_jax import checkpoints, networks, torch_weights
-from purify_jax.types import InputError
+from purify_jax import models, networks
+from purify_jax.checks import InputError
+from purify_jax.models import torch_weights
 
 GOLDEN = [
     ("ncsnv2_ngf8_28x28x1", "ncsnv2", (28, 28, 1)),
@@ -28,8 +29,8 @@ def test_published_outputs_and_exact_round_trip(golden, name, kind, shape, tmp_p
     model, table = torch_weights.import_model(kind, state, shape)
     used = {entry.source for entry in table}
     assert {k for k in state if not k.endswith(("sigmas", "num_batches_tracked"))} == used
-    checkpoints.save_model(tmp_path / "m.safetensors", model)
-    again = checkpoints.load_model(tmp_path / "m.safetensors")
+    models.save_model(tmp_path / "m.safetensors", model)
+    again = models.load_model(tmp_path / "m.safetensors")
     for a, b in zip(
         jax.tree.leaves(model.variables), jax.tree.leaves(again.variables), strict=True
     ):
@@ -70,9 +71,9 @@ def test_deeper_ncsnv2_runs_at_64_pixels_and_in_bfloat16():
 def test_preact_resnet_round_trip_and_batch_statistics(network, tmp_path):
     images = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3))
     variables = network.init(jax.random.key(1), images)
-    model = checkpoints.Model("classifier", network, variables, (16, 16, 3))
-    checkpoints.save_model(tmp_path / "m.safetensors", model)
-    again = checkpoints.load_model(tmp_path / "m.safetensors")
+    model = models.Model("classifier", network, variables, (16, 16, 3))
+    models.save_model(tmp_path / "m.safetensors", model)
+    again = models.load_model(tmp_path / "m.safetensors")
     assert again.network == network
     np.testing.assert_array_equal(
         network.apply(variables, images), again.network.apply(again.variables, images)
@@ -113,7 +114,7 @@ def test_import_binary_prints_the_table_and_checks_the_output(run_binary, tmp_pa
     assert "block1.layer.0.convShortcut.weight" in done.stdout
     assert "params/layer1_0/shortcut/kernel" in done.stdout
     assert "of the source's own output" in done.stdout
-    assert checkpoints.load_model(out, ("classifier",)).network.depth == 10
+    assert models.load_model(out, ("classifier",)).network.depth == 10
 
 
 def test_formats_prefixes_and_lists(tmp_path):

@@ -16,8 +16,9 @@ import pytest
 from conftest import ROOT, environment, keys_for
 
 import purify_jax as pj
-from purify_jax import compiling, energy, feeding, networks, noise, training
-from purify_jax.types import InputError
+from purify_jax import energy, networks, noise, training
+from purify_jax.checks import InputError
+from purify_jax.training import compiling, feeding
 
 
 def _command(workdir, steps=400):
@@ -63,7 +64,7 @@ def test_killed_and_resumed_ends_with_the_same_parameters(tmp_path):
     _, errors = stopped.communicate(timeout=300)
     assert stopped.returncode == 0, errors
     files = [tmp_path / name / "model.safetensors" for name in ("whole", "killed")]
-    first, second = (pj.checkpoints.load_model(f) for f in files)
+    first, second = (pj.models.load_model(f) for f in files)
     leaves = [jax.tree.leaves(m.params) for m in (first, second)]
     assert all(np.array_equal(a, b) for a, b in zip(*leaves, strict=True))
     metrics = [(tmp_path / n / "metrics.jsonl").read_text() for n in ("whole", "killed")]
@@ -92,7 +93,7 @@ def test_a_disk_that_fills_up_leaves_the_previous_checkpoint(tmp_path):
     _wait_for_steps(tmp_path, 60, first)
     first.send_signal(signal.SIGTERM)
     first.communicate(timeout=120)
-    before = pj.checkpoints.TrainingCheckpoints(tmp_path / "checkpoints")
+    before = pj.models.TrainingCheckpoints(tmp_path / "checkpoints")
     steps = sorted(before._manager.all_steps())
     before.close()
 
@@ -104,7 +105,7 @@ def test_a_disk_that_fills_up_leaves_the_previous_checkpoint(tmp_path):
     assert second.returncode == 1
     last = second.stderr.strip().splitlines()[-1]
     assert last.startswith("error: saving:"), second.stderr[-2000:]
-    after = pj.checkpoints.TrainingCheckpoints(tmp_path / "checkpoints")
+    after = pj.models.TrainingCheckpoints(tmp_path / "checkpoints")
     assert sorted(after._manager.all_steps()) == steps
     after.close()
 

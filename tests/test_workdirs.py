@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from experiments.workdirs import claim_workdir
-from purify_jax.types import InputError
+from experiments.common.workdirs import claim_workdir
+from purify_jax.checks import InputError
 
 
 def test_workdir_of_another_config_is_refused_and_kept(tmp_path):

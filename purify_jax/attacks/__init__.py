@@ -1,12 +1,11 @@
 """Attacks: gradients, the loops that follow them, and suites of both."""
 
-from purify_jax.attacks import norms, suite
-from purify_jax.attacks.apgd import apgd, apgd_targeted
+from purify_jax.attacks import norms, suites
+from purify_jax.attacks.auto_pgd import apgd, apgd_targeted
+from purify_jax.attacks.averages import average_draws, eot
 from purify_jax.attacks.gradients import (
-    average_draws,
     blind,
     bpda,
-    eot,
     exact,
     exact_held_steps,
     identity_backward,
@@ -14,8 +13,8 @@ from purify_jax.attacks.gradients import (
     joint_score,
     spsa,
 )
-from purify_jax.attacks.pgd import pgd
-from purify_jax.attacks.square import square
+from purify_jax.attacks.projected_gradient import pgd
+from purify_jax.attacks.square_search import square
 
 __all__ = [
     "apgd",
@@ -33,5 +32,5 @@ __all__ = [
     "pgd",
     "spsa",
     "square",
-    "suite",
+    "suites",
 ]

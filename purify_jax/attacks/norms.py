@@ -6,7 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purify_jax.types import BOUNDS, Array, InputError, Keys, per_image
+from purify_jax.arrays import per_image
+from purify_jax.checks import InputError, is_traced
+from purify_jax.keys import stream
+from purify_jax.types import BOUNDS, Array, Keys
 
 _TINY = 1e-12
 
@@ -50,8 +53,8 @@ def _l2_steepest(x: Array) -> Array:
 
 def _l2_random(keys: Keys, like: Array, epsilon: float) -> Array:
     # Uniform in the ball: uniform direction, radius ε·u^(1/d).
-    direction = _l2_steepest(_draw(jax.random.normal, keys, like))
-    radius_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+    direction = _l2_steepest(_draw(jax.random.normal, stream(keys, "direction"), like))
+    radius_keys = stream(keys, "radius")
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (), like.dtype))(radius_keys)
     radius = epsilon * uniform ** (1 / _flat(like).shape[1])
     return direction * per_image(radius, like)
@@ -85,8 +88,8 @@ def _l1_steepest(x: Array) -> Array:
 
 
 def _l1_random(keys: Keys, like: Array, epsilon: float) -> Array:
-    draw = _draw(jax.random.laplace, keys, like)
-    radius_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+    draw = _draw(jax.random.laplace, stream(keys, "direction"), like)
+    radius_keys = stream(keys, "radius")
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (), like.dtype))(radius_keys)
     radius = epsilon * uniform ** (1 / _flat(like).shape[1])
     return draw * per_image(radius / jnp.maximum(_l1_size(draw), _TINY), like)
@@ -127,7 +130,7 @@ def project_into(norm: Norm, images: Array, adversarial: Array, epsilon: float) 
 
 def check_epsilon(epsilon: float) -> None:
     """Raises InputError unless ε is a finite number ≥ 0 (a traced ε, for sweeps, may be anything)."""
-    if isinstance(epsilon, jax.core.Tracer):
+    if is_traced(epsilon):
         return
     if not 0 <= epsilon < float("inf"):
         raise InputError(f"epsilon: got {epsilon}, expected a finite number >= 0")

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from purify_jax.checks import InputError, check_images
 from purify_jax.corruptions import blurs, digital, noises, weather
-from purify_jax.types import InputError, check_images
 
 #: name → (function of one image, parameters of severities 1 to 5).
 _CORRUPTIONS: Mapping[str, tuple[Callable[..., np.ndarray], tuple]] = MappingProxyType(

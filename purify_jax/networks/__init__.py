@@ -7,12 +7,12 @@ from typing import Any
 
 import flax.linen as nn
 
+from purify_jax.checks import InputError
 from purify_jax.networks.convnet import ConvNet
 from purify_jax.networks.mlp import MLP
 from purify_jax.networks.ncsnv2 import NCSNv2
 from purify_jax.networks.unet import UNet
 from purify_jax.networks.wide_resnet import PreActResNet18, WideResNet
-from purify_jax.types import InputError
 
 #: What a model file may name as its network.
 BY_NAME: Mapping[str, type[nn.Module]] = MappingProxyType(

@@ -1,0 +1,82 @@
+"""What all binaries share: one clear line for bad input, and a cache of compiled programs."""
+
+import errno
+import hashlib
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+
+from purify_jax.checks import InputError
+from purify_jax.devices import sharding
+from purify_jax.training.checkpoints import SaveError
+
+flags.DEFINE_bool(
+    "compilation_cache",
+    True,
+    "Keep compiled programs for the next run, under JAX_COMPILATION_CACHE_DIR or the user's cache.",
+)
+flags.DEFINE_string("coordinator", None, "host:port of process 0, for several hosts or processes.")
+flags.DEFINE_bool(
+    "distributed", False, "Join the processes of a TPU pod or cluster that JAX recognises."
+)
+flags.DEFINE_integer("num_processes", None, "How many processes work together.")
+flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+
+
+def _use_compilation_cache() -> None:
+    if not flags.FLAGS.compilation_cache:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if not jax.config.jax_compilation_cache_dir:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        # A program compiled for one processor may not run on another that shares this folder.
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text().splitlines() if info.exists() else []
+        processor = [line for line in lines if line.startswith(("model name", "flags"))][:2]
+        digest = hashlib.sha256("".join([platform.machine(), *processor]).encode()).hexdigest()
+        jax.config.update(
+            "jax_compilation_cache_dir", str(base / "purify_jax" / f"xla-{digest[:12]}")
+        )
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs ``main`` under absl; bad input and a full disk end in one line and exit status 1."""
+
+    def guarded(argv: list[str]) -> None:
+        if len(argv) > 1:
+            _fail(f"arguments: got {' '.join(argv[1:])!r}, expected flags only (see --help)")
+        _use_compilation_cache()
+        try:
+            if flags.FLAGS.coordinator or flags.FLAGS.num_processes or flags.FLAGS.distributed:
+                sharding.initialize(
+                    flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id
+                )
+            main(argv)
+        except InputError as error:
+            _fail(str(error))
+        except SaveError as error:
+            _fail(str(error), at_once=True)
+        except PermissionError as error:
+            _fail(f"file: no permission for {error.filename}")
+        except OSError as error:
+            full = {errno.ENOSPC: "the disk is full", errno.EFBIG: "the file would be too large"}
+            if error.errno not in full:
+                raise
+            _fail(f"saving: {full[error.errno]}; what was saved before is as it was")
+
+    logging.set_verbosity(logging.WARNING)
+    app.run(guarded)
+
+
+def _fail(message: str, at_once: bool = False) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    # Orbax's threads would add pages about the interpreter's end, and other processes would wait.
+    if at_once or (jax.distributed.is_initialized()):
+        os._exit(1)
+    sys.exit(1)

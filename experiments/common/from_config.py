@@ -1,0 +1,109 @@
+"""Config files → library calls. The only place that reads a ConfigDict."""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import purify_jax as pj
+from purify_jax import networks, noise
+from purify_jax.checks import InputError
+from purify_jax.training import Settings, Trained
+
+_LEVELS = {"geometric": noise.geometric, "linear": noise.linear}
+#: The fields of a config section that are settings of any training.
+_FIELDS = (
+    "batch_size",
+    "learning_rate",
+    "schedule",
+    "warmup_steps",
+    "clip_norm",
+    "weight_decay",
+    "ema_decay",
+    "flip",
+    "steps_per_dispatch",
+    "checkpoint_every",
+)
+
+
+def settings(config: ConfigDict, section: str) -> Settings:
+    """The training settings of a section ("ebm" or "classifier"); InputError names the field."""
+    given = {name: config[section][name] for name in _FIELDS if name in config[section]}
+    try:
+        return Settings(num_steps=config[section].steps, seed=config.seed, **given)
+    except InputError as error:
+        field = str(error).replace("num_steps", "steps", 1)
+        raise InputError(f"config.{section}.{field}") from error
+
+
+def _about(config: ConfigDict, section: str) -> dict[str, Any]:
+    return {
+        "dataset": config.dataset,
+        "training": {**config[section].to_dict(), "seed": config.seed},
+    }
+
+
+def train_ebm(
+    config: ConfigDict,
+    dataset: pj.data.Dataset,
+    workdir: str | Path | None,
+    progress: bool = True,
+    *,
+    shard_parameters: bool = False,
+    stream: bool | None = None,
+) -> Trained:
+    """Trains the energy model of ``config.ebm``."""
+    section = config.ebm
+    if section.sigma_schedule not in _LEVELS:
+        raise InputError(
+            f"ebm.sigma_schedule: got {section.sigma_schedule!r}, expected one of {sorted(_LEVELS)}"
+        )
+    return pj.train_score_model(
+        networks.build(section.network.to_dict()),
+        dataset,
+        settings(config, "ebm"),
+        sigmas=_LEVELS[section.sigma_schedule](
+            section.sigma_max, section.sigma_min, section.num_sigmas
+        ),
+        role=section.role,
+        scale=section.scale,
+        patterns=section.get("patterns", 0.0),
+        purification=config.purification.to_dict(),
+        metadata=_about(config, "ebm"),
+        workdir=workdir,
+        progress=progress,
+        stream=stream,
+        shard_parameters=shard_parameters,
+    )
+
+
+def train_classifier(
+    config: ConfigDict,
+    dataset: pj.data.Dataset,
+    workdir: str | Path | None,
+    progress: bool = True,
+    purifier: Any = None,
+    *,
+    shard_parameters: bool = False,
+    stream: bool | None = None,
+) -> Trained:
+    """Trains the classifier of ``config.classifier``.
+
+    With a purifier, a share ``config.classifier.purified`` of the images is purified first.
+    """
+    section = config.classifier
+    description = {**section.network.to_dict(), "num_outputs": dataset.num_classes}
+    return pj.train_classifier(
+        networks.build(description),
+        dataset,
+        settings(config, "classifier"),
+        label_smoothing=section.get("label_smoothing", 0.0),
+        crop_padding=section.get("crop_padding", 0),
+        purifier=purifier,
+        purified=section.get("purified", 0.0),
+        metadata=_about(config, "classifier"),
+        workdir=workdir,
+        progress=progress,
+        stream=stream,
+        shard_parameters=shard_parameters,
+    )

@@ -1,0 +1,95 @@
+"""Flags and checks that the binaries share which put a model, a classifier and a data set together."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+
+import purify_jax as pj
+from experiments.common import flagging
+from experiments.common.workdirs import claim_workdir
+from purify_jax.checks import InputError
+
+FLAGS = flags.FLAGS
+
+
+def define(images: int, batch_size: int, ebm_required: bool = False) -> None:
+    """--ebm, --classifier, --dataset, --split, --images, --workdir, --seed, --batch_size, and the
+    purifier's settings."""
+    flags.DEFINE_string("ebm", None, "Energy or score model (.safetensors).", required=ebm_required)
+    flags.DEFINE_string("classifier", None, "Classifier model (.safetensors).", required=True)
+    flags.DEFINE_string("dataset", None, "Data set (default: the classifier's).")
+    flags.DEFINE_string("split", "test", "Split, or a slice such as test[:512].")
+    flags.DEFINE_string("workdir", None, "Folder for records and the report.", required=True)
+    flags.DEFINE_integer("images", images, "Images, from the start of the split.")
+    flags.DEFINE_integer("batch_size", batch_size, "Images side by side.")
+    flags.DEFINE_integer("seed", 0, "Seed of all randomness.")
+    flags.DEFINE_integer("num_steps", None, "Purification steps (default: the model's).")
+    flags.DEFINE_integer("num_restarts", None, "Purification restarts (default: the model's).")
+    flags.DEFINE_float("noise_scale", None, "Purification noise (default: the model's).")
+    flagging.define_data()
+
+
+def define_ball() -> None:
+    """--norm and --epsilon."""
+    flags.DEFINE_enum("norm", "linf", ["linf", "l2", "l1"], "Norm of the perturbation.")
+    flags.DEFINE_float(
+        "epsilon", None, "Radius of the perturbation, in units of a pixel's range.", required=True
+    )
+
+
+class Loaded(NamedTuple):
+    """ebm and defense are None without --ebm; undefended is the bare classifier."""
+
+    ebm: pj.models.Model | None
+    classifier: pj.models.Model
+    undefended: pj.defense.Defense
+    defense: pj.defense.Defense | None
+    dataset: pj.data.Dataset
+
+    @property
+    def models(self) -> dict[str, pj.defense.Defense]:
+        """What is evaluated, by name."""
+        both = {"undefended": self.undefended}
+        return both if self.defense is None else {**both, "defended": self.defense}
+
+
+def load() -> Loaded:
+    """The models and the whole split that the flags name; InputError where they do not fit."""
+    classifier = pj.models.load_model(FLAGS.classifier, ("classifier",))
+    logits_fn = pj.models.logits_fn(classifier)
+    ebm = defense = None
+    if FLAGS.ebm:
+        ebm = pj.models.load_model(FLAGS.ebm, ("energy", "score"))
+        if ebm.image_shape != classifier.image_shape:
+            raise InputError(
+                f"ebm: made for images {ebm.image_shape}, expected the classifier's "
+                f"{classifier.image_shape}"
+            )
+        purifier = pj.models.model_purifier(
+            ebm,
+            num_steps=FLAGS.num_steps,
+            num_restarts=FLAGS.num_restarts,
+            noise_scale=FLAGS.noise_scale,
+        )
+        defense = pj.defend(purifier, logits_fn)
+    name = FLAGS.dataset or classifier.metadata["dataset"]
+    FLAGS.dataset = name  # results and work directories name it, whether it was given or not
+    dataset = pj.data.load_split(name, FLAGS.split, FLAGS.data_dir)
+    if dataset.image_shape != tuple(classifier.image_shape):
+        raise InputError(
+            f"dataset: images are {dataset.image_shape}, expected the model's {classifier.image_shape}"
+        )
+    return Loaded(ebm, classifier, pj.undefended(logits_fn), defense, dataset)
+
+
+def settings(*more: str) -> dict[str, Any]:
+    """The flags that a run's results depend on, for its work directory and its results."""
+    common = ("ebm", "classifier", "dataset", "split", "images", "batch_size", "seed")
+    purifier = ("num_steps", "num_restarts", "noise_scale")
+    return {name: FLAGS[name].value for name in (*common, *purifier, *more)}
+
+
+def claim(*more: str) -> Path:
+    """The work directory, claimed for these settings."""
+    return claim_workdir(FLAGS.workdir, settings(*more), "settings.json")

@@ -1,0 +1,49 @@
+"""A work directory belongs to one config; it is never emptied, and never shared."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from purify_jax.atomic import write_atomically
+from purify_jax.checks import InputError
+
+
+def claim_workdir(
+    workdir: str | Path, config: Mapping[str, Any], name: str = "config.json"
+) -> Path:
+    """Makes ``workdir`` and writes the config into it, or checks that it belongs to that config.
+
+    Raises InputError that names the first difference if the folder belongs to another config,
+    or that says so if it cannot be written.
+    """
+    workdir = Path(workdir)
+    text = json.dumps(config, indent=2, sort_keys=True, default=str)
+    path = workdir / name
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not os.access(workdir, os.W_OK | os.X_OK):
+            raise PermissionError(13, "permission denied")
+        if not path.exists():
+            write_atomically(path, text)
+            return workdir
+    except OSError as error:
+        raise InputError(f"workdir: {workdir} cannot be written: {error.strerror}") from error
+    before = _flatten(json.loads(path.read_text()))
+    now = _flatten(json.loads(text))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise InputError(
+                f"workdir: {workdir} belongs to another config ({key}: {before.get(key)!r} there, "
+                f"{now.get(key)!r} now), expected an empty folder or the same config"
+            )
+    return workdir
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {
+        k: v for name, sub in tree.items() for k, v in _flatten(sub, f"{prefix}{name}.").items()
+    }

@@ -1,0 +1,79 @@
+"""Trained models and their results → pretrained/: model files and a card."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+import purify_jax as pj
+from experiments.reproduction.plans import Plan
+from purify_jax.atomic import write_atomically
+from purify_jax.checks import InputError
+
+#: From this size in float32 the parameters are stored as bfloat16 (and widened when loaded).
+LARGE = 2**20
+
+
+def publish(suite: str, plan: Plan, results: Path, folder: Path) -> list[Path]:
+    """Writes ``<suite>_ebm.safetensors``, ``<suite>_classifier.safetensors`` and ``<suite>.json``."""
+    written, files = [], {}
+    for role, source in (("ebm", plan.ebm), ("classifier", plan.classifier)):
+        model = pj.models.load_model(source)
+        count = int(sum(np.size(x) for x in jax.tree.leaves(model.variables)))
+        large = 4 * count > LARGE
+        path = folder / f"{suite}_{role}.safetensors"
+        # A file written anew would differ in the order of its header, and have another digest.
+        dtype = ml_dtypes.bfloat16 if large else None
+        if not _is_there(path, model, dtype):
+            pj.models.save_model(path, model, dtype)
+        files[role] = {
+            "name": path.name,
+            "sha256": pj.pretrained.digest(path),
+            "bytes": path.stat().st_size,
+            "parameters": count,
+            "stored_as": "bfloat16" if large else "float32",
+            "training": model.metadata["training"],
+        }
+        written.append(path)
+    parts = {p.stem: json.loads(p.read_text()) for p in sorted(results.glob("*.json"))}
+    if not parts:
+        raise InputError(f"results: {results} has no results, expected those of this suite")
+    model = pj.models.load_model(plan.ebm)
+    card = {
+        "data": model.metadata["dataset"],
+        "budget": plan.note,
+        "purification": model.metadata["purification"],
+        "commands": {name: part["command"] for name, part in parts.items()},
+        "commits": sorted({part["commit"] for part in parts.values()}),
+        "figures": {name: _headline(part) for name, part in parts.items() if _headline(part)},
+        "files": files,
+    }
+    path = folder / f"{suite}.json"
+    write_atomically(path, json.dumps(card, indent=2) + "\n")
+    return [*written, path]
+
+
+def _is_there(path: Path, model: pj.models.Model, dtype: Any) -> bool:
+    """Whether the file holds this model already, as it would be stored."""
+    if not path.is_file():
+        return False
+    found = pj.models.load_model(path)
+    stored = lambda x: np.asarray(x) if dtype is None else np.asarray(x).astype(dtype)
+    same = lambda a, b: np.array_equal(a, stored(b).astype(np.float32))
+    trees = jax.tree.structure(found.variables) == jax.tree.structure(model.variables)
+    return (
+        trees
+        and (found.role, found.metadata) == (model.role, model.metadata)
+        and all(map(same, *map(jax.tree.leaves, (found.variables, model.variables))))
+    )
+
+
+def _headline(part: dict[str, Any]) -> dict[str, Any]:
+    """The figures of an evaluation: clean accuracy and the worst case, with intervals."""
+    if "worst_case" not in part:
+        return {}
+    clean = {label: rows[0]["one_draw"] for label, rows in part["rows"].items()}
+    return {"clean": clean, "worst_case": part["worst_case"]}

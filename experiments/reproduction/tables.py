@@ -1,0 +1,183 @@
+"""results/ → the tables between the markers of README.md. What ``make tables`` runs.
+
+python -m experiments.tables            # rewrites README.md
+python -m experiments.tables --check    # fails if README.md differs from what results/ says
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments.common import cli
+from experiments.common.provenance import ROOT
+from purify_jax.atomic import write_atomically
+from purify_jax.checks import InputError
+
+flags.DEFINE_bool("check", False, "Only compare.")
+FLAGS = flags.FLAGS
+
+#: Published figures (percent), with their source; REFERENCE: Croce et al. 2022 and the paper.
+PUBLISHED = {
+    "cifar10": "published, ADP with WideResNet-28-10 at Linf 8/255: clean 86.14, BPDA+EOT 70.01 "
+    "(Yoon et al. 2021), exact gradients 33.7 ± 0.5 (Croce et al. 2022)",
+    "mnist": "published: the paper prints no table for MNIST",
+    "digits": "",
+}
+
+
+def main(argv: list[str]) -> None:
+    """results/ in, README.md out."""
+    del argv
+    path = ROOT / "README.md"
+    before = path.read_text()
+    after = rewrite(before, ROOT / "results")
+    if FLAGS.check:
+        if before != after:
+            raise InputError("README.md: differs from results/, expected the output of make tables")
+        print("README.md agrees with results/")
+        return
+    write_atomically(path, after)
+    print(f"written: {path.name}")
+
+
+def rewrite(text: str, results: Path) -> str:
+    """The text with every ``<!-- table: suite -->`` ... ``<!-- end -->`` block made anew."""
+    for suite in sorted(p.name for p in results.iterdir() if p.is_dir()):
+        start, end = f"<!-- table: {suite} -->", "<!-- end -->"
+        if start in text:
+            head, rest = text.split(start, 1)
+            _, tail = rest.split(end, 1)
+            text = f"{head}{start}\n{block(suite, results / suite)}\n{end}{tail}"
+    return text
+
+
+def block(suite: str, folder: Path) -> str:
+    """The Markdown of one suite: attacks, then detection, corruptions and certification."""
+    parts = {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))}
+    lines = _demo(parts["demo"]) if "demo" in parts else []
+    evaluations = {n: p for n, p in parts.items() if "worst_case" in p}
+    if evaluations:
+        lines += [
+            "| attack | images | undefended | purified | 95% interval |",
+            "|---|---|---|---|---|",
+        ]
+        for name, part in evaluations.items():
+            rows = _evaluation(part)
+            # Clean accuracy on many images says it all; the attacked ones' own is noise.
+            lines += rows[1:] if "clean" in evaluations and name != "clean" else rows
+        lines.append("")
+    lines += _others(parts) + (_comparison(parts["comparison"]) if "comparison" in parts else [])
+    any_part = next(iter(parts.values()))
+    commits = ", ".join(sorted({p["commit"] for p in parts.values()}))
+    versions = any_part["versions"]
+    minutes = sum(p["seconds"] for p in parts.values()) / 60
+    lines.append(
+        f"{any_part['budget'].rstrip('. ')}; {minutes:.0f} minutes on {versions['device']}, jax {versions['jax']}; "
+        f"commit {commits}; files in `results/{suite}/`."
+    )
+    if PUBLISHED.get(suite):
+        lines.append(f"For scale, {PUBLISHED[suite]}.")
+    return "\n".join(lines)
+
+
+def _demo(part: dict[str, Any]) -> list[str]:
+    clean = part["clean"]
+    rows = [
+        "| attack on the defense | images | undefended | purified | 95% interval |",
+        "|---|---|---|---|---|",
+        _row(
+            "none", clean["images"], clean["undefended"], clean["defended"], clean["defended_ci95"]
+        ),
+    ]
+    for a in part["attacks"]:
+        eot = f" × {a['eot']}" if a["eot"] > 1 else ""
+        name = f"{a['name']}, {a['steps']}{eot}, {a['norm']} {a['epsilon']:g}"
+        rows.append(_row(name, a["images"], a["undefended"], a["defended"], a["defended_ci95"]))
+    return [*rows, ""]
+
+
+def _row(name: str, images: int, bare: float, value: float, interval: Any) -> str:
+    return (
+        f"| {name} | {images} | {bare:.3f} | {value:.3f} | [{interval[0]:.3f}, {interval[1]:.3f}] |"
+    )
+
+
+def _evaluation(part: dict[str, Any]) -> list[str]:
+    settings = part["settings"]
+    ball = f"{settings['norm']} {settings['epsilon']:.3g}"
+    bare, defended = part["rows"]["undefended"], part["rows"]["defended"]
+    # Suites that drop fallen images have running totals in their rows: only the last one counts.
+    dropped = settings["suite"] != "paper"
+    lines = []
+    shown = zip(bare, defended, strict=True)
+    for b, d in list(shown)[: 1 if dropped else None]:
+        name = "none" if d["attack"] == "clean" else f"{d['attack']}, {ball}"
+        value, low, high, images = d["one_draw"]
+        lines.append(_row(name, images, b["one_draw"][0], value, (low, high)))
+    if settings["suite"] == "clean":
+        return lines
+    value, low, high, images = part["worst_case"]["defended"]
+    name = f"**worst case of `{settings['suite']}`, {ball}**"
+    lines.append(_row(name, images, part["worst_case"]["undefended"][0], value, (low, high)))
+    if part.get("shared_keys"):
+        value, low, high, images = part["shared_keys"]
+        lines.append(
+            f"| shared keys (not in the worst case), {ball} | {images} | | {value:.3f} | [{low:.3f}, {high:.3f}] |"
+        )
+    return lines
+
+
+def _comparison(part: dict[str, Any]) -> list[str]:
+    shares = ("clean", "blind", "BPDA+EOT", "exact+EOT")
+    setting = part["settings"]
+    lines = [
+        f"Other purifiers with the same score network, {setting['images']} images, {setting['steps']} steps × "
+        f"{setting['eot']} draws, 95% intervals of ±{_half(part, shares):.2f} at most:",
+        "",
+        f"| purifier | {' | '.join(shares)} | corrupted | ms per image |",
+        "|---" * (len(shares) + 3) + "|",
+    ]
+    for name, row in part["purifiers"].items():
+        cells = " | ".join(f"{row[s][0]:.3f}" for s in shares)
+        lines.append(f"| {name} | {cells} | {row['corrupted']:.3f} | {row['milliseconds']:.3f} |")
+    return [*lines, ""]
+
+
+def _half(part: dict[str, Any], shares: tuple[str, ...]) -> float:
+    return max((row[s][2] - row[s][1]) / 2 for row in part["purifiers"].values() for s in shares)
+
+
+def _others(parts: dict[str, Any]) -> list[str]:
+    lines = []
+    span = lambda i: f"{i[0]:.3f} [{i[1]:.3f}, {i[2]:.3f}]"
+    if "detection" in parts:
+        attacks = parts["detection"]["attacks"]
+        blind, evading = (
+            attacks[n]["score norm, AUROC"] for n in ("blind", "evading, classifier alone")
+        )
+        caught = attacks["evading, classifier alone"]["score norm, TPR at 5%"]
+        lines.append(
+            f"- detection by the score norm: AUROC {span(blind)} for the blind attack, {span(evading)} for one "
+            f"that knows the detector, of which {span(caught)} are caught at 5% false positives"
+        )
+    if "corruptions" in parts:
+        mean = parts["corruptions"]["mean_accuracy"]
+        lines.append(
+            f"- 15 corruptions × 5 severities: mean accuracy {mean['undefended']:.3f} undefended, "
+            f"{mean['defended']:.3f} purified (mCE {parts['corruptions']['mce']['defended']:.2f})"
+        )
+    if "certification" in parts:
+        part = parts["certification"]
+        curve, radii = part["certified_accuracy"], part["radii"]
+        at = min(range(len(radii)), key=lambda i: abs(radii[i] - part["settings"]["sigma"]))
+        lines.append(
+            f"- certified within an L2 radius of {radii[at]:.3g} (σ = {part['settings']['sigma']:g}): "
+            f"{span(curve['undefended'][at])} undefended, {span(curve['defended'][at])} purified"
+        )
+    return [*lines, ""] if lines else []
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,315 @@
+"""Auto-PGD: a step size that halves itself, momentum, and restarts from the best point.
+
+Croce & Hein 2020, arXiv 2003.01690, algorithm 1, with the constants of the published code. For
+a randomised defense pass an ``eot`` gradient; the schedule then follows the mean loss.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purify_jax import losses
+from purify_jax.arrays import per_image
+from purify_jax.attacks.averages import average_draws, eot
+from purify_jax.attacks.gradients import exact
+from purify_jax.attacks.norms import Norm, check_epsilon, get, l2
+from purify_jax.checks import InputError, check_at_least, check_count, check_images
+from purify_jax.keys import fold_keys, stream
+from purify_jax.pytrees import as_pytree, pytree, static
+from purify_jax.types import BOUNDS, Array, Attack, GradientFn, Keys, LossFn, PredictFn
+
+
+class _State(NamedTuple):
+    images: Array
+    previous: Array
+    gradient: Array
+    loss: Array
+    best_images: Array
+    best_gradient: Array
+    best_loss: Array
+    fooled_images: Array
+    fooled: Array
+    step_size: Array
+    increases: Array
+    reduced_last: Array
+    loss_last_check: Array
+
+
+def _checkpoints(num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each step, whether the step size is reviewed after it, and the window's length."""
+    window = max(int(0.22 * num_steps), 1)
+    shrink, shortest = max(int(0.03 * num_steps), 1), max(int(0.06 * num_steps), 1)
+    review, length, count = np.zeros(num_steps, bool), np.ones(num_steps, np.float32), 0
+    for step in range(num_steps):
+        count += 1
+        length[step] = window
+        if count == window:
+            review[step], count = True, 0
+            window = max(window - shrink, shortest)
+    return review, length
+
+
+def check_ball(norm: str, epsilon: float) -> None:
+    """Raises InputError for another norm than "linf" and "l2", or ε < 0."""
+    if get(norm).name not in ("linf", "l2"):
+        raise InputError(f"norm: got {norm!r}, expected linf or l2")
+    check_epsilon(epsilon)
+
+
+@pytree
+class APGD:
+    """See :func:`apgd`."""
+
+    gradient: Any
+    predict: Any
+    epsilon: float
+    rho: float
+    norm: str = static()
+    num_steps: int = static()
+    num_restarts: int = static(1)
+
+    def __call__(self, keys: Keys, images: Array, labels: Array) -> Array:
+        check_images(images)
+        if self.num_restarts == 1:
+            return self._one_start(keys, images, labels)[0]
+        restart = lambda r: self._one_start(fold_keys(keys, r), images, labels)
+        results, loss, fooled = jax.lax.map(restart, jnp.arange(self.num_restarts))
+        return _pick(results, jnp.where(fooled, jnp.inf, loss))
+
+    def _is_fooled(self, keys: Keys, images: Array, labels: Array) -> Array:
+        if self.predict is None:
+            return jnp.zeros(images.shape[0], bool)
+        return jnp.argmax(self.predict(keys, images), axis=-1) != labels
+
+    def _one_start(self, keys: Keys, images: Array, labels: Array) -> tuple[Array, Array, Array]:
+        ball, epsilon, num_steps = get(self.norm), self.epsilon, self.num_steps
+        review, length = _checkpoints(num_steps)
+        inside = _linf_inside if ball.name == "linf" else _l2_inside
+        start_keys, first_keys = fold_keys(keys, num_steps + 1), fold_keys(keys, num_steps)
+        start = _start(ball, start_keys, images, epsilon)
+        grads, loss = self.gradient(first_keys, start, labels)
+        fooled = self._is_fooled(first_keys, start, labels)
+        state = _State(
+            images=start,
+            previous=start,
+            gradient=grads,
+            loss=jnp.zeros_like(loss),  # as published: the first step is compared with 0
+            best_images=start,
+            best_gradient=grads,
+            best_loss=loss,
+            fooled_images=start,
+            fooled=fooled,
+            step_size=jnp.full(images.shape[0], 2.0 * epsilon, images.dtype),
+            increases=jnp.zeros_like(loss),
+            reduced_last=jnp.ones_like(fooled),
+            loss_last_check=loss,
+        )
+
+        def step(state: _State, xs: tuple[Array, Array, Array]) -> tuple[_State, None]:
+            index, reviewed, window = xs
+            grads = jnp.where(jnp.isfinite(state.gradient), state.gradient, 0.0)
+            size = per_image(state.step_size, images)
+            stepped = inside(images, state.images + size * ball.steepest(grads), epsilon)
+            momentum = jnp.where(index > 0, 0.75, 1.0)
+            moved = (
+                state.images
+                + momentum * (stepped - state.images)
+                + (1 - momentum) * (state.images - state.previous)
+            )
+            moved = inside(images, moved, epsilon)
+            step_keys = fold_keys(keys, index)
+            grads, loss = self.gradient(step_keys, moved, labels)
+            fooled = self._is_fooled(step_keys, moved, labels)
+            better = loss > state.best_loss
+            state = state._replace(
+                images=moved,
+                previous=state.images,
+                gradient=grads,
+                loss=loss,
+                best_images=_where(better, moved, state.best_images),
+                best_gradient=_where(better, grads, state.best_gradient),
+                best_loss=jnp.where(better, loss, state.best_loss),
+                fooled_images=_where(fooled, moved, state.fooled_images),
+                fooled=state.fooled | fooled,
+                increases=state.increases + (loss > state.loss),
+            )
+            return _review(state, reviewed, window, self.rho), None
+
+        xs = (jnp.arange(num_steps), jnp.asarray(review), jnp.asarray(length))
+        state, _ = jax.lax.scan(step, state, xs)
+        result = _where(state.fooled, state.fooled_images, state.best_images)
+        return result, state.best_loss, state.fooled
+
+
+def apgd(
+    gradient: GradientFn,
+    *,
+    norm: str = "linf",
+    epsilon: float,
+    num_steps: int = 100,
+    num_restarts: int = 1,
+    predict: PredictFn | None = None,
+    rho: float = 0.75,
+) -> Attack:
+    """Auto-PGD along a gradient, Linf or L2.
+
+    Args:
+      gradient: (keys, images, labels) → (gradient, loss); fresh keys at every step.
+      norm: "linf" or "l2".
+      epsilon: radius of the ball ≥ 0.
+      num_steps: gradient steps ≥ 1.
+      num_restarts: independent random starts ≥ 1; the one of highest loss is kept.
+      predict: of a *deterministic* model: the attack then returns an iterate that was
+        misclassified, if any was, else that of highest loss. A random defense has none: one
+        lucky draw is no success, so the iterate of highest mean loss is returned.
+      rho: share of steps that must improve the loss for the step size to stay.
+
+    Raises InputError for another norm, ε < 0, zero steps or restarts.
+    """
+    check_ball(norm, epsilon)
+    check_count("num_steps", num_steps)
+    check_count("num_restarts", num_restarts)
+    check_at_least("rho", rho, 0.0)
+    return APGD(
+        gradient=as_pytree(gradient),
+        predict=None if predict is None else as_pytree(predict),
+        epsilon=epsilon,
+        rho=rho,
+        norm=norm,
+        num_steps=num_steps,
+        num_restarts=num_restarts,
+    )
+
+
+@pytree
+class TargetedAPGD:
+    """See :func:`apgd_targeted`."""
+
+    defense: Any
+    epsilon: float
+    norm: str = static()
+    num_steps: int = static()
+    num_targets: int = static()
+    num_samples: int = static()
+    samples_at_once: int | None = static()
+    targets_at_once: int | None = static()
+    loss_fn: Callable[[Array], LossFn] = static()
+    deterministic: bool = static()
+
+    def __call__(self, keys: Keys, images: Array, labels: Array) -> Array:
+        # The choice of targets and of the best result needs draws of its own.
+        mean = average_draws(self.defense, self.num_samples, self.samples_at_once)
+        choose_keys = stream(keys, "choice")
+        log_probs = mean(choose_keys, images)
+        is_label = jax.nn.one_hot(labels, log_probs.shape[-1], dtype=bool)
+        order = jnp.argsort(-jnp.where(is_label, -jnp.inf, log_probs), axis=-1)
+        count = min(self.num_targets, log_probs.shape[-1] - 1)
+
+        def towards(target: Array) -> tuple[Array, Array]:
+            loss_fn = self.loss_fn(labels)
+            gradient = eot(exact(self.defense, loss_fn), self.num_samples, self.samples_at_once)
+            fooled = None
+            if self.deterministic:
+                fooled = lambda k, x: _relabel(self.defense(k, x), labels, target)
+            run = apgd(
+                gradient,
+                norm=self.norm,
+                epsilon=self.epsilon,
+                num_steps=self.num_steps,
+                predict=fooled,
+            )
+            adversarial = run(keys, images, target)
+            return adversarial, losses.margin(mean(choose_keys, adversarial), labels)
+
+        results, margins = jax.lax.map(towards, order.T[:count], batch_size=self.targets_at_once)
+        return _pick(results, margins)
+
+
+def apgd_targeted(
+    defense: PredictFn,
+    *,
+    norm: str = "linf",
+    epsilon: float,
+    num_steps: int = 100,
+    num_targets: int = 9,
+    num_samples: int = 1,
+    samples_at_once: int | None = None,
+    targets_at_once: int | None = None,
+    loss_fn: Callable[[Array], LossFn] = losses.targeted_dlr,
+    deterministic: bool = True,
+) -> Attack:
+    """APGD-T: Auto-PGD towards each of the ``num_targets`` runner-up classes, side by side.
+
+    The targeted DLR loss (Croce & Hein 2020, equation 7) on the classes that follow the label in
+    the clean prediction. Of the targets' results the one with the largest margin is kept.
+    ``num_targets`` is lowered to the number of other classes.
+    """
+    check_ball(norm, epsilon)
+    check_count("num_steps", num_steps)
+    check_count("num_targets", num_targets)
+    check_count("num_samples", num_samples)
+    return TargetedAPGD(
+        defense=as_pytree(defense),
+        epsilon=epsilon,
+        norm=norm,
+        num_steps=num_steps,
+        num_targets=num_targets,
+        num_samples=num_samples,
+        samples_at_once=samples_at_once,
+        targets_at_once=targets_at_once,
+        loss_fn=loss_fn,
+        deterministic=deterministic,
+    )
+
+
+def _relabel(log_probs: Array, labels: Array, target: Array) -> Array:
+    # ``apgd`` calls an image fooled when its prediction is not the label it was given (here the
+    # target); what counts is whether it is not the true label.
+    right = jnp.argmax(log_probs, axis=-1) == labels
+    shown = jnp.where(right, target, (target + 1) % log_probs.shape[-1])
+    return jax.nn.one_hot(shown, log_probs.shape[-1])
+
+
+def _review(state: _State, reviewed: Array, window: Array, rho: float) -> _State:
+    oscillates = state.increases <= window * rho
+    stalled = ~state.reduced_last & (state.loss_last_check >= state.best_loss)
+    reduce = reviewed & (oscillates | stalled)
+    return state._replace(
+        images=_where(reduce, state.best_images, state.images),
+        gradient=_where(reduce, state.best_gradient, state.gradient),
+        step_size=jnp.where(reduce, state.step_size / 2, state.step_size),
+        increases=jnp.where(reviewed, 0.0, state.increases),
+        reduced_last=jnp.where(reviewed, reduce, state.reduced_last),
+        loss_last_check=jnp.where(reviewed, state.best_loss, state.loss_last_check),
+    )
+
+
+def _start(ball: Norm, keys: Keys, images: Array, epsilon: float) -> Array:
+    # As published: a uniform (Linf) or normal (L2) draw, scaled to lie on the ball's surface.
+    noise = ball.random(keys, images, 1.0)
+    if ball.name == "linf":
+        noise = noise / per_image(jnp.maximum(ball.size(noise), 1e-12), images)
+    else:
+        noise = l2.steepest(noise)
+    return jnp.clip(images + epsilon * noise, *BOUNDS)
+
+
+def _linf_inside(images: Array, moved: Array, epsilon: float) -> Array:
+    return jnp.clip(jnp.clip(moved, images - epsilon, images + epsilon), *BOUNDS)
+
+
+def _l2_inside(images: Array, moved: Array, epsilon: float) -> Array:
+    return jnp.clip(images + l2.project(moved - images, epsilon), *BOUNDS)
+
+
+def _where(condition: Array, yes: Array, no: Array) -> Array:
+    return jnp.where(per_image(condition, yes), yes, no)
+
+
+def _pick(results: Array, values: Array) -> Array:
+    """Per image, the result of the highest value: ``[n, batch, ...]``, ``[n, batch]`` → ``[batch, ...]``."""
+    best = jnp.argmax(values, axis=0)
+    return jax.vmap(lambda rows, i: rows[i], in_axes=(1, 0))(results, best)

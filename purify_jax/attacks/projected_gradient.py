@@ -1,0 +1,103 @@
+"""Projected gradient descent: one loop for every gradient, norm and number of steps."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from purify_jax.arrays import per_image
+from purify_jax.attacks.norms import check_epsilon, get, project_into
+from purify_jax.checks import check_at_least, check_count, check_images
+from purify_jax.keys import fold_keys
+from purify_jax.pytrees import as_pytree, pytree, static
+from purify_jax.types import BOUNDS, Array, Attack, GradientFn, Keys
+
+
+@pytree
+class PGD:
+    """See :func:`pgd`; ε and the step size are leaves, so that another ball compiles nothing."""
+
+    gradient: Any
+    epsilon: float
+    step_size: float
+    norm: str = static()
+    num_steps: int = static()
+    random_start: bool = static(True)
+    best_iterate: bool = static(True)
+
+    def __call__(self, keys: Keys, images: Array, labels: Array) -> Array:
+        check_images(images)
+        ball, gradient, epsilon = get(self.norm), self.gradient, self.epsilon
+        start = images
+        if self.random_start:
+            # Beyond the steps and the loss after the last one, which take 0 to num_steps.
+            moved = ball.random(fold_keys(keys, self.num_steps + 1), images, epsilon)
+            start = jnp.clip(images + moved, *BOUNDS)
+
+        def step(carry: tuple[Array, Array, Array], index: Array) -> tuple[tuple, None]:
+            current, best, best_loss = carry
+            grads, loss = gradient(fold_keys(keys, index), current, labels)
+            best, best_loss = _keep_better(best, best_loss, current, loss)
+            direction = ball.steepest(jnp.where(jnp.isfinite(grads), grads, 0.0))
+            moved = project_into(ball, images, current + self.step_size * direction, epsilon)
+            return (moved, best, best_loss), None
+
+        carry = (start, start, jnp.full(images.shape[0], -jnp.inf, images.dtype))
+        (last, best, best_loss), _ = jax.lax.scan(step, carry, jnp.arange(self.num_steps))
+        if not self.best_iterate:
+            return last
+        _, loss = gradient(fold_keys(keys, self.num_steps), last, labels)
+        return _keep_better(best, best_loss, last, loss)[0]
+
+
+def pgd(
+    gradient: GradientFn,
+    *,
+    norm: str = "linf",
+    epsilon: float,
+    step_size: float | None = None,
+    num_steps: int,
+    random_start: bool = True,
+    best_iterate: bool = True,
+) -> Attack:
+    """PGD (Madry et al. 2018, arXiv 1706.06083): x ← project(x + η·steepest(∇L)).
+
+    Args:
+      gradient: (keys, images, labels) → (gradient, loss); every step gets fresh keys.
+      norm: "linf", "l2" or "l1".
+      epsilon: radius of the ball ≥ 0, in units of a pixel's range (and of the norm).
+      step_size: η, in the same units; :func:`default_step_size` if None.
+      num_steps: ≥ 1.
+      random_start: start at a random point of the ball instead of the clean image.
+      best_iterate: return the iterate of highest loss, the last one included (which costs one
+        more loss evaluation), instead of the last.
+
+    Returns an ``Attack``: (keys ``[batch]``, images, labels) → adversarial images. A gradient
+    that is not finite moves nothing. Raises InputError for ε < 0 or zero steps.
+    """
+    check_epsilon(epsilon)
+    check_count("num_steps", num_steps)
+    if step_size is None:
+        step_size = default_step_size(epsilon, num_steps)
+    check_at_least("step_size", step_size, 0.0)
+    return PGD(
+        gradient=as_pytree(gradient),
+        norm=get(norm).name,
+        epsilon=epsilon,
+        step_size=step_size,
+        num_steps=num_steps,
+        random_start=random_start,
+        best_iterate=best_iterate,
+    )
+
+
+def default_step_size(epsilon: Any, num_steps: int) -> Any:
+    """2.5 ε/T with at most T = 40: far enough to cross the ball (Madry et al. 2018, section 5.1), and
+    steps of ε/16 and more, so that a mean gradient means something."""
+    return 2.5 * epsilon / min(num_steps, 40)
+
+
+def _keep_better(best: Array, best_loss: Array, images: Array, loss: Array) -> tuple[Array, Array]:
+    # "Not worse" rather than "better", so that of equal losses the later iterate is kept.
+    better = loss >= best_loss
+    return jnp.where(per_image(better, images), images, best), jnp.where(better, loss, best_loss)

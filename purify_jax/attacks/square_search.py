@@ -1,0 +1,222 @@
+"""Square attack: random search with squares, from predictions alone, no gradient to mask.
+
+Andriushchenko et al. 2020, arXiv 1912.00049, with the schedule of the published code. Every
+image has its own random squares, so results do not depend on the batch.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purify_jax import losses
+from purify_jax.arrays import per_image
+from purify_jax.attacks.auto_pgd import check_ball
+from purify_jax.attacks.averages import average_draws
+from purify_jax.attacks.norms import l2
+from purify_jax.checks import InputError, check_count, check_images
+from purify_jax.keys import fold_keys, stream
+from purify_jax.pytrees import as_pytree, pytree, static
+from purify_jax.types import BOUNDS, Array, Attack, Keys, LossFn, PredictFn
+
+
+@pytree
+class Square:
+    """See :func:`square`."""
+
+    mean: Any
+    loss_fn: Any
+    epsilon: float
+    norm: str = static()
+    num_queries: int = static()
+    initial_share: float = static()
+    rescale_schedule: bool = static()
+    published_windows: bool = static()
+
+    def __call__(self, keys: Keys, images: Array, labels: Array) -> Array:
+        check_images(images)
+        shape, epsilon = images.shape[1:], self.epsilon
+        budget = self.num_queries if self.rescale_schedule else 10_000
+        sides = _sides(self.num_queries, budget, min(shape[:2]), self.initial_share, self.norm)
+        if self.norm == "linf":
+            start, propose = _linf_start, _linf_proposal
+            tables = jnp.zeros((1, 1, 1))
+        else:
+            start, propose = _l2_start, _l2_proposal
+            tables = jnp.asarray(_eta_tables(sides, shape[0], shape[1]), images.dtype)
+        # A proposal and the defense that judges it draw from streams of their own.
+        value = lambda k, x: self.loss_fn(self.mean(stream(k, "value"), x), labels)
+        start_keys = fold_keys(keys, self.num_queries)
+        draw = jax.vmap(start, in_axes=(0, 0, None))
+        first = draw(stream(start_keys, "proposal"), images, epsilon)
+        state = (first, value(start_keys, first))
+        skip = int(self.published_windows)
+
+        def query(state: tuple[Array, Array], xs: tuple) -> tuple[tuple[Array, Array], None]:
+            best, best_loss = state
+            index, side, row = xs
+            query_keys = fold_keys(keys, index)
+            proposal = jax.vmap(propose, in_axes=(0, 0, 0, None, None, None, None))(
+                stream(query_keys, "proposal"), images, best, epsilon, side, tables[row], skip
+            )
+            loss = value(query_keys, proposal)
+            better = loss > best_loss
+            best = jnp.where(per_image(better, best), proposal, best)
+            return (best, jnp.where(better, loss, best_loss)), None
+
+        _, rows = np.unique(sides, return_inverse=True)
+        rows = rows if self.norm == "l2" else np.zeros_like(rows)
+        xs = (jnp.arange(self.num_queries), jnp.asarray(sides), jnp.asarray(rows))
+        (best, _), _ = jax.lax.scan(query, state, xs)
+        return best
+
+
+def square(
+    defense: PredictFn,
+    *,
+    norm: str = "linf",
+    epsilon: float,
+    num_queries: int = 5000,
+    num_samples: int = 1,
+    samples_at_once: int | None = None,
+    loss_fn: LossFn = losses.margin,
+    initial_share: float = 0.8,
+    rescale_schedule: bool = False,
+    published_windows: bool = False,
+) -> Attack:
+    """Square attack, Linf or L2, without early stop.
+
+    Args:
+      defense: (keys, images) → log-probabilities.
+      norm: "linf" or "l2".
+      epsilon: radius of the ball ≥ 0.
+      num_queries: proposals, ≥ 1; each costs ``num_samples`` predictions.
+      num_samples: draws over which the loss of a proposal is averaged (randomised defenses).
+      samples_at_once: draws side by side.
+      loss_fn: what is ascended; the margin as published.
+      initial_share: share p of the pixels that the first squares change.
+      rescale_schedule: let the squares shrink within ``num_queries``, as they would in 10,000.
+        Off as in AutoAttack; on makes a short search a good deal stronger.
+      published_windows: as in the published code, never place a square at the last row or column
+        (an exclusive upper bound there), which on small images leaves much of the border alone.
+    """
+    check_ball(norm, epsilon)
+    check_count("num_queries", num_queries)
+    if not 0 < initial_share <= 1:
+        raise InputError(f"initial_share: got {initial_share}, expected above 0, at most 1")
+    return Square(
+        mean=average_draws(defense, num_samples, samples_at_once),
+        loss_fn=as_pytree(loss_fn),
+        epsilon=epsilon,
+        norm=norm,
+        num_queries=num_queries,
+        initial_share=initial_share,
+        rescale_schedule=rescale_schedule,
+        published_windows=published_windows,
+    )
+
+
+def _sides(num_queries: int, budget: int, size: int, share: float, norm: str) -> np.ndarray:
+    """The side of the square at every query: p halves at fixed points of the budget."""
+    points = np.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000])
+    progress = (np.arange(num_queries) / budget * 10000).astype(int)
+    shares = share / 2.0 ** (progress[:, None] > points).sum(axis=1)
+    sides = np.maximum(np.rint(np.sqrt(shares * size**2)).astype(int), 1)
+    if norm == "l2":
+        sides = np.maximum(sides, 3)
+        sides = sides + (sides % 2 == 0)
+    return np.minimum(sides, size)
+
+
+def _signs(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    return jax.random.rademacher(key, shape, dtype)
+
+
+def _window(
+    key: Array, shape: tuple[int, ...], side: Array, skip: int
+) -> tuple[Array, Array, Array]:
+    """A random square: its mask ``[h, w, 1]`` and corner."""
+    row_key, column_key = jax.random.split(key)
+    top = jax.random.randint(row_key, (), 0, jnp.maximum(shape[0] - side + 1 - skip, 1))
+    left = jax.random.randint(column_key, (), 0, jnp.maximum(shape[1] - side + 1 - skip, 1))
+    rows, columns = jnp.arange(shape[0]), jnp.arange(shape[1])
+    inside = (
+        ((rows >= top) & (rows < top + side))[:, None] & (columns >= left) & (columns < left + side)
+    )
+    return inside[..., None], top, left
+
+
+def _linf_start(key: Array, image: Array, epsilon: float) -> Array:
+    stripes = _signs(key, (1, *image.shape[1:]), image.dtype)
+    return jnp.clip(image + epsilon * stripes, *BOUNDS)
+
+
+def _linf_proposal(
+    key: Array, image: Array, best: Array, epsilon: float, side: Array, table: Array, skip: int
+) -> Array:
+    window, _, _ = _window(jax.random.fold_in(key, 0), image.shape, side, skip)
+    signs = _signs(jax.random.fold_in(key, 1), (1, 1, image.shape[-1]), image.dtype)
+    moved = best + window * 2 * epsilon * signs
+    return jnp.clip(jnp.clip(moved, image - epsilon, image + epsilon), *BOUNDS)
+
+
+def _l2_start(key: Array, image: Array, epsilon: float) -> Array:
+    height, width, channels = image.shape
+    side = max(min(height, width) // 5, 1)
+    tile = _eta(side)
+    rows, columns = height // side, width // side
+    signs = _signs(key, (rows, 1, columns, 1, channels), image.dtype)
+    tiled = (signs * tile[None, :, None, :, None]).reshape(rows * side, columns * side, channels)
+    delta = jnp.zeros_like(image).at[: rows * side, : columns * side].set(tiled)
+    return jnp.clip(image + epsilon * l2.steepest(delta[None])[0], *BOUNDS)
+
+
+def _l2_proposal(
+    key: Array, image: Array, best: Array, epsilon: float, side: Array, table: Array, skip: int
+) -> Array:
+    delta = best - image
+    channels = image.shape[-1]
+    window, top, left = _window(jax.random.fold_in(key, 0), image.shape, side, skip)
+    other, _, _ = _window(jax.random.fold_in(key, 1), image.shape, side, skip)
+    norm = lambda x: jnp.sqrt(jnp.sum(x**2))
+    signs = _signs(jax.random.fold_in(key, 2), (1, 1, channels), image.dtype)
+    turned = jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 3)), table, table.T)
+    bump = jnp.roll(jnp.roll(turned, top, 0), left, 1)[..., None] * signs
+    # What both squares hold, and what the ball still allows, is spent in the first square.
+    bump = bump + window * delta / (1e-12 + norm(window * delta))
+    budget = jnp.maximum(epsilon**2 - norm(delta) ** 2, 0.0) / channels
+    budget = jnp.sqrt(budget + norm((window | other) * delta) ** 2)
+    per_channel = jnp.sqrt(jnp.sum(bump**2, axis=(0, 1), keepdims=True))
+    bump = bump / (1e-12 + per_channel) * budget
+    moved = jnp.where(window, bump, jnp.where(other, 0.0, delta))
+    return jnp.clip(image + epsilon * l2.steepest(moved[None])[0], *BOUNDS)
+
+
+def _eta_tables(sides: np.ndarray, height: int, width: int) -> np.ndarray:
+    unique = np.unique(sides)
+    size = max(height, width)
+    tables = np.zeros((len(unique), size, size))
+    for row, side in enumerate(unique):
+        tables[row, :side, :side] = _eta(int(side))
+    return tables[:, :height, :width]
+
+
+def _eta(side: int) -> np.ndarray:
+    """The published bump of the L2 attack: two concentric pyramids of opposite sign, unit norm."""
+
+    def pyramid(rows: int, columns: int) -> np.ndarray:
+        bump = np.zeros((rows, columns))
+        top, left = rows // 2, columns // 2
+        for ring in range(max(rows // 2 + 1, columns // 2 + 1)):
+            low = (max(top - ring, 0), max(left - ring, 0))
+            high = (min(top + ring + 1, rows), min(left + ring + 1, columns))
+            bump[low[0] : high[0], low[1] : high[1]] += 1.0 / (ring + 1) ** 2
+        return bump / max(np.sqrt((bump**2).sum()), 1e-12)
+
+    bump = np.zeros((side, side))
+    half = side // 2
+    if half:
+        bump[:half] = pyramid(half, side)
+    bump[half:] = -pyramid(side - half, side)
+    return bump / np.sqrt((bump**2).sum())

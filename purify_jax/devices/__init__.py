@@ -1,0 +1,1 @@
+"""Devices and processes: the only code that knows of them."""

@@ -1,0 +1,201 @@
+"""Devices: one mesh with a data axis, images split over it, parameters on every device.
+
+The only module that knows of devices. Evaluation, attacks, certification and purification work on
+each image by itself, so they run under ``shard_map`` without any communication; a training step is
+partitioned by XLA, which adds up the gradients.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from purify_jax.checks import InputError
+from purify_jax.devices import lifeline
+from purify_jax.pytrees import as_pytree, call, jit
+
+AXIS = "data"
+
+
+def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over all devices of all hosts (or those given) with one axis, "data"."""
+    chosen = jax.devices() if devices is None else list(devices)
+    if not chosen:
+        raise InputError("devices: got none, expected at least one")
+    return Mesh(np.asarray(chosen), (AXIS,))
+
+
+def default_mesh() -> Mesh | None:
+    """:func:`data_mesh` where there are several devices, None where there is one."""
+    return data_mesh() if jax.device_count() > 1 else None
+
+
+def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Joins the processes of several hosts; call it before anything else of JAX.
+
+    ``coordinator`` is ``host:port`` of process 0. On a TPU pod or a cluster that JAX knows, all
+    three may be None. Raises InputError for one without the others, and where no cluster is found.
+    """
+    given = [value is not None for value in (coordinator, num_processes, process_id)]
+    if any(given) and not all(given):
+        raise InputError(
+            "coordinator, num_processes, process_id: got some of them, expected all three or none"
+        )
+    if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
+        raise InputError(f"process_id: got {process_id}, expected 0 to {num_processes - 1}")
+    if coordinator is None:
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise InputError(
+                f"distributed: {error} Expected a cluster that JAX recognises, or coordinator, "
+                "num_processes and process_id"
+            ) from error
+        return
+    # Else JAX aborts the process before it can say what happened. Older versions lack the flag.
+    with suppress(AttributeError):
+        jax.config.update("jax_enable_recoverability", True)
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+    lifeline.connect(coordinator.rsplit(":", 1)[0])
+
+
+def check_one_writer(path: Any) -> None:
+    """Raises InputError if several processes were to write the same records."""
+    if path is not None and jax.process_count() > 1:
+        raise InputError(
+            f"path: got {path} with {jax.process_count()} processes, expected none (records are "
+            "returned to each), or one process"
+        )
+
+
+def round_up(batch_size: int, mesh: Mesh | None) -> int:
+    """The smallest multiple of the number of devices that is at least ``batch_size``."""
+    count = 1 if mesh is None else mesh.size
+    return -(-batch_size // count) * count
+
+
+def replicate(mesh: Mesh | None, tree: Any) -> Any:
+    """The arrays on every device of the mesh (as they are without one)."""
+    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def large_arrays_split(mesh: Mesh, tree: Any, smallest: int = 2**16) -> Any:
+    """Shardings for a tree: arrays of at least ``smallest`` numbers are split over the devices.
+
+    Along the longest axis that the devices divide evenly; all others, and arrays without such an
+    axis, are on every device. For parameters, averages and optimizer states too large for that.
+    """
+
+    def one(array: Any) -> NamedSharding:
+        even = [a for a, n in enumerate(array.shape) if n % mesh.size == 0]
+        if np.prod(array.shape) < smallest or not even:
+            return NamedSharding(mesh, P())
+        chosen = max(even, key=lambda axis: array.shape[axis])
+        return NamedSharding(mesh, P(*(None,) * chosen, AXIS))
+
+    return jax.tree.map(one, tree)
+
+
+def gather(mesh: Mesh | None, tree: Any) -> Any:
+    """Arrays that were split, whole on every device."""
+    if mesh is None:
+        return tree
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(tree)
+
+
+def own_batches(mesh: Mesh | None, shape: tuple[int, ...], read: Callable) -> Any:
+    """An array ``[steps, batch, ...]`` split along its batches; each process reads its own share.
+
+    ``read`` maps a slice of the batch to the numbers ``[steps, that part of the batch, ...]``.
+    """
+    if mesh is None:
+        return jax.device_put(read(slice(None)))
+    spread = NamedSharding(mesh, P(None, AXIS))
+    return jax.make_array_from_callback(
+        shape, spread, lambda index: read(index[1] if index else slice(None))
+    )
+
+
+def split(mesh: Mesh | None, tree: Any) -> Any:
+    """Inside jit: asks that the arrays' first axis be split over the mesh."""
+    if mesh is None:
+        return tree
+    spread = NamedSharding(mesh, P(AXIS))
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spread), tree)
+
+
+def place(mesh: Mesh | None, tree: Any, split_large: bool = False) -> Any:
+    """A callable's arrays on the devices: on all of them, or the large ones split.
+
+    Numbers stay as they are (and keep their weak type). Without a mesh nothing is moved.
+    """
+    if mesh is None:
+        return tree
+    spread = (
+        (lambda x: large_arrays_split(mesh, x))
+        if split_large
+        else (lambda x: NamedSharding(mesh, P()))
+    )
+    one = lambda x: _put(x, spread(x)) if isinstance(x, (jax.Array, np.ndarray)) else x
+    return jax.tree.map(one, tree)
+
+
+def over_images(
+    function: Callable, mesh: Mesh | None, batch_axis: int = 0, split_large: bool = False
+) -> Callable:
+    """``function``, compiled, with the first axis of each argument split over the mesh.
+
+    For functions that treat every image by itself. The function's own arrays are arguments of the
+    compiled program (:func:`purify_jax.pytrees.jit`), placed on the devices once, here; functions
+    of one structure share one program. Arguments have a batch that is a multiple of the number of
+    devices (see :func:`round_up`); ``batch_axis`` is the output's batch axis. On several hosts
+    every process passes the whole batch and gets the whole result.
+
+    With ``split_large`` the function's large arrays are split over the devices and gathered by XLA
+    where they are used, for parameters that no device holds by itself.
+    """
+    if mesh is None:
+        return jit(function)
+    function = place(mesh, as_pytree(function), split_large)
+    compiled = _spread(mesh, batch_axis, split_large)
+    spread = NamedSharding(mesh, P(AXIS))
+
+    def run(*arguments: Any) -> Any:
+        result = compiled(function, *(_put(a, spread) for a in arguments))
+        if jax.process_count() == 1:
+            return result
+        return multihost_utils.process_allgather(result, tiled=True)
+
+    return run
+
+
+@functools.lru_cache(maxsize=32)
+def _spread(mesh: Mesh, batch_axis: int, split_large: bool) -> Callable:
+    """One compiled-function cache for each mesh, whatever the function that is passed to it."""
+    out = P(*(None,) * batch_axis, AXIS)
+    if split_large:
+        return jax.jit(call, out_shardings=NamedSharding(mesh, out))
+    # Nothing is replicated or reduced in here, so there is nothing for check_vma to check.
+    one_device = lambda function, arguments: function(*arguments)
+    spread = jax.shard_map(
+        one_device, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=out, check_vma=False
+    )
+    return jax.jit(lambda function, *arguments: spread(function, arguments))
+
+
+def _put(array: Any, where: NamedSharding) -> Any:
+    return jax.device_put(array, where) if jax.process_count() == 1 else _place(array, where)
+
+
+def _place(array: Any, spread: NamedSharding) -> Any:
+    """The part of an array that every process has whole, on the devices of all processes."""
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return jax.jit(jax.random.wrap_key_data)(_place(jax.random.key_data(array), spread))
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, spread, lambda index: whole[index])

@@ -1,0 +1,38 @@
+"""Evaluation: attack, score with fresh keys, one record per image; and every other figure."""
+
+from purify_jax.evaluation import certification, corrupted, detection, red_flags, sweeps
+from purify_jax.evaluation.attacked import evaluate, score
+from purify_jax.evaluation.batches import map_images
+from purify_jax.evaluation.certification import certified_accuracy, certify
+from purify_jax.evaluation.corrupted import evaluate_corrupted
+from purify_jax.evaluation.records import (
+    SCORINGS,
+    RecordFile,
+    accuracy,
+    read_records,
+    table,
+    worst_case,
+)
+from purify_jax.evaluation.statistics import Interval, wilson
+
+__all__ = [
+    "SCORINGS",
+    "Interval",
+    "RecordFile",
+    "accuracy",
+    "certification",
+    "certified_accuracy",
+    "certify",
+    "corrupted",
+    "detection",
+    "evaluate",
+    "evaluate_corrupted",
+    "map_images",
+    "read_records",
+    "red_flags",
+    "score",
+    "sweeps",
+    "table",
+    "wilson",
+    "worst_case",
+]

@@ -1,0 +1,182 @@
+"""Evaluation: attack every image, score with fresh keys, one record per image and attack."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from scipy.special import logsumexp
+
+from purify_jax.attacks import norms
+from purify_jax.checks import InputError, check_count, check_images, check_labels
+from purify_jax.data import Dataset
+from purify_jax.devices import sharding
+from purify_jax.evaluation.batches import batches, padded_size
+from purify_jax.evaluation.records import Record, RecordFile
+from purify_jax.keys import fold_keys, image_keys, stream_key
+from purify_jax.pytrees import Partial, as_pytree, pytree, static
+from purify_jax.types import Array, Attack, Keys, PredictFn
+
+
+@pytree
+class Draws:
+    """See :func:`score`."""
+
+    defense: Any
+    draws: int = static()
+
+    def __call__(self, keys: Keys, images: Array) -> Array:
+        one = lambda draw: self.defense(fold_keys(keys, draw), images)
+        return jax.lax.map(one, jnp.arange(self.draws))
+
+
+def score(defense: PredictFn, draws: int) -> Draws:
+    """(keys, images) → log-probabilities of ``draws`` independent draws, ``[draws, batch, C]``."""
+    check_count("draws", draws)
+    return Draws(defense=as_pytree(defense), draws=draws)
+
+
+def _unchanged(keys: Keys, images: Array, labels: Array) -> Array:
+    return images
+
+
+def evaluate(
+    key: Array,
+    defense: PredictFn,
+    attacks: Mapping[str, Attack],
+    dataset: Dataset,
+    *,
+    draws: int = 10,
+    batch_size: int = 128,
+    path: str | Path | None = None,
+    header: Mapping[str, Any] | None = None,
+    drop_fallen: bool = False,
+    shared_keys: bool = False,
+    on_start: Callable[[str], None] | None = None,
+    on_batch: Callable[[str, int, list[Record]], None] | None = None,
+    keep_images: Callable[[str, np.ndarray, np.ndarray], None] | None = None,
+    mesh: Mesh | None = None,
+) -> list[Record]:
+    """Runs attacks against a defense on a data set; returns the records, "clean" first.
+
+    Scoring uses keys disjoint from every attack's (section 3 of Athalye et al. 2018 and Croce
+    et al. 2022, arXiv 2202.13711). Of N draws, ``one_draw`` is the first draw's verdict, ``mean``
+    that of the mean probability, ``vote`` that of the majority, ``worst`` whether all N are
+    right; ``correct_draws`` counts them.
+
+    Args:
+      key: the run's key. An image's results depend on it, the attack's name and the image's
+        index, not on the batch size or on the other images.
+      defense: (keys, images) → log-probabilities.
+      attacks: name → attack, run in this order.
+      dataset: images and labels.
+      draws: N ≥ 1 scoring draws (1 is enough for a deterministic model).
+      batch_size: images side by side; the last batch is padded, so each attack compiles once.
+      path: a JSON-lines file to write records to as they come, and to continue from.
+      header: settings that identify the run in that file, beside those known here.
+      drop_fallen: do not attack again an image that some earlier attack made ``one_draw`` wrong.
+      shared_keys: a white box that knows the defender's keys: attack and scoring get the same.
+      on_start: called with the attack before its first batch, which compiles it.
+      on_batch: called with (attack, images done, records of the batch), for progress.
+      keep_images: called with (attack, indices, adversarial images).
+      mesh: devices to split each batch over (``sharding.data_mesh()``); one device by default.
+
+    Raises InputError for bad images or labels, or a file that belongs to another evaluation.
+    """
+    if "clean" in attacks:
+        raise InputError("attacks: the name 'clean' is taken, expected another")
+    sharding.check_one_writer(path)
+    batch_size = padded_size(batch_size, len(dataset), mesh)
+    identify = {
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "images": len(dataset),
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "draws": draws,
+        "batch_size": batch_size,
+        "drop_fallen": drop_fallen,
+        "shared_keys": shared_keys,
+    }
+    file = RecordFile(path, {**identify, **(header or {})})
+    scorer = sharding.over_images(score(defense, draws), mesh, batch_axis=1)
+    everything: dict[str, Attack] = {"clean": Partial(_unchanged), **attacks}
+    records: list[Record] = []
+    fallen: set[int] = set()
+    try:
+        for name, attack in everything.items():
+            run = sharding.over_images(attack, mesh)
+            todo = [i for i in range(len(dataset)) if not (drop_fallen and i in fallen)]
+            skipped = sorted(set(range(len(dataset))) - set(todo))
+            done: list[Record] = []
+            if on_start is not None:
+                on_start(name)
+            for chosen, padded in batches(todo, batch_size):
+
+                def compute(chosen=chosen, padded=padded, name=name, run=run) -> list[Record]:
+                    return _one_batch(
+                        key, dataset, chosen, padded, name, run, scorer, shared_keys, keep_images
+                    )
+
+                batch = file.batch(name, chosen, compute)
+                done += batch
+                fallen |= {r["index"] for r in batch if not r["one_draw"]}
+                if on_batch is not None:
+                    on_batch(name, len(done), batch)
+            if skipped:
+                lines = lambda name=name, skipped=skipped: [
+                    {"attack": name, "index": i, "label": int(dataset.labels[i]), "skipped": True}
+                    for i in skipped
+                ]
+                done += file.batch(name, skipped, lines)
+            records += done
+    finally:
+        file.close()
+    return records
+
+
+def _one_batch(
+    key: Array,
+    dataset: Dataset,
+    chosen: np.ndarray,
+    padded: np.ndarray,
+    name: str,
+    attack: Callable,
+    scorer: Callable,
+    shared_keys: bool,
+    keep_images: Callable | None,
+) -> list[Record]:
+    images, labels = dataset.batch(padded)
+    check_images(images, f"images of {dataset.name}", dataset.image_shape)
+    check_labels(labels, dataset.num_classes)
+    score_keys = image_keys(stream_key(key, "scoring"), padded)
+    # A white box that knows the defender's keys works on the very draw that is scored first.
+    own_keys = image_keys(stream_key(key, f"attack {name}"), padded)
+    attack_keys = fold_keys(score_keys, 0) if shared_keys else own_keys
+    adversarial = attack(attack_keys, images, labels)
+    log_probs = np.asarray(scorer(score_keys, adversarial))
+    if keep_images is not None:
+        keep_images(name, padded[: len(chosen)], np.asarray(adversarial)[: len(chosen)])
+    difference = jnp.asarray(adversarial) - images
+    sizes = {n.name: np.asarray(n.size(difference)) for n in (norms.linf, norms.l2)}
+    correct = log_probs.argmax(-1) == labels
+    mean = logsumexp(log_probs.astype(np.float64), axis=0) - np.log(len(log_probs))
+    votes = np.sum(np.eye(log_probs.shape[-1], dtype=int)[log_probs.argmax(-1)], axis=0)
+    return [
+        {
+            "attack": name,
+            "index": int(index),
+            "label": int(labels[row]),
+            "one_draw": bool(correct[0, row]),
+            "mean": bool(mean[row].argmax() == labels[row]),
+            "vote": bool(votes[row].argmax() == labels[row]),
+            "worst": bool(correct[:, row].all()),
+            "correct_draws": int(correct[:, row].sum()),
+            "loss": round(float(-mean[row, labels[row]]), 5),
+            "linf": round(float(sizes["linf"][row]), 6),
+            "l2": round(float(sizes["l2"][row]), 6),
+        }
+        for row, index in enumerate(chosen)
+    ]

@@ -1,0 +1,73 @@
+"""The one loop over images: padded batches, a key for each image, split over the devices.
+
+Evaluation, certification, detection, corruptions, sweeps and purification all go through here, so
+that none of them depends on the batch size, the padding or the number of devices, and each
+compiles once.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from purify_jax.checks import check_count
+from purify_jax.devices import sharding
+from purify_jax.keys import image_keys
+from purify_jax.types import Array
+
+
+def padded_size(batch_size: int, count: int, mesh: Mesh | None) -> int:
+    """The batch size that is used for ``count`` images: no larger than them, even on the devices.
+
+    Raises InputError for a batch size below 1.
+    """
+    check_count("batch_size", batch_size)
+    return sharding.round_up(min(batch_size, max(count, 1)), mesh)
+
+
+def batches(
+    indices: Sequence[int] | np.ndarray, size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(indices of a batch, the same filled up to ``size`` by repetition), one batch after the other."""
+    indices = np.asarray(indices, np.int64)
+    for start in range(0, len(indices), size):
+        chosen = indices[start : start + size]
+        yield chosen, np.resize(chosen, size)
+
+
+def map_images(
+    function: Callable,
+    key: Array,
+    *arrays: np.ndarray,
+    batch_size: int = 128,
+    mesh: Mesh | None = None,
+    first: int = 0,
+    batch_axis: int = 0,
+    on_batch: Callable[[int], None] | None = None,
+) -> Any:
+    """``function(keys, *arrays)`` of all images, in batches; the results as numpy arrays.
+
+    Args:
+      function: (keys ``[batch]``, a batch of each array) → arrays with a batch axis; treats every
+        image by itself.
+      key: image i's key is ``key`` folded with ``first + i``.
+      arrays: numpy arrays whose first axis are the images.
+      batch_size: images side by side.
+      mesh: devices to split each batch over; one device by default.
+      first: the global index of the first image.
+      batch_axis: the results' batch axis.
+      on_batch: called with the number of images done.
+    """
+    count = len(arrays[0])
+    size = padded_size(batch_size, count, mesh)
+    run = sharding.over_images(function, mesh, batch_axis)
+    found = []
+    for chosen, padded in batches(np.arange(count), size):
+        result = run(image_keys(key, first + padded), *(array[padded] for array in arrays))
+        take = lambda x: np.take(np.asarray(x), np.arange(len(chosen)), axis=batch_axis)
+        found.append(jax.tree.map(take, result))
+        if on_batch is not None:
+            on_batch(int(chosen[-1]) + 1)
+    return jax.tree.map(lambda *parts: np.concatenate(parts, batch_axis), *found)

@@ -1,0 +1,228 @@
+"""Certification by randomised smoothing, of any classifier or defense.
+
+Cohen, Rosenfeld & Kolter 2019, arXiv 1902.02918. The smoothed classifier answers the class that a
+base classifier f gives most often to x + N(0, σ²I). With probability 1 − α over the samples, its
+answer does not change within an L2 ball of the certified radius. f may be random itself (a purifier
+with fresh noise for every sample): what is certified is the answer averaged over all randomness.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from scipy import stats
+
+from purify_jax.checks import InputError, check_count, check_images
+from purify_jax.data import Dataset
+from purify_jax.devices import sharding
+from purify_jax.evaluation.batches import batches, padded_size
+from purify_jax.evaluation.records import Record, RecordFile
+from purify_jax.evaluation.statistics import Interval, wilson
+from purify_jax.keys import fold_keys, image_keys, normal_like, stream_key
+from purify_jax.pytrees import as_pytree, pytree, static
+from purify_jax.types import BOUNDS, Array, Keys, PredictFn
+
+#: The prediction of an image on which the smoothed classifier abstains.
+ABSTAIN = -1
+
+
+class Certificate(NamedTuple):
+    """prediction: a class, or ABSTAIN. radius: certified L2 radius, in units of a pixel's range."""
+
+    prediction: int
+    radius: float
+
+
+def check_settings(sigma: float, n0: int, n: int, alpha: float) -> None:
+    """Raises InputError unless σ > 0, 1 ≤ n₀ ≤ n and 0 < α < 1."""
+    if not (np.isfinite(sigma) and sigma > 0):
+        raise InputError(f"sigma: got {sigma}, expected a positive number")
+    check_count("n0", n0)
+    check_count("n", n)
+    if n0 > n:
+        raise InputError(f"n0: got {n0} samples to select with, expected at most n = {n}")
+    if not 0 < alpha < 1:
+        raise InputError(f"alpha: got {alpha}, expected a number between 0 and 1, both excluded")
+
+
+def lower_bound(successes: int, total: int, alpha: float) -> float:
+    """One-sided Clopper–Pearson bound: p ≥ it with confidence 1 − α (exact binomial, by scipy)."""
+    test = stats.binomtest(int(successes), int(total), alternative="greater")
+    return float(test.proportion_ci(1 - alpha, "exact").low)
+
+
+def certificate(
+    selection: np.ndarray, estimation: np.ndarray, sigma: float, alpha: float
+) -> Certificate:
+    """Class counts ``[classes]`` of n₀ and of n samples → prediction and radius σΦ⁻¹(p_A).
+
+    Cohen et al. 2019, CERTIFY in section 3.2.2: abstains where p_A, the lower bound on the share
+    of the class that the first counts select, is at most ½.
+    """
+    top = int(np.argmax(selection))
+    p_lower = lower_bound(estimation[top], int(estimation.sum()), alpha)
+    if p_lower <= 0.5:
+        return Certificate(ABSTAIN, 0.0)
+    return Certificate(top, float(sigma * stats.norm.ppf(p_lower)))
+
+
+@pytree
+class ClassCounts:
+    """See :func:`class_counts`."""
+
+    predict: Any
+    sigma: float
+    num_samples: int = static()
+    samples_at_once: int = static()
+    bounds: tuple[float, float] | None = static(BOUNDS)
+
+    def __call__(self, keys: Keys, images: Array, first: Array) -> Array:
+        batch, at_once = images.shape[0], self.samples_at_once
+        repeated = jnp.repeat(images, at_once, axis=0)
+
+        def chunk(total: Array, index: Array) -> tuple[Array, None]:
+            numbers = index * at_once + jnp.arange(at_once)
+            fold = lambda key, start: jax.vmap(jax.random.fold_in, (None, 0))(key, start + numbers)
+            sample_keys = jax.vmap(fold)(keys, first).reshape(-1)
+            noisy = repeated + self.sigma * normal_like(fold_keys(sample_keys, 0), repeated)
+            noisy = noisy if self.bounds is None else jnp.clip(noisy, *self.bounds)
+            log_probs = self.predict(fold_keys(sample_keys, 1), noisy)
+            votes = jax.nn.one_hot(log_probs.argmax(-1), log_probs.shape[-1], dtype=jnp.int32)
+            counted = (numbers < self.num_samples)[None, :, None]
+            return total + (votes.reshape(batch, at_once, -1) * counted).sum(1), None
+
+        shape = jax.eval_shape(self.predict, keys, images).shape
+        chunks = -(-self.num_samples // at_once)
+        total, _ = jax.lax.scan(chunk, jnp.zeros(shape, jnp.int32), jnp.arange(chunks))
+        return total
+
+
+def class_counts(
+    predict: PredictFn,
+    sigma: float,
+    num_samples: int,
+    samples_at_once: int,
+    bounds: tuple[float, float] | None = BOUNDS,
+) -> ClassCounts:
+    """(keys ``[batch]``, images, first ``[batch]``) → counts ``[batch, classes]`` of noisy predictions.
+
+    Samples ``first`` to ``first + num_samples``, ``samples_at_once`` of them side by side. Sample
+    i of an image depends on its key and i alone. ``bounds`` clips noisy images before ``predict``
+    (as part of the base classifier).
+    """
+    check_count("num_samples", num_samples)
+    check_count("samples_at_once", samples_at_once)
+    return ClassCounts(
+        predict=as_pytree(predict),
+        sigma=sigma,
+        num_samples=num_samples,
+        samples_at_once=min(samples_at_once, num_samples),
+        bounds=bounds,
+    )
+
+
+def certify(
+    key: Array,
+    predict: PredictFn,
+    dataset: Dataset,
+    *,
+    sigma: float,
+    n0: int = 100,
+    n: int = 1000,
+    alpha: float = 0.001,
+    batch_size: int = 10,
+    samples_at_once: int = 100,
+    path: str | Path | None = None,
+    header: Mapping[str, Any] | None = None,
+    on_batch: Callable[[int, list[Record]], None] | None = None,
+    mesh: Mesh | None = None,
+) -> list[Record]:
+    """Certifies each image of a data set; one record per image: index, label, prediction, radius.
+
+    Args:
+      key: the run's key; an image's samples depend on it and on the image's index alone.
+      predict: (keys, images) → log-probabilities: a ``Defense``, or ``undefended(logits_fn)``.
+      dataset: images and labels.
+      sigma: standard deviation of the smoothing noise, in units of a pixel's range.
+      n0, n: samples that select the class, and fresh ones that bound its share.
+      alpha: probability that an image's certificate is wrong.
+      batch_size, samples_at_once: images, and samples of each, side by side.
+      path: a JSON-lines file to write records to as they come, and to continue from.
+      header: settings that identify the run in that file, beside those known here.
+      on_batch: called with (images done, records of the batch).
+      mesh: devices to split each batch over; one device by default.
+
+    Raises InputError for α outside (0, 1), n₀ > n, σ ≤ 0, bad images, or a file of another run.
+    """
+    check_settings(sigma, n0, n, alpha)
+    sharding.check_one_writer(path)
+    batch_size = padded_size(batch_size, len(dataset), mesh)
+    identify = {
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "images": len(dataset),
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "sigma": sigma,
+        "n0": n0,
+        "n": n,
+        "alpha": alpha,
+        "batch_size": batch_size,
+    }
+    file = RecordFile(path, {**identify, **(header or {})})
+    counter = lambda total: sharding.over_images(
+        class_counts(predict, sigma, total, samples_at_once), mesh
+    )
+    select, estimate = counter(n0), counter(n)
+    records: list[Record] = []
+
+    def compute(chosen: np.ndarray, padded: np.ndarray) -> list[Record]:
+        images, labels = dataset.batch(padded)
+        check_images(images, f"images of {dataset.name}")
+        keys = image_keys(stream_key(key, "certification"), padded)
+        beginning = np.zeros(batch_size, np.int32)
+        first = select(keys, images, beginning)
+        second = estimate(keys, images, beginning + n0)
+        first, second = np.asarray(first), np.asarray(second)
+        found = []
+        for row, index in enumerate(chosen):
+            one = certificate(first[row], second[row], sigma, alpha)
+            found.append(
+                {
+                    "attack": "certify",
+                    "index": int(index),
+                    "label": int(labels[row]),
+                    "prediction": one.prediction,
+                    "radius": round(one.radius, 6),
+                    "votes": int(second[row].max()),
+                }
+            )
+        return found
+
+    try:
+        for chosen, padded in batches(range(len(dataset)), batch_size):
+            batch = file.batch("certify", chosen, functools.partial(compute, chosen, padded))
+            records += batch
+            if on_batch is not None:
+                on_batch(len(records), batch)
+    finally:
+        file.close()
+    return records
+
+
+def certified_accuracy(records: Sequence[Record], radii: Sequence[float]) -> list[Interval]:
+    """Share of images predicted right with a certified radius of at least r, for each r of ``radii``.
+
+    At 0 it is the smoothed classifier's accuracy; it never rises with r. Wilson's 95% intervals.
+    """
+    return [
+        wilson(
+            sum(r["prediction"] == r["label"] and r["radius"] >= radius for r in records),
+            len(records),
+        )
+        for radius in radii
+    ]

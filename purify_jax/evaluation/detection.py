@@ -1,0 +1,250 @@
+"""Detection: does an image look attacked? Statistics, thresholds, curves, and an evading attack.
+
+The score of an attacked image is longer than that of a clean one, and purification lowers its energy
+further (Yoon, Hwang & Lee 2021, arXiv 2106.06041, appendix F). A :data:`Statistic` is larger on
+attacked images; an image is flagged above a threshold that is fitted on clean images alone.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from purify_jax import energy, losses
+from purify_jax.arrays import dot, l2_norm, per_image
+from purify_jax.checks import InputError, check_at_least
+from purify_jax.evaluation.statistics import Interval, wilson
+from purify_jax.purifiers import ADP
+from purify_jax.pytrees import Partial, as_pytree, pytree
+from purify_jax.types import Array, EnergyFn, GradientFn, Keys, PredictFn, ScoreFn
+
+#: (keys ``[batch]``, images) → one number per image ``[batch]``, larger on attacked images.
+Statistic: TypeAlias = Callable[[Keys, Array], Array]
+
+
+def _score_norm(score_fn: ScoreFn, keys: Keys, images: Array) -> Array:
+    return l2_norm(score_fn(images))
+
+
+def score_norm(score_fn: ScoreFn) -> Statistic:
+    """‖s(x)‖₂, the published statistic; deterministic."""
+    return Partial(_score_norm, as_pytree(score_fn))
+
+
+@pytree
+class EnergyDrop:
+    """See :func:`energy_drop`."""
+
+    score_fn: Any
+    purifier: Any
+    energy_fn: Any
+
+    def __call__(self, keys: Keys, images: Array) -> Array:
+        purified, _ = self.purifier(keys, images)
+        if self.energy_fn is None:
+            drop = lambda end: -energy.difference(self.score_fn, images, end)
+        else:
+            drop = lambda end: self.energy_fn(images) - self.energy_fn(end)
+        return jnp.mean(jax.vmap(drop)(purified), axis=0)
+
+
+def energy_drop(score_fn: ScoreFn, purifier: Any, energy_fn: EnergyFn | None = None) -> Statistic:
+    """E(x) − E(purified), the mean over restarts: how much purification lowers the energy.
+
+    Without an ``energy_fn`` (a score network) the difference is the trapezoid rule's, see
+    :func:`purify_jax.energy.difference`.
+    """
+    return EnergyDrop(
+        score_fn=as_pytree(score_fn),
+        purifier=as_pytree(purifier),
+        energy_fn=None if energy_fn is None else as_pytree(energy_fn),
+    )
+
+
+# --- thresholds and curves --------------------------------------------------------------------
+
+
+def fit_threshold(clean: Sequence[float] | np.ndarray, false_positive_rate: float) -> float:
+    """The smallest value that at most this share of the clean statistics exceeds.
+
+    Raises InputError for an empty or non-finite calibration set, or a rate outside (0, 1).
+    """
+    values = _checked(clean, "calibration set")
+    if not 0 < false_positive_rate < 1:
+        raise InputError(
+            f"false_positive_rate: got {false_positive_rate}, expected between 0 and 1, excluded"
+        )
+    allowed = int(np.floor(false_positive_rate * len(values) + 1e-9))
+    return float(np.sort(values)[len(values) - 1 - allowed])
+
+
+def _checked(values: Sequence[float] | np.ndarray, name: str) -> np.ndarray:
+    array = np.asarray(values, float).ravel()
+    if array.size == 0:
+        raise InputError(f"{name}: got no images, expected at least one")
+    if not np.isfinite(array).all():
+        bad = int((~np.isfinite(array)).sum())
+        raise InputError(f"{name}: {bad} of {array.size} statistics are not finite, expected all")
+    return array
+
+
+def flagged_share(values: Sequence[float] | np.ndarray, threshold: float) -> Interval:
+    """Share of values above the threshold, with Wilson's 95% interval: TPR or FPR."""
+    array = _checked(values, "statistics")
+    return wilson(int((array > threshold).sum()), array.size)
+
+
+def roc(clean: np.ndarray, attacked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(false-positive rates, true-positive rates) of every threshold, by scikit-learn."""
+    from sklearn import metrics
+
+    clean, attacked = _checked(clean, "clean statistics"), _checked(attacked, "attacked statistics")
+    truth = np.r_[np.zeros(clean.size), np.ones(attacked.size)]
+    false_positive, true_positive, _ = metrics.roc_curve(truth, np.r_[clean, attacked])
+    return false_positive, true_positive
+
+
+def auroc(clean: np.ndarray, attacked: np.ndarray, confidence: float = 0.95) -> Interval:
+    """Area under the ROC curve (scikit-learn) with DeLong's interval on the logit scale.
+
+    DeLong, DeLong & Clarke-Pearson 1988: the variance is that of each clean image's rank among
+    the attacked ones over their number, plus the same the other way around. Where the two sets
+    do not overlap the variance is 0; the interval is then Wilson's for the smaller set.
+    """
+    from sklearn import metrics
+
+    clean, attacked = _checked(clean, "clean statistics"), _checked(attacked, "attacked statistics")
+    truth = np.r_[np.zeros(clean.size), np.ones(attacked.size)]
+    area = float(metrics.roc_auc_score(truth, np.r_[clean, attacked]))
+    above = attacked[:, None] > clean
+    equal = attacked[:, None] == clean
+    wins = above + 0.5 * equal
+    ddof = lambda n: 1 if n > 1 else 0
+    variance = sum(
+        wins.mean(axis).var(ddof=ddof(size)) / size
+        for axis, size in ((1, attacked.size), (0, clean.size))
+    )
+    total = clean.size + attacked.size
+    if area in (0.0, 1.0) or variance == 0:
+        smaller = min(clean.size, attacked.size)
+        bound = wilson(round(area * smaller), smaller, confidence)
+        return Interval(area, min(bound.low, area), max(bound.high, area), total)
+    logit = np.log(area / (1 - area))
+    half = stats.norm.ppf(0.5 + confidence / 2) * np.sqrt(variance) / (area * (1 - area))
+    low, high = 1 / (1 + np.exp(-np.array([logit - half, logit + half])))
+    return Interval(area, float(low), float(high), total)
+
+
+# --- the decision rule, and who evades it -----------------------------------------------------
+
+
+def deciding_purifier(
+    purifier: ADP, statistic: Statistic, threshold: float, fraction: float
+) -> ADP:
+    """The published rule: full noise σ where the statistic exceeds the threshold, d·σ elsewhere.
+
+    ``fraction`` is d in [0, 1] (the paper tries 0, 0.1 and 0.2): images that look clean keep more
+    of their detail. It is deployed and attacked as it is: gradients are those of the branch that
+    an image takes. The statistic must not need keys (``score_norm``).
+
+    Raises InputError for d outside [0, 1] or a purifier whose noise scale is a function already.
+    """
+    check_at_least("fraction", fraction, 0.0)
+    sigma = purifier.noise_scale
+    if fraction > 1:
+        raise InputError(f"fraction: got {fraction}, expected 0 to 1")
+    if callable(sigma):
+        raise InputError("purifier: its noise scale is a function, expected a number")
+
+    noise_scale = DecidedNoise(
+        statistic=as_pytree(statistic), threshold=threshold, sigma=sigma, fraction=fraction
+    )
+    return purifier.replace(noise_scale=noise_scale)
+
+
+@pytree
+class DecidedNoise:
+    """See :func:`deciding_purifier`: images → σ of each image."""
+
+    statistic: Any
+    threshold: float
+    sigma: float
+    fraction: float
+
+    def __call__(self, images: Array) -> Array:
+        no_keys = jnp.zeros(images.shape[0], jnp.uint32)
+        attacked = self.statistic(no_keys, images) > self.threshold
+        return jnp.where(attacked, self.sigma, self.fraction * self.sigma)
+
+
+class Verdict(NamedTuple):
+    """misclassified, detected, and evaded = misclassified without being detected; ``[batch]``."""
+
+    misclassified: Array
+    detected: Array
+    evaded: Array
+
+
+@pytree
+class Judge:
+    """See :func:`verdict`."""
+
+    defense: Any
+    statistic: Any
+    threshold: float
+
+    def __call__(self, keys: Keys, images: Array, labels: Array) -> Verdict:
+        wrong = self.defense(keys, images).argmax(-1) != labels
+        detected = self.statistic(keys, images) > self.threshold
+        return Verdict(wrong, detected, wrong & ~detected)
+
+
+def verdict(defense: PredictFn, statistic: Statistic, threshold: float) -> Judge:
+    """(keys, images, labels) → what the defense and the detector make of the images."""
+    return Judge(defense=as_pytree(defense), statistic=as_pytree(statistic), threshold=threshold)
+
+
+@pytree
+class Evading:
+    """See :func:`evading`."""
+
+    defense: Any
+    statistic: Any
+    threshold: float
+
+    def __call__(self, keys: Keys, images: Array, labels: Array) -> tuple[Array, Array]:
+        def fooling(x: Array) -> tuple[Array, Array]:
+            margin = losses.margin(self.defense(keys, x), labels)
+            return jnp.sum(margin), margin
+
+        def detecting(x: Array) -> tuple[Array, Array]:
+            value = self.statistic(keys, x) / self.threshold
+            return jnp.sum(value), value
+
+        up, margin = jax.grad(fooling, has_aux=True)(images)
+        away, relative = jax.grad(detecting, has_aux=True)(images)
+        along = dot(up, away) / jnp.maximum(dot(away, away), 1e-20)
+        sideways = up - per_image(along, up) * away
+        unit = lambda g: g / per_image(jnp.maximum(l2_norm(g), 1e-20), g)
+        # A little below the threshold, so that the last step does not end just above it.
+        direction = jnp.where(per_image(relative > 0.98, up), -unit(away), unit(sideways))
+        # Iterates below the threshold come first, whatever their margin.
+        return direction, jnp.where(relative <= 1, jnp.minimum(margin, 1.0), -1e3 * relative)
+
+
+def evading(defense: PredictFn, statistic: Statistic, threshold: float) -> GradientFn:
+    """The gradient of an attacker who fools the defense and stays below the threshold.
+
+    Orthogonal gradients of Bryniarski et al. 2021 (arXiv 2106.15023, section 3): where the
+    statistic is above the threshold, down the statistic; elsewhere up the margin, without its
+    component along the statistic's gradient. Both gradients are exact. The loss that ``pgd``
+    keeps the best iterate by is the margin, at most 1, and far below that while detected.
+
+    Wrap it in ``eot`` for a random defense. Raises InputError for a threshold ≤ 0.
+    """
+    if not threshold > 0:
+        raise InputError(f"threshold: got {threshold}, expected a positive number")
+    return Evading(defense=as_pytree(defense), statistic=as_pytree(statistic), threshold=threshold)

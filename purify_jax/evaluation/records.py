@@ -1,0 +1,159 @@
+"""Per-image records as JSON lines: flushed as they come, continued after a kill, summed up."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from purify_jax.checks import InputError
+from purify_jax.evaluation.statistics import Interval, wilson
+
+#: One record: attack, index, label and, unless the image was skipped, what scoring found.
+Record = dict[str, Any]
+
+#: How N draws of a random defense become one verdict per image.
+SCORINGS = ("one_draw", "mean", "vote", "worst")
+
+
+def of_attack(records: Sequence[Record], attack: str) -> list[Record]:
+    """The records of one attack, in order."""
+    return [record for record in records if record["attack"] == attack]
+
+
+def attack_names(records: Sequence[Record]) -> list[str]:
+    """The attacks in the order in which they were run ("clean" first)."""
+    return list(dict.fromkeys(record["attack"] for record in records))
+
+
+def accuracy(records: Sequence[Record], attack: str, scoring: str = "one_draw") -> Interval:
+    """Accuracy under one attack; an image skipped because it had fallen before counts as wrong."""
+    check_scoring(scoring)
+    chosen = of_attack(records, attack)
+    if not chosen:
+        raise InputError(
+            f"attack: no records of {attack!r}, expected one of {attack_names(records)}"
+        )
+    return wilson(sum(bool(r.get(scoring, False)) for r in chosen), len(chosen))
+
+
+def worst_case(
+    records: Sequence[Record], scoring: str = "one_draw", attacks: Sequence[str] | None = None
+) -> Interval:
+    """Share of images that withstood every attack (and are right when clean)."""
+    check_scoring(scoring)
+    survived: dict[int, bool] = {}
+    for record in records:
+        if attacks is None or record["attack"] in attacks or record["attack"] == "clean":
+            index = record["index"]
+            survived[index] = survived.get(index, True) and bool(record.get(scoring, False))
+    return wilson(sum(survived.values()), len(survived))
+
+
+def check_scoring(scoring: str) -> None:
+    """Raises InputError unless ``scoring`` is one of :data:`SCORINGS`."""
+    if scoring not in SCORINGS:
+        raise InputError(f"scoring: got {scoring!r}, expected one of {SCORINGS}")
+
+
+class RecordFile:
+    """A JSON-lines file of records that a killed run continues, byte for byte.
+
+    The first line is a header that says what run the file belongs to. Batches are written in a
+    fixed order; on opening, whole batches are replayed as long as they match what the run asks
+    for, and a torn tail is cut off and computed again.
+    """
+
+    def __init__(self, path: str | Path | None, header: Mapping[str, Any]):
+        self._pending: list[tuple[Record, int]] = []
+        self._file = None
+        self._valid_to = 0
+        if path is None:
+            return
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        head = (json.dumps({"header": dict(header)}, sort_keys=True) + "\n").encode()
+        content = path.read_bytes() if path.exists() else b""
+        complete = content[: content.rfind(b"\n") + 1]
+        if complete and not complete.startswith(head):
+            raise InputError(
+                f"records: {path} belongs to another evaluation "
+                f"({_difference(complete, head)}), expected a new file or the same settings"
+            )
+        self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
+        if complete:
+            offset = self._valid_to = len(head)
+            for line in complete[len(head) :].splitlines(keepends=True):
+                offset += len(line)
+                self._pending.append((json.loads(line), offset))
+            self._file.seek(offset)
+        else:
+            self._file.truncate(0)
+            self._file.write(head)
+            self._flush()
+            self._valid_to = len(head)
+
+    def batch(
+        self, attack: str, indices: Sequence[int] | np.ndarray, compute: Callable[[], list[Record]]
+    ) -> list[Record]:
+        """The records of one batch: read back if the file has all of them, else computed."""
+        known = self._pending[: len(indices)]
+        names = [(record["attack"], record["index"]) for record, _ in known]
+        if names == [(attack, int(i)) for i in indices]:
+            self._pending = self._pending[len(indices) :]
+            self._valid_to = known[-1][1] if known else self._valid_to
+            return [record for record, _ in known]
+        self._pending = []
+        records = compute()
+        if self._file is not None:
+            self._file.seek(self._valid_to)
+            self._file.truncate()
+            for record in records:
+                self._file.write((json.dumps(record) + "\n").encode())
+            self._flush()
+            self._valid_to = self._file.tell()
+        return records
+
+    def _flush(self) -> None:
+        assert self._file is not None
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file, if there is one."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _difference(content: bytes, head: bytes) -> str:
+    try:
+        before = json.loads(content.split(b"\n", 1)[0])["header"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return "its first line is not a header"
+    now = json.loads(head)["header"]
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            return f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
+    return "its header is written differently"
+
+
+def read_records(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
+    """(header, records) of a complete or partial record file."""
+    lines = Path(path).read_bytes().splitlines()
+    return json.loads(lines[0])["header"], [json.loads(line) for line in lines[1:]]
+
+
+def table(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """A row per attack: accuracies under every scoring, mean distances, images attacked."""
+    rows = []
+    for name in attack_names(records):
+        chosen = of_attack(records, name)
+        attacked = [r for r in chosen if "one_draw" in r]
+        row: dict[str, Any] = {"attack": name, "images": len(chosen), "attacked": len(attacked)}
+        row |= {scoring: accuracy(records, name, scoring) for scoring in SCORINGS}
+        for size in ("linf", "l2"):
+            row[size] = float(np.mean([r[size] for r in attacked])) if attacked else 0.0
+        rows.append(row)
+    return rows

@@ -1,0 +1,228 @@
+"""Red flags: signs that an evaluation overstates robustness, raised by the program itself.
+
+Every item of the list that specialists check (Athalye et al. 2018, arXiv 1802.00420, section
+3.1; Carlini et al. 2019, arXiv 1902.06705): a weaker attacker beats a stronger one, accuracy
+does not fall to zero as ε grows, more effort still lowers it much, gradients vanish.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from purify_jax import losses
+from purify_jax.attacks import blind, bpda, exact
+from purify_jax.attacks.norms import get
+from purify_jax.attacks.suites import FAMILIES, Options
+from purify_jax.data import Dataset
+from purify_jax.defense import Defense
+from purify_jax.evaluation.batches import map_images
+from purify_jax.evaluation.records import Record, attack_names, of_attack
+from purify_jax.evaluation.statistics import Interval
+from purify_jax.evaluation.sweeps import Curve, attacked_accuracy
+from purify_jax.keys import stream_key
+from purify_jax.pytrees import pytree
+from purify_jax.types import Array, Keys
+
+#: Shares above which something is "more than a few images" or "much".
+FEW, MUCH = 0.05, 0.10
+
+
+class RedFlag(NamedTuple):
+    """cause: what is wrong; evidence: the numbers that triggered it; advice: what to try."""
+
+    cause: str
+    evidence: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.cause}: {self.evidence}. Try: {self.advice}."
+
+
+@pytree
+class Health:
+    """(keys, images, labels) → what :func:`gradient_health` averages, for each image."""
+
+    defense: Any
+
+    def __call__(self, keys: Keys, images: Array, labels: Array) -> dict[str, Array]:
+        defense = self.defense
+        grads, loss = exact(defense)(keys, images, labels)
+        purified, pull_back = jax.vjp(lambda x: defense.purifier(keys, x)[0], images)
+        loss_of = lambda x: jnp.sum(losses.cross_entropy(defense.classify(x), labels))
+        at_purified = jax.grad(loss_of)(purified)
+        random = jax.random.normal(jax.random.key(0), purified.shape, purified.dtype)
+        through = pull_back(random)[0]
+        zero = lambda g, axes: jnp.all(g == 0, axis=axes)
+        return {
+            "zero": zero(grads, (1, 2, 3)),
+            "not_finite": ~jnp.all(jnp.isfinite(grads), axis=(1, 2, 3)),
+            "saturated": loss < 1e-6,
+            "classifier_zero": zero(at_purified, (0, 2, 3, 4)),
+            "purifier_zero": zero(through, (1, 2, 3)),
+        }
+
+
+def gradient_health(
+    key: Array,
+    defense: Defense,
+    dataset: Dataset,
+    batch_size: int = 128,
+    mesh: Mesh | None = None,
+) -> dict[str, float]:
+    """Shares of images (clean, one draw each) whose gradients vanish, and where they do.
+
+    zero, not_finite: of the exact gradient of the cross-entropy.
+    saturated: the loss itself is 0 to rounding, so its gradient must vanish.
+    classifier_zero: the gradient with respect to the purified images is zero.
+    purifier_zero: nothing comes back through the purifier from a random cotangent.
+    """
+    images, labels = dataset.batch(np.arange(len(dataset)))
+    found = map_images(
+        Health(defense=defense), stream_key(key, "health"), images, labels,
+        batch_size=batch_size, mesh=mesh,
+    )  # fmt: skip
+    return {name: float(np.mean(value)) for name, value in found.items()}
+
+
+def probe(
+    key: Array,
+    defense: Defense,
+    dataset: Dataset,
+    options: Options,
+    batch_size: int = 128,
+    mesh: Mesh | None = None,
+) -> dict[str, Interval | dict[str, float]]:
+    """Short attacks whose comparison tells whether stronger ones can be trusted, and the health.
+
+    On a few dozen images, 20 steps with EOT 4: exact, BPDA, transfer; exact with 4 times the EOT
+    samples, with 4 times the steps, and with an ε that allows any image.
+    """
+    base = options._replace(steps=20, eot=4)
+    where: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
+    accuracy = lambda o=base, **more: attacked_accuracy(key, defense, dataset, o, **more, **where)
+    largest = {"linf": 0.5, "l2": 0.5 * float(np.sqrt(np.prod(dataset.image_shape)))}
+    everything = largest.get(get(options.norm).name, float(np.prod(dataset.image_shape)))
+    at, at_large = accuracy(epsilons=(options.epsilon, everything))
+    return {
+        "exact": at,
+        "exact, any image allowed": at_large,
+        "BPDA": accuracy(gradient=bpda(defense))[0],
+        "transfer": accuracy(gradient=blind(defense.logits_fn))[0],
+        "exact, 4x EOT": accuracy(base._replace(eot=16))[0],
+        "exact, 4x steps": accuracy(base._replace(steps=80))[0],
+        "health": gradient_health(key, defense, dataset, **where),
+    }
+
+
+def red_flags(
+    records: Sequence[Record] = (),
+    probes: Mapping[str, Any] | None = None,
+    curve: Curve | None = None,
+) -> list[RedFlag]:
+    """All red flags that records of an evaluation, :func:`probe` and a sweep give cause for."""
+    flags = list(_from_records(records))
+    if probes:
+        flags += _from_health(probes["health"])
+        flags += _from_probes(probes)
+    if curve is not None:
+        flags += _from_curve(curve)
+    return flags
+
+
+def _from_records(records: Sequence[Record]) -> list[RedFlag]:
+    names = attack_names(records)
+    family = lambda *kinds: [n for n in names if FAMILIES.get(n) in kinds]
+    right = {n: {r["index"]: r.get("mean", False) for r in of_attack(records, n)} for n in names}
+    strong = family("exact")
+    flags: list[RedFlag] = []
+    if not strong:
+        return flags
+    images = list(right[strong[0]])
+    standing = [i for i in images if right["clean"].get(i) and all(right[n][i] for n in strong)]
+    for weak in family("transfer", "black-box", "approximate"):
+        # An image that an exact attack missed and a weaker attacker turned.
+        turned = [i for i in standing if not right[weak].get(i, True)]
+        attacked = {r["index"] for r in of_attack(records, weak) if "mean" in r}
+        turned = [i for i in turned if i in attacked]
+        if len(turned) > max(2, FEW * len(images)):
+            flags.append(
+                RedFlag(
+                    f"{weak} ({FAMILIES[weak]}) beats the exact gradient",
+                    f"it turns {len(turned)} of {len(standing)} images that withstood "
+                    f"{', '.join(strong)}",
+                    "gradients are masked: look for zero or noisy gradients, use another loss "
+                    "(margin on logits), more EOT samples and steps",
+                )
+            )
+    return flags
+
+
+def _from_health(health: Mapping[str, float]) -> list[RedFlag]:
+    flags = []
+    if health["not_finite"] > FEW:
+        flags.append(
+            RedFlag(
+                "gradients are not finite",
+                f"on {health['not_finite']:.0%} of images",
+                "find the division or root that overflows; such images are not attacked at all",
+            )
+        )
+    if health["zero"] <= FEW:
+        return flags
+    where, advice = "gradients vanish", "find the step that is constant almost everywhere"
+    if health["purifier_zero"] > FEW:
+        where = "the purifier passes no gradient (quantised, or stopped on purpose)"
+        advice = "BPDA through the purifier, or a smooth stand-in for it in the backward pass"
+    elif health["saturated"] > FEW:
+        where = "the softmax is saturated (extreme temperature or confidence)"
+        advice = "a margin or DLR loss on the logits, or divide the logits by their scale"
+    elif health["classifier_zero"] > FEW:
+        where = "the classifier passes no gradient (quantised, or stopped on purpose)"
+        advice = "BPDA through the classifier, or a transfer attack from a smooth copy"
+    flags.append(RedFlag(where, f"the gradient is zero on {health['zero']:.0%} of images", advice))
+    return flags
+
+
+def _lower(weak: Interval, strong: Interval) -> bool:
+    return strong.value - weak.value > MUCH
+
+
+def _from_probes(probes: Mapping[str, Any]) -> list[RedFlag]:
+    flags = []
+    base = probes["exact"]
+    for name, advice in (
+        ("BPDA", "the exact gradient is masked or too noisy: more EOT samples, held step sizes"),
+        ("transfer", "the exact gradient is masked: check for zero gradients, try other losses"),
+    ):
+        if _lower(probes[name], base):
+            evidence = f"{name} leaves {probes[name]}, the exact gradient {base}"
+            flags.append(RedFlag(f"{name} beats the exact gradient", evidence, advice))
+    at_large = probes["exact, any image allowed"]
+    if at_large.low > MUCH:
+        evidence = f"{at_large} although any image is allowed (at the given ε: {base})"
+        advice = "the attack is broken or blinded: an unbounded attack must succeed"
+        flags.append(RedFlag("accuracy does not fall to 0 as ε grows", evidence, advice))
+    for name, what in (("exact, 4x EOT", "EOT samples"), ("exact, 4x steps", "steps")):
+        if _lower(probes[name], base) and probes[name].high < base.value:
+            evidence = f"20 steps with EOT 4 leave {base}, {name} {probes[name]}"
+            advice = f"raise the {what} until the curve is flat (--sweep)"
+            flags.append(RedFlag(f"more {what} still lower the accuracy much", evidence, advice))
+    return flags
+
+
+def _from_curve(curve: Curve) -> list[RedFlag]:
+    last, before = curve.accuracies[-1], curve.accuracies[-2]
+    text = ", ".join(
+        f"{p:g}: {a.value:.3f}" for p, a in zip(curve.points, curve.accuracies, strict=True)
+    )
+    if curve.name == "epsilon" and last.low > MUCH:
+        advice = "the attack is broken or blinded: a large enough attack must succeed"
+        return [RedFlag("accuracy does not fall to 0 as ε grows", text, advice)]
+    if curve.name != "epsilon" and before.value - last.value > MUCH:
+        advice = f"raise the {curve.name} further, until the curve is flat"
+        return [RedFlag(f"more {curve.name} still lower the accuracy much", text, advice)]
+    return []

@@ -1,0 +1,25 @@
+"""Shares with their intervals."""
+
+from typing import NamedTuple
+
+from scipy import stats
+
+
+class Interval(NamedTuple):
+    """A share with its 95% interval (Wilson) and the number of images behind it."""
+
+    value: float
+    low: float
+    high: float
+    images: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def wilson(successes: int, total: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a binomial share (Wilson 1927), by scipy."""
+    if total == 0:
+        return Interval(float("nan"), 0.0, 1.0, 0)
+    interval = stats.binomtest(int(successes), int(total)).proportion_ci(confidence, "wilson")
+    return Interval(successes / total, float(interval.low), float(interval.high), int(total))

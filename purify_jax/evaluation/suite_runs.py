@@ -1,0 +1,164 @@
+"""A whole suite against a defense and against its bare classifier: records, probes, red flags."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from purify_jax.attacks import suites
+from purify_jax.checks import check_count
+from purify_jax.data import Dataset
+from purify_jax.defense import Defense, undefended
+from purify_jax.devices import sharding
+from purify_jax.evaluation import red_flags, sweeps
+from purify_jax.evaluation.attacked import evaluate
+from purify_jax.evaluation.records import Record, accuracy, worst_case
+from purify_jax.evaluation.statistics import Interval
+
+#: (model label, attack, images done, records of the batch or None before the first).
+OnProgress = Callable[[str, str, int, list[Record] | None], None]
+
+
+class SuiteResult(NamedTuple):
+    """What a suite found.
+
+    records: "undefended" and "defended" → per-image records.
+    shared_keys: accuracy against the deterministic white box, for ``honest``; else None.
+    probes, red_flags: short comparisons and what they say; empty without probe images.
+    curve: the sweep, if one was asked for.
+    """
+
+    records: Mapping[str, list[Record]]
+    shared_keys: Interval | None
+    probes: Mapping[str, Any]
+    red_flags: list[red_flags.RedFlag]
+    curve: sweeps.Curve | None
+
+    def worst_case(self, label: str = "defended", scoring: str = "one_draw") -> Interval:
+        """Share of images that withstood every attack of the suite."""
+        return worst_case(self.records[label], scoring)
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteRun:
+    """How a suite is run; see :func:`evaluate_suite`."""
+
+    suite: str = "honest"
+    draws: int = 10
+    batch_size: int = 32
+    probe_images: int = 48
+    sweep: str | None = None
+
+    def __post_init__(self) -> None:
+        check_count("draws", self.draws)
+        check_count("batch_size", self.batch_size)
+        check_count("probe_images", self.probe_images, 0)
+
+
+def evaluate_suite(
+    defense: Defense,
+    dataset: Dataset,
+    options: suites.Options,
+    run: SuiteRun = SuiteRun(),
+    *,
+    seed: int = 0,
+    models: Mapping[str, Defense] | None = None,
+    workdir: str | Path | None = None,
+    mesh: Mesh | None = None,
+    on_progress: OnProgress | None = None,
+    keep_images: Mapping[str, Callable] | None = None,
+) -> SuiteResult:
+    """Runs a suite of attacks against a defense, and against its classifier without the purifier.
+
+    Args:
+      defense: made by ``defend``.
+      dataset: labelled images.
+      options: norm, ε, and what overrides the suite's steps and EOT samples.
+      run: the suite ("honest", "paper", "rand", "standard", "clean"), scoring draws, batch size,
+        images for the red flags' probes (0 for none), and a sweep ("epsilon", "eot", "steps").
+      seed: of all randomness.
+      models: label → defense, instead of "undefended" and "defended".
+      workdir: a folder for ``records_<label>.jsonl``; an evaluation that was killed continues there.
+      mesh: devices to split batches over; all of them by default.
+      on_progress: called before an attack's first batch (with None) and after every batch.
+      keep_images: label → (attack, indices, images) callback, see :func:`evaluate`.
+
+    Returns the records and what follows from them. Raises InputError for an unknown suite or sweep.
+    """
+    key = jax.random.key(seed)
+    mesh = sharding.default_mesh() if mesh is None else mesh
+    if models is None:
+        models = {"undefended": undefended(defense.logits_fn), "defended": defense}
+    found: dict[str, list[Record]] = {}
+    for label, model in models.items():
+        entries = suites.build(run.suite, model, options)
+        notify = on_progress or (lambda *_: None)
+        found[label] = evaluate(
+            key,
+            model,
+            {entry.name: entry.attack for entry in entries},
+            dataset,
+            draws=1 if label == "undefended" else run.draws,
+            batch_size=run.batch_size,
+            path=None if workdir is None else Path(workdir) / f"records_{label}.jsonl",
+            header={"suite": run.suite, "norm": options.norm, "epsilon": options.epsilon},
+            drop_fallen=suites.SUITES[run.suite].drop_fallen,
+            mesh=mesh,
+            on_start=lambda attack, label=label: notify(label, attack, 0, None),
+            on_batch=lambda attack, done, batch, label=label: notify(label, attack, done, batch),
+            keep_images=(keep_images or {}).get(label),
+        )
+    target = models.get("defended")
+    shared, probes, curve = None, {}, None
+    where: dict[str, Any] = {"batch_size": max(run.batch_size, 1), "mesh": mesh}
+    if target is not None and run.suite == "honest":
+        path = None if workdir is None else Path(workdir) / "records_shared_keys.jsonl"
+        shared = _shared_keys(key, target, dataset, options, path, **where)
+    if target is not None and run.probe_images > 0:
+        few = dataset.take(min(run.probe_images, len(dataset)))
+        probes = red_flags.probe(key, target, few, options, **where)
+    if run.sweep is not None:
+        swept = next(iter(models.values())) if target is None else target
+        curve = sweeps.sweep(run.sweep, key, swept, dataset, options, **where)
+    flags = []
+    if target is not None:
+        flags = red_flags.red_flags(found["defended"], probes, curve=curve)
+    return SuiteResult(found, shared, probes, flags, curve)
+
+
+def _shared_keys(
+    key: jax.Array,
+    defense: Defense,
+    dataset: Dataset,
+    options: suites.Options,
+    path: Path | None,
+    batch_size: int,
+    mesh: Mesh | None,
+) -> Interval:
+    entry = suites.white_box(defense, options)
+    found = evaluate(
+        key,
+        defense,
+        {entry.name: entry.attack},
+        dataset,
+        draws=1,
+        batch_size=batch_size,
+        path=path,
+        header={"norm": options.norm, "epsilon": options.epsilon},
+        shared_keys=True,
+        mesh=mesh,
+    )
+    return accuracy(found, entry.name)
+
+
+def survivors_so_far(records: list[Record]) -> float:
+    """Share of images that every record so far calls right (a progress bar's figure)."""
+    survived: dict[int, bool] = {}
+    for record in records:
+        index = record["index"]
+        survived[index] = survived.get(index, True) and bool(record.get("one_draw", False))
+    return float(np.mean(list(survived.values()))) if survived else 1.0

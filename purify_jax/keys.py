@@ -1,0 +1,75 @@
+"""Every stream of randomness, by name.
+
+One PRNG key belongs to one image (:func:`image_keys`), so that results do not depend on batch size,
+padding, device count or on where a run was resumed. A key is either folded further or drawn from,
+never both, and what is folded into one key for different purposes is never equal: the numbers
+of this file, and the counters (a step, a draw, a restart), which stay below :data:`COUNTERS`.
+tests/test_keys.py records every draw of every purifier, attack and loss and proves it.
+"""
+
+import zlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+Keys = jax.Array
+
+#: Counters that are folded into keys are smaller than this, named streams larger.
+COUNTERS = 2**20
+
+
+def _number(name: str) -> int:
+    return zlib.crc32(name.encode()) | 2**31
+
+
+_NAMES = (
+    "accept",  # a Metropolis decision
+    "proposal",  # of a Markov chain, of Square
+    "value",  # of Square's proposal: the defense's own randomness
+    "radius",  # of a random point in a ball
+    "random start",  # of an attack
+    "choice",  # of targets, and of the best result
+    "direction",  # of SPSA
+    "predict",  # a prediction, beside a statistic of the same image
+    "crop",  # augmentation of a classifier's training images
+)
+#: What is folded into an image's key so that two purposes share no randomness. The noise before the
+#: steps of a diffusion ("start") keeps the number that published results were made with.
+STREAMS: Mapping[str, int] = MappingProxyType(
+    {"start": 2**31, **{name: _number(name) for name in _NAMES}}
+)
+#: The same for the images of a training step: the noise level and the noise of denoising score
+#: matching (the latter also the purifier's, in training on purified images), flips, the share of
+#: images that is purified, and patterns.
+LEVEL, NOISE, FLIP, SHARE, PATTERN = range(5)
+
+
+def image_keys(key: Array, indices: Array | np.ndarray) -> Keys:
+    """One key per image, from a run's key and each image's global index ``[batch]``."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(indices, jnp.uint32))
+
+
+def fold_keys(keys: Keys, data: Any) -> Keys:
+    """Folds the same integer into every key of a batch of keys (a step, a draw, a purpose)."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
+
+
+def stream(keys: Keys, name: str) -> Keys:
+    """The keys ``[batch]`` of a named purpose, one of :data:`STREAMS`."""
+    return fold_keys(keys, jnp.uint32(STREAMS[name]))
+
+
+def stream_key(key: Array, name: str) -> Array:
+    """A run's key for a named part of it: an attack by its name, scoring, a sweep."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def normal_like(keys: Keys, images: Array) -> Array:
+    """Standard normal noise of the images' shape; image i's noise depends on key i alone."""
+    draw = lambda key: jax.random.normal(key, images.shape[1:], images.dtype)
+    return jax.vmap(draw)(keys)

@@ -1,0 +1,86 @@
+"""Purifiers: (keys, images) → (purified images of every restart, diagnostics).
+
+The paper's (:func:`purifier`), Markov chains, diffusions, and filters as controls; all share one loop
+over restarts and steps and are pytrees.
+"""
+
+from purify_jax.purifiers.adp import (
+    ADP,
+    PublishedPixelScaling,
+    published_pixel_scaling,
+    purifier,
+)
+from purify_jax.purifiers.chains import MALA, Langevin, langevin, mala
+from purify_jax.purifiers.compression import jpeg
+from purify_jax.purifiers.diffusions import (
+    Annealed,
+    GradualNoise,
+    LadderPurifier,
+    ProbabilityFlow,
+    ReverseSDE,
+    annealed,
+    gradual,
+    probability_flow,
+    reverse_sde,
+    tweedie,
+)
+from purify_jax.purifiers.filters import filtered, gaussian_blur, identity
+from purify_jax.purifiers.loop import (
+    Filter,
+    Purifier,
+    SteppedPurifier,
+    is_deterministic,
+    score_of,
+)
+from purify_jax.purifiers.step_rules import (
+    Adaptive,
+    Constant,
+    Curvature,
+    StepRule,
+    adaptive,
+    constant,
+    finite_difference,
+    held_constant,
+    jacobian_vector_product,
+    secant,
+)
+
+__all__ = [
+    "ADP",
+    "MALA",
+    "Adaptive",
+    "Annealed",
+    "Constant",
+    "Curvature",
+    "Filter",
+    "GradualNoise",
+    "LadderPurifier",
+    "Langevin",
+    "ProbabilityFlow",
+    "PublishedPixelScaling",
+    "Purifier",
+    "ReverseSDE",
+    "StepRule",
+    "SteppedPurifier",
+    "adaptive",
+    "annealed",
+    "constant",
+    "filtered",
+    "finite_difference",
+    "gaussian_blur",
+    "gradual",
+    "held_constant",
+    "identity",
+    "is_deterministic",
+    "jacobian_vector_product",
+    "jpeg",
+    "langevin",
+    "mala",
+    "probability_flow",
+    "published_pixel_scaling",
+    "purifier",
+    "reverse_sde",
+    "score_of",
+    "secant",
+    "tweedie",
+]

@@ -1,0 +1,137 @@
+"""What all purifiers share: noise restarts, a scan over steps, and flat memory backwards."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from purify_jax.arrays import l2_norm
+from purify_jax.checks import check_images
+from purify_jax.keys import fold_keys
+from purify_jax.pytrees import Replaceable, pytree, static
+from purify_jax.types import BOUNDS, Array, Keys, PurifyInfo, ScoreFn
+
+
+@runtime_checkable
+class Purifier(Protocol):
+    """(keys ``[batch]``, images) → (purified ``[restarts, batch, h, w, c]``, :class:`PurifyInfo`).
+
+    A pytree, see :mod:`purify_jax.pytrees`. Everything that takes a purifier takes a plain function
+    of this signature too; it then counts as random and without a score.
+    """
+
+    @property
+    def score_fn(self) -> ScoreFn | None:
+        """The score that the purifier climbs, or None: what the joint attack climbs."""
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether it draws nothing from its keys: one draw is then as good as many."""
+
+    def __call__(self, keys: Keys, images: Array) -> tuple[Array, PurifyInfo]: ...
+
+
+def score_of(purifier: Any) -> ScoreFn | None:
+    """The purifier's ``score_fn``, or None if it has none."""
+    return getattr(purifier, "score_fn", None)
+
+
+def is_deterministic(purifier: Any) -> bool:
+    """Whether a purifier says that it draws nothing."""
+    return bool(getattr(purifier, "is_deterministic", False))
+
+
+@pytree
+class SteppedPurifier(Replaceable):
+    """Restarts and steps; a method says what happens in :meth:`start`, :meth:`step` and :meth:`end`.
+
+    num_steps: T ≥ 1, num_restarts: S ≥ 1.
+    restarts_at_once: restarts computed side by side, all of them by default; fewer take less memory.
+    """
+
+    num_steps: int = static(1)
+    num_restarts: int = static(1)
+    restarts_at_once: int | None = static(None)
+    is_deterministic: bool = static(False)
+
+    def start(self, keys: Keys, images: Array) -> Any:
+        """The carry before the first step of one restart; its first element are images."""
+        raise NotImplementedError(f"{type(self).__name__}.start")
+
+    def step(self, keys: Keys, carry: Any, index: Array) -> tuple[Any, tuple[Array, Array]]:
+        """The carry after step ``index``, and (step size, score norm) of each image.
+
+        ``keys`` are those of the restart; a step that draws folds its index into them.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.step")
+
+    def end(self, images: Array) -> Array:
+        """The purified images from those of the last carry."""
+        return images
+
+    def check(self, images: Array) -> None:
+        """Raises InputError for images that cannot be purified."""
+        check_images(images)
+
+    def __call__(self, keys: Keys, images: Array) -> tuple[Array, PurifyInfo]:
+        """(keys ``[batch]``, images in [0, 1]) → (purified ``[restarts, batch, h, w, c]``, info).
+
+        Raises InputError for images of wrong rank or type, or, outside jit, of wrong values.
+        """
+        self.check(images)
+        restart = lambda r: self._one_restart(fold_keys(keys, r), images)
+        indices = jnp.arange(self.num_restarts)
+        if self.restarts_at_once is None or self.restarts_at_once >= self.num_restarts:
+            purified, (sizes, norms) = jax.vmap(restart)(indices)
+        else:
+            purified, (sizes, norms) = jax.lax.map(
+                restart, indices, batch_size=self.restarts_at_once
+            )
+        active = jnp.sum(sizes > 0, axis=1, dtype=jnp.int32)
+        return purified, PurifyInfo(jnp.moveaxis(sizes, 1, 0), jnp.moveaxis(norms, 1, 0), active)
+
+    def _one_restart(self, keys: Keys, images: Array) -> tuple[Array, tuple[Array, Array]]:
+        # Each step is a checkpoint: the backward pass keeps the carried images only and computes
+        # a network's activations again, so its memory does not grow with the network × T.
+        step = jax.checkpoint(lambda carry, index: self.step(keys, carry, index), prevent_cse=False)
+        carry, info = jax.lax.scan(step, self.start(keys, images), jnp.arange(self.num_steps))
+        return self.end(carry[0]), info
+
+    def trajectory(self, keys: Keys, images: Array, restart: int = 0) -> Array:
+        """All iterates of one restart, ``[T + 1, batch, h, w, c]``, from the noised images on."""
+        restart_keys = fold_keys(keys, restart)
+        carry = self.start(restart_keys, images)
+        step = lambda carry, index: (new := self.step(restart_keys, carry, index)[0], new[0])
+        _, iterates = jax.lax.scan(step, carry, jnp.arange(self.num_steps))
+        return jnp.concatenate([carry[0][None], iterates])
+
+
+def clip_to(bounds: tuple[float, float] | None, images: Array) -> Array:
+    """The images clipped to ``bounds`` (as they are for None)."""
+    return images if bounds is None else jnp.clip(images, *bounds)
+
+
+def step_info(images: Array, size: Any, score: Array) -> tuple[Array, Array]:
+    """(step size, score norm) of each image, for a step size that all images share."""
+    return jnp.full(images.shape[0], size, images.dtype), l2_norm(score)
+
+
+@pytree
+class Filter:
+    """A deterministic map of images as a purifier of one restart and no steps.
+
+    function: images → images; the result is clipped to [0, 1].
+    """
+
+    function: Any
+    num_restarts: int = static(1)
+    is_deterministic: bool = static(True)
+    score_fn: None = static(None)
+
+    def __call__(self, keys: Keys, images: Array) -> tuple[Array, PurifyInfo]:
+        """(keys, which are not looked at, images) → (purified ``[1, batch, h, w, c]``, info)."""
+        del keys
+        check_images(images)
+        none = jnp.zeros((0, 1, images.shape[0]), images.dtype)
+        info = PurifyInfo(none, none, jnp.zeros((1, images.shape[0]), jnp.int32))
+        return jnp.clip(self.function(images), *BOUNDS)[None], info

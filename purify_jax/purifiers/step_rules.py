@@ -1,0 +1,209 @@
+"""Step sizes along a score: estimates of the energy's curvature, and the rules that use them.
+
+κ = −⟨s, J s⟩ / ⟨s, s⟩ is the Rayleigh quotient of the energy's Hessian along its score s; ADP's step
+size is λ/κ (Yoon, Hwang & Lee 2021, arXiv 2106.06041, equation 8).
+"""
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from purify_jax.arrays import dot
+from purify_jax.checks import check_at_least
+from purify_jax.pytrees import as_pytree, pytree
+from purify_jax.types import Array, ScoreFn
+
+
+class Curvature(Protocol):
+    """An estimator of κ, as an ``init``/``estimate`` pair; a pytree."""
+
+    def init(self, images: Array) -> Any:
+        """Whatever the first estimate needs."""
+
+    def estimate(
+        self, score_fn: ScoreFn, state: Any, images: Array, score: Array
+    ) -> tuple[Array, Any]:
+        """(κ ``[batch]``, the next estimate's state)."""
+
+
+class StepRule(Protocol):
+    """A rule for step sizes, as an ``init``/``step_size`` pair; a pytree."""
+
+    def init(self, images: Array) -> Any:
+        """Whatever the first step size needs."""
+
+    def step_size(
+        self, score_fn: ScoreFn, state: Any, images: Array, score: Array
+    ) -> tuple[Array, Any]:
+        """(α ``[batch]``, the next step's state)."""
+
+
+def _safe_divide(numerator: Array, denominator: Array) -> Array:
+    """a/b, and 0 with zero gradient where b is 0 (a score that vanishes has no direction)."""
+    nonzero = denominator != 0
+    return jnp.where(nonzero, numerator / jnp.where(nonzero, denominator, 1.0), 0.0)
+
+
+@pytree
+class FiniteDifference:
+    """See :func:`finite_difference`."""
+
+    delta: float = 1e-3
+
+    def init(self, images: Array) -> Any:
+        return ()
+
+    def estimate(
+        self, score_fn: ScoreFn, state: Any, images: Array, score: Array
+    ) -> tuple[Array, Any]:
+        change = score_fn(images + self.delta * score) - score
+        return -_safe_divide(dot(score, change), dot(score, score)) / self.delta, state
+
+
+def finite_difference(delta: float = 1e-3) -> FiniteDifference:
+    """κ from one more network call at x + δs, as published.
+
+    The published code forms z = ⟨s, s(x+δs)⟩/⟨s, s⟩ and κ = (1 − z)/δ. The difference of the
+    two scores is taken here before the inner product: the same number, with fewer digits lost.
+    """
+    return FiniteDifference(delta=delta)
+
+
+@pytree
+class JacobianVectorProduct:
+    """See :func:`jacobian_vector_product`."""
+
+    def init(self, images: Array) -> Any:
+        return ()
+
+    def estimate(
+        self, score_fn: ScoreFn, state: Any, images: Array, score: Array
+    ) -> tuple[Array, Any]:
+        _, change = jax.jvp(score_fn, (images,), (score,))
+        return -_safe_divide(dot(score, change), dot(score, score)), state
+
+
+def jacobian_vector_product() -> JacobianVectorProduct:
+    """κ exactly, by forward-mode differentiation: the limit δ → 0.
+
+    It costs three network calls a step to finite differences' two, because forward mode computes
+    the score once more.
+    """
+    return JacobianVectorProduct()
+
+
+@pytree
+class Secant:
+    """See :func:`secant`."""
+
+    initial_curvature: float = 1.0
+
+    def init(self, images: Array) -> Any:
+        curvature = jnp.full(images.shape[0], self.initial_curvature, images.dtype)
+        return images, jnp.zeros_like(images), curvature
+
+    def estimate(
+        self, score_fn: ScoreFn, state: Any, images: Array, score: Array
+    ) -> tuple[Array, Any]:
+        del score_fn
+        last_images, last_score, last_curvature = state
+        moved = images - last_images
+        squared = dot(moved, moved)
+        new = -_safe_divide(dot(moved, score - last_score), squared)
+        curvature = jnp.where(squared > 0, new, last_curvature)
+        return curvature, (images, score, curvature)
+
+
+def secant(initial_curvature: float = 1.0) -> Secant:
+    """κ from the last two iterates, −⟨Δx, Δs⟩/⟨Δx, Δx⟩: no network call of its own.
+
+    One step behind the other two: along Δx = αs of the last step. The first step, and any
+    step after one that did not move, uses the last known curvature, at first
+    ``initial_curvature`` (1 is the value of a score that is a displacement, ``per_variance``).
+    """
+    return Secant(initial_curvature=initial_curvature)
+
+
+@pytree
+class Adaptive:
+    """See :func:`adaptive`."""
+
+    rate: float
+    curvature: Any
+    min_step: float
+    max_step: float
+
+    def init(self, images: Array) -> Any:
+        return self.curvature.init(images)
+
+    def step_size(
+        self, score_fn: ScoreFn, state: Any, images: Array, score: Array
+    ) -> tuple[Array, Any]:
+        kappa, state = self.curvature.estimate(score_fn, state, images, score)
+        flat = kappa == 0
+        quotient = jnp.where(flat, jnp.inf, self.rate / jnp.where(flat, 1.0, kappa))
+        return jnp.clip(quotient, self.min_step, self.max_step), state
+
+
+def adaptive(
+    rate: float = 0.05,
+    curvature: Curvature | None = None,
+    min_step: float = 1e-5,
+    max_step: float = 1e-1,
+) -> Adaptive:
+    """α = clip(λ/κ, α_min, α_max) with λ = ``rate`` (ADP, equation 8); κ by finite difference.
+
+    Where κ ≤ 0 (the energy is concave along the score) the quotient is negative and α is
+    α_min, as in the published code; κ = 0 gives α_max.
+
+    Raises InputError for a negative rate or step, or ``min_step > max_step``.
+    """
+    check_at_least("rate", rate, 0.0)
+    check_at_least("min_step", min_step, 0.0)
+    check_at_least("max_step", max_step, min_step)
+    estimator = finite_difference() if curvature is None else curvature
+    return Adaptive(rate=rate, curvature=as_pytree(estimator), min_step=min_step, max_step=max_step)  # type: ignore[arg-type]
+
+
+@pytree
+class Constant:
+    """See :func:`constant`."""
+
+    alpha: float
+
+    def init(self, images: Array) -> Any:
+        return ()
+
+    def step_size(
+        self, score_fn: ScoreFn, state: Any, images: Array, score: Array
+    ) -> tuple[Array, Any]:
+        return jnp.full(images.shape[0], self.alpha, images.dtype), state
+
+
+def constant(step_size: float) -> Constant:
+    """The same α for every image and step."""
+    check_at_least("step_size", step_size, 0.0)
+    return Constant(alpha=step_size)
+
+
+@pytree
+class HeldConstant:
+    """See :func:`held_constant`."""
+
+    rule: Any
+
+    def init(self, images: Array) -> Any:
+        return self.rule.init(images)
+
+    def step_size(
+        self, score_fn: ScoreFn, state: Any, images: Array, score: Array
+    ) -> tuple[Array, Any]:
+        frozen = jax.lax.stop_gradient((images, score))
+        alpha, state = self.rule.step_size(score_fn, state, *frozen)
+        return jax.lax.stop_gradient((alpha, state))
+
+
+def held_constant(rule: StepRule) -> HeldConstant:
+    """The same step sizes, as constants in the backward pass (the published attack's gradient)."""
+    return HeldConstant(rule=rule)

@@ -1,0 +1,91 @@
+"""Functions that carry arrays: pytrees whose leaves are the arrays and whose structure is static.
+
+A score, a purifier, a defense or an attack is called like a function, and it is also a pytree. So a
+compiled program takes its parameters as arguments instead of holding them as constants: another
+checkpoint of the same network, another σ, λ or ε compiles nothing, and 2 GB of parameters are not
+copied into a program.
+
+There is one way to write one: a frozen dataclass under :func:`pytree` with ``__call__``, whose fields
+are arrays, numbers or further pytrees, or :func:`static` (integers, names, linen modules). A plain
+function with arguments is ``jax.tree_util.Partial(function, *arrays)``.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
+
+import flax.struct
+import jax
+from jax.tree_util import Partial, all_leaves
+from typing_extensions import dataclass_transform
+
+__all__ = ["Partial", "as_pytree", "jit", "pytree", "static"]
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def pytree(cls: type[T]) -> type[T]:
+    """Class decorator: a frozen, keyword-only dataclass that is a pytree, with ``replace(**changes)``.
+
+    Equality is identity, as of functions, so that ``jax.jit(defense)`` works too (with the arrays
+    as constants; :func:`jit` is the one that passes them).
+    """
+    return flax.struct.dataclass(cls, eq=False, kw_only=True)
+
+
+class Replaceable:
+    """What :func:`pytree` gives every class, for those whose users vary them."""
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+def static(default: Any = ..., **more: Any) -> Any:
+    """A dataclass field that is part of the structure: hashable, and a new value compiles anew."""
+    if default is not ...:
+        more["default"] = default
+    return flax.struct.field(pytree_node=False, **more)
+
+
+def as_pytree(function: Callable) -> Any:
+    """The function as a pytree: as it is if it is one already, else as static structure.
+
+    A plain function (a closure, a lambda, a bound method) works everywhere; the arrays it has
+    closed over become constants of compiled programs, and another such function compiles anew.
+    """
+    return Partial(function) if callable(function) and all_leaves([function]) else function
+
+
+def call(function: Callable, *arguments: Any) -> Any:
+    """``function(*arguments)``, for transformations that want the function as an argument."""
+    return function(*arguments)
+
+
+_compiled = jax.jit(call)
+
+
+class _Jitted:
+    """See :func:`jit`."""
+
+    def __init__(self, function: Callable):
+        self.function = as_pytree(function)
+        functools.update_wrapper(self, function, updated=())
+
+    def __call__(self, *arguments: Any) -> Any:
+        return _compiled(self.function, *arguments)
+
+    def lower(self, *arguments: Any) -> Any:
+        """``jax.jit(...).lower``, for a look at the compiled program."""
+        return _compiled.lower(self.function, *arguments)
+
+
+def jit(function: Callable) -> Callable:
+    """``jax.jit`` that passes the arrays of a defense, an attack, a purifier as arguments.
+
+    ``pj.jit(attack)(keys, images, labels)``. All callables of one structure (the same networks, the
+    same numbers of steps) share one compiled program, whatever their parameters, σ, λ and ε.
+    """
+    return _Jitted(function)

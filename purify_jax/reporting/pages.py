@@ -1,0 +1,59 @@
+"""What every evaluating binary leaves behind: figures, a page, a JSON file, and a table on the terminal."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from purify_jax.atomic import write_atomically
+from purify_jax.evaluation.sweeps import Curve
+from purify_jax.reporting import plots
+from purify_jax.reporting.report import Section, text_table, write_report
+from purify_jax.versions import versions
+
+
+def write_results(
+    workdir: str | Path,
+    *,
+    title: str,
+    summary: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    sections: Sequence[Section],
+    content: Mapping[str, Any],
+    seed: int,
+    figures: Mapping[str, bytes] | None = None,
+    notes: Sequence[str] = (),
+) -> Path:
+    """Writes ``figures/*.png``, ``report.html`` and ``results.json``, and prints the table.
+
+    Args:
+      title, summary, sections: of the page.
+      columns, rows: the table for the terminal.
+      content: of ``results.json``, beside the versions.
+      seed: of the run, for the page's footer.
+      figures: name → PNG.
+      notes: lines for the terminal after the table.
+
+    Returns the page's path.
+    """
+    workdir = Path(workdir)
+    for name, png in (figures or {}).items():
+        write_atomically(workdir / "figures" / f"{name}.png", png)
+    found = versions()
+    footer = "; ".join([f"seed {seed}", ", ".join(f"{k} {v}" for k, v in found.items())])
+    page = write_report(workdir / "report.html", title, summary, sections, footer)
+    everything = {"versions": found, **content}
+    write_atomically(workdir / "results.json", json.dumps(everything, indent=2) + "\n")
+    print(text_table(columns, rows))
+    for note in notes:
+        print(note)
+    print(f"report: {page}")
+    return page
+
+
+def curve_figure(curve: Curve) -> bytes:
+    """A sweep's curve as a figure (PNG)."""
+    bands = {"exact PGD+EOT": [(a.low, a.high) for a in curve.accuracies]}
+    lines = {"exact PGD+EOT": [a.value for a in curve.accuracies]}
+    return plots.curves(curve.points, lines, curve.name, "accuracy", bands, unit_interval=True)

@@ -1,0 +1,84 @@
+"""Trains a classifier: one call."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+
+from purify_jax.checks import InputError
+from purify_jax.data import Dataset
+from purify_jax.models.files import Model
+from purify_jax.purifiers import Purifier
+from purify_jax.training import settings as runs
+from purify_jax.training.augmentation import crop_and_purify
+from purify_jax.training.settings import Settings, Trained
+from purify_jax.training.step import classification_loss
+from purify_jax.versions import versions
+
+
+def train_classifier(
+    network: nn.Module,
+    dataset: Dataset,
+    settings: Settings,
+    *,
+    label_smoothing: float = 0.0,
+    crop_padding: int = 0,
+    purifier: Purifier | None = None,
+    purified: float = 0.0,
+    metadata: Mapping[str, Any] | None = None,
+    workdir: str | Path | None = None,
+    progress: bool = True,
+    stream: bool | None = None,
+    shard_parameters: bool = False,
+) -> Trained:
+    """Cross-entropy training of a linen classifier on a data set.
+
+    Args:
+      network: a linen module, images → logits ``[batch, dataset.num_classes]``.
+      dataset: labelled images.
+      settings: steps, batch size, learning rate and the like.
+      label_smoothing: in [0, 1).
+      crop_padding: random shifts by up to so many pixels; 0 for none.
+      purifier, purified: purify this share of the training images first, in [0, 1].
+      metadata: more for the model file's header.
+      workdir: a folder for checkpoints and metrics; a run that was killed continues from it.
+      progress, stream, shard_parameters: see :func:`purify_jax.training.fit`.
+
+    Returns the model with averaged parameters and batch statistics, and whether training finished.
+    Raises InputError for a share without a purifier, or a value outside its range.
+    """
+    if not 0 <= label_smoothing < 1:
+        raise InputError(f"label_smoothing: got {label_smoothing}, expected at least 0, below 1")
+    augment = crop_and_purify(crop_padding, purifier, purified)
+    state, finished = runs.run(
+        classification_loss(network, label_smoothing, augment),
+        network,
+        dataset,
+        settings,
+        runs.run_key(settings, 1),
+        workdir=workdir,
+        description="classifier",
+        progress=progress,
+        stream=stream,
+        shard_parameters=shard_parameters,
+    )
+    variables = {"params": state.ema_params}
+    if state.ema_batch_stats:
+        variables["batch_stats"] = state.ema_batch_stats
+    training = {
+        "label_smoothing": label_smoothing,
+        "crop_padding": crop_padding,
+        "purified": purified,
+        **dataclasses.asdict(settings),
+    }
+    about = {
+        "dataset": dataset.name,
+        "num_classes": dataset.num_classes,
+        "training": training,
+        "versions": versions(),
+        **(metadata or {}),
+    }
+    model = Model("classifier", network, variables, dataset.image_shape, about)
+    return Trained(model, finished)

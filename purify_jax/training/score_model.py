@@ -1,0 +1,93 @@
+"""Trains an energy model or a score network by denoising score matching: one call."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from purify_jax import energy, noise
+from purify_jax.checks import InputError
+from purify_jax.data import Dataset
+from purify_jax.models.files import Model
+from purify_jax.training import settings as runs
+from purify_jax.training.settings import Settings, Trained
+from purify_jax.training.step import dsm_loss
+from purify_jax.types import Array
+from purify_jax.versions import versions
+
+#: What the network's output is: the g of an energy ½‖x − g(x)‖² (or the energy), or the score itself.
+ROLES: Mapping[str, energy.ScoreFactory] = {
+    "energy": energy.score_from_energy_network,
+    "score": energy.score_from_network,
+}
+
+
+def train_score_model(
+    network: nn.Module,
+    dataset: Dataset,
+    settings: Settings,
+    *,
+    sigmas: Sequence[float] | Array,
+    role: str = "score",
+    scale: str = "per_sigma",
+    patterns: float = 0.0,
+    purification: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    workdir: str | Path | None = None,
+    progress: bool = True,
+    stream: bool | None = None,
+    shard_parameters: bool = False,
+) -> Trained:
+    """Denoising score matching (Vincent 2011) of a network on a data set; noise-unconditional.
+
+    Args:
+      network: a linen module, images → images (or one number per image, for an energy).
+      dataset: images; labels are not looked at.
+      settings: steps, batch size, learning rate and the like.
+      sigmas: noise levels > 0, in units of a pixel's range (``noise.geometric(...)``).
+      role: "score", the network's output is the score, or "energy", its energy's gradient is.
+      scale: how the output becomes the score at σ: "per_sigma", "per_variance" or "unscaled"
+        (:mod:`purify_jax.noise`).
+      patterns: amplitude of patterns beside the Gaussian noise (``noise.patterns``); 0 for none.
+      purification: settings that the model file recommends (``models.PUBLISHED`` lists them).
+      metadata: more for the model file's header.
+      workdir: a folder for checkpoints and metrics; a run that was killed continues from it.
+      progress, stream, shard_parameters: see :func:`purify_jax.training.fit`.
+
+    Returns the model with averaged parameters, and whether training finished. Raises InputError for
+    an unknown role or scale, or levels that are not positive.
+    """
+    for name, value, known in (("role", role, ROLES), ("scale", scale, noise.SCALES)):
+        if value not in known:
+            raise InputError(f"{name}: got {value!r}, expected one of {sorted(known)}")
+    levels = np.asarray(sigmas, np.float32)
+    if levels.ndim != 1 or not levels.size or not (np.isfinite(levels) & (levels > 0)).all():
+        raise InputError(f"sigmas: got {levels.tolist()}, expected positive noise levels")
+    perturb = noise.patterns(patterns) if patterns else None
+    loss = dsm_loss(network, ROLES[role], jnp.asarray(levels), noise.SCALES[scale], perturb)
+    state, finished = runs.run(
+        loss,
+        network,
+        dataset,
+        settings,
+        runs.run_key(settings, 0),
+        workdir=workdir,
+        description="energy model" if role == "energy" else "score network",
+        progress=progress,
+        stream=stream,
+        shard_parameters=shard_parameters,
+    )
+    training = {"scale": scale, "sigma_min": float(levels.min()), "sigma_max": float(levels.max())}
+    about = {
+        "dataset": dataset.name,
+        "purification": dict(purification or {}),
+        "training": {**training, "patterns": patterns, **dataclasses.asdict(settings)},
+        "versions": versions(),
+        **(metadata or {}),
+    }
+    variables = {"params": state.ema_params}
+    return Trained(Model(role, network, variables, dataset.image_shape, about), finished)

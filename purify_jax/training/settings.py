@@ -1,0 +1,135 @@
+"""The settings of a training run, checked in one place, and what they make."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import optax
+
+from purify_jax.checks import InputError, check_at_least, check_count
+from purify_jax.data import Dataset
+from purify_jax.devices import sharding
+from purify_jax.models.files import Model
+from purify_jax.training.loop import FitResult, fit
+from purify_jax.training.step import adam, init_state, scan_steps
+
+SCHEDULES = ("cosine", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a network is trained; the same for score networks and classifiers.
+
+    num_steps, batch_size: of the optimizer, AdamW.
+    learning_rate: its largest; ``schedule`` "cosine" (to zero) or "constant", after ``warmup_steps``.
+    clip_norm: largest norm of a gradient, None for any; weight_decay: decoupled.
+    ema_decay: of the moving average of parameters and batch statistics that ships, in [0, 1).
+    flip: mirror images at random. seed: of all randomness.
+    steps_per_dispatch: steps in one compiled program; checkpoint_every: steps between saves.
+
+    Raises InputError for a value outside its range.
+    """
+
+    num_steps: int
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    clip_norm: float | None = 1.0
+    weight_decay: float = 0.0
+    ema_decay: float = 0.999
+    flip: bool = False
+    seed: int = 0
+    steps_per_dispatch: int = 100
+    checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size", "steps_per_dispatch", "checkpoint_every"):
+            check_count(name, getattr(self, name))
+        check_count("warmup_steps", self.warmup_steps, 0)
+        check_count("seed", self.seed, 0)
+        check_at_least("learning_rate", self.learning_rate, 0.0)
+        check_at_least("weight_decay", self.weight_decay, 0.0)
+        if self.clip_norm is not None:
+            check_at_least("clip_norm", self.clip_norm, 1e-12)
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"ema_decay: got {self.ema_decay}, expected at least 0, below 1")
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"schedule: got {self.schedule!r}, expected one of {SCHEDULES}")
+        if self.seed >= 2**63:
+            raise InputError(f"seed: got {self.seed}, expected below 2**63")
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """AdamW with these settings."""
+        return adam(
+            self.learning_rate,
+            self.num_steps,
+            cosine=self.schedule == "cosine",
+            warmup_steps=self.warmup_steps,
+            clip_norm=self.clip_norm,
+            weight_decay=self.weight_decay,
+        )
+
+
+class Trained(NamedTuple):
+    """model: with the averaged parameters. finished: False if SIGTERM ended the run (it was saved)."""
+
+    model: Model
+    finished: bool
+
+
+def run(
+    loss_fn: Any,
+    network: nn.Module,
+    dataset: Dataset,
+    settings: Settings,
+    key: jax.Array,
+    *,
+    workdir: str | Path | None,
+    description: str,
+    progress: bool,
+    stream: bool | None,
+    shard_parameters: bool,
+    optimizer: optax.GradientTransformation | None = None,
+    prepare: Callable[[Any], Any] | None = None,
+) -> FitResult:
+    """Initialises a network and trains it on all devices; what both kinds of training share.
+
+    prepare: a change of the initial state (a whitened first layer, say).
+    """
+    mesh = sharding.default_mesh()
+    optimizer = settings.optimizer() if optimizer is None else optimizer
+    state = init_state(network, optimizer, key, dataset.image_shape)
+    steps = scan_steps(
+        loss_fn,
+        optimizer,
+        jax.random.fold_in(key, 1),
+        flip=settings.flip,
+        ema_decay=settings.ema_decay,
+        mesh=mesh,
+        shard_parameters=shard_parameters,
+    )
+    return fit(
+        steps,
+        state if prepare is None else prepare(state),
+        dataset,
+        num_steps=settings.num_steps,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        workdir=workdir,
+        checkpoint_every=settings.checkpoint_every,
+        steps_per_dispatch=settings.steps_per_dispatch,
+        description=description,
+        progress=progress,
+        mesh=mesh,
+        shard_parameters=shard_parameters,
+        stream=stream,
+    )
+
+
+def run_key(settings: Settings, offset: int) -> jax.Array:
+    """The key of a run; ``offset`` tells the networks of one seed apart."""
+    return jax.random.key(settings.seed + offset)
