@@ -2,9 +2,6 @@
 
 import os
 
-from purify_jax.atomic import write_atomically
-from purify_jax.training.checkpoints import TrainingCheckpoints
-
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -13,7 +10,9 @@ import pytest
 import safetensors.numpy
 
 from purify_jax import models, networks
+from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
+from purify_jax.training.checkpoints import TrainingCheckpoints
 
 
 def _state(value):

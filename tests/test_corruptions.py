@@ -12,6 +12,7 @@ from scipy import ndimage
 import purify_jax as pj
 from purify_jax.checks import InputError
 from purify_jax.corruptions import BENCHMARK, EXTRA, NAMES, blurs, corrupt, weather
+from purify_jax.evaluation import corrupted
 from purify_jax.evaluation.statistics import wilson
 
 RNG = np.random.default_rng(0)
