@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from purify_jax.checks import InputError
 from purify_jax.purifiers.filters import identity
 from purify_jax.purifiers.loop import is_deterministic
-from purify_jax.pytrees import Replaceable, as_pytree, pytree, static
+from purify_jax.pytrees import Replaceable, pytree, static
 from purify_jax.types import Array, Keys, LogitsFn
 
 #: logits of every restart ``[restarts, batch, classes]`` → log-probabilities ``[batch, classes]``.
@@ -76,7 +76,7 @@ def defend(purifier: Any, logits_fn: LogitsFn, combine: Combine = mean_probabili
 
     Plain functions work for each; what they have closed over is constant in compiled programs.
     """
-    return Defense(purifier=as_pytree(purifier), logits_fn=as_pytree(logits_fn), combine=combine)
+    return Defense(purifier=purifier, logits_fn=logits_fn, combine=combine)
 
 
 def undefended(logits_fn: LogitsFn) -> Defense:

@@ -30,9 +30,19 @@ def pytree(cls: type[T]) -> type[T]:
     """Class decorator: a frozen, keyword-only dataclass that is a pytree, with ``replace(**changes)``.
 
     Equality is identity, as of functions, so that ``jax.jit(defense)`` works too (with the arrays
-    as constants; :func:`jit` is the one that passes them).
+    as constants; :func:`jit` is the one that passes them). A field that is given a plain function
+    keeps it by :func:`as_pytree`.
     """
+    cls.__post_init__ = _wrap_plain_functions  # type: ignore[attr-defined]
     return flax.struct.dataclass(cls, eq=False, kw_only=True)
+
+
+def _wrap_plain_functions(self: Any) -> None:
+    # However the object was made: by a factory, by its class or by ``replace``.
+    for field in dataclasses.fields(self):
+        value = getattr(self, field.name)
+        if field.metadata.get("pytree_node", True) and callable(value):
+            object.__setattr__(self, field.name, as_pytree(value))
 
 
 class Replaceable:

@@ -18,7 +18,7 @@ from purify_jax.attacks.gradients import exact
 from purify_jax.attacks.norms import Norm, check_epsilon, get, l2
 from purify_jax.checks import InputError, check_at_least, check_count, check_images
 from purify_jax.keys import fold_keys, stream
-from purify_jax.pytrees import as_pytree, pytree, static
+from purify_jax.pytrees import pytree, static
 from purify_jax.types import BOUNDS, Array, Attack, GradientFn, Keys, LossFn, PredictFn
 
 
@@ -174,8 +174,8 @@ def apgd(
     check_count("num_restarts", num_restarts)
     check_at_least("rho", rho, 0.0)
     return APGD(
-        gradient=as_pytree(gradient),
-        predict=None if predict is None else as_pytree(predict),
+        gradient=gradient,
+        predict=predict,
         epsilon=epsilon,
         rho=rho,
         norm=norm,
@@ -252,7 +252,7 @@ def apgd_targeted(
     check_count("num_targets", num_targets)
     check_count("num_samples", num_samples)
     return TargetedAPGD(
-        defense=as_pytree(defense),
+        defense=defense,
         epsilon=epsilon,
         norm=norm,
         num_steps=num_steps,

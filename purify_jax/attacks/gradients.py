@@ -16,7 +16,7 @@ from purify_jax.defense import Defense, undefended
 from purify_jax.keys import fold_keys, stream
 from purify_jax.losses import cross_entropy
 from purify_jax.purifiers import ADP, held_constant, is_deterministic, score_of
-from purify_jax.pytrees import as_pytree, pytree, static
+from purify_jax.pytrees import pytree, static
 from purify_jax.types import (
     Array,
     GradientFn,
@@ -47,7 +47,7 @@ class Exact:
 
 def exact(defense: PredictFn, loss_fn: LossFn = cross_entropy) -> GradientFn:
     """The gradient through everything: noise, every step, the step sizes and the stopping mask."""
-    return Exact(defense=as_pytree(defense), loss_fn=as_pytree(loss_fn))
+    return Exact(defense=defense, loss_fn=loss_fn)
 
 
 def exact_held_steps(defense: Defense, loss_fn: LossFn = cross_entropy) -> GradientFn:
@@ -107,7 +107,7 @@ def identity_backward(purifier: Any) -> IdentityBackward:
     Athalye, Carlini & Wagner 2018, arXiv 1802.00420, section 4.1. The forward value is the
     purifier's own.
     """
-    return IdentityBackward(purifier=as_pytree(purifier))
+    return IdentityBackward(purifier=purifier)
 
 
 def bpda(defense: Defense, loss_fn: LossFn = cross_entropy) -> GradientFn:
@@ -139,7 +139,7 @@ def joint_score(
 
     Climbs the purifier's own score, towards images that purification leaves where they are.
     """
-    return JointScore(score_fn=as_pytree(score_fn), classifier_gradient=blind(logits_fn, loss_fn))
+    return JointScore(score_fn=score_fn, classifier_gradient=blind(logits_fn, loss_fn))
 
 
 @pytree
@@ -209,8 +209,8 @@ def spsa(
     check_at_least("delta", delta, 1e-12)
     check_count("queries_at_once", queries_at_once)
     return SPSA(
-        defense=as_pytree(defense),
-        loss_fn=as_pytree(loss_fn),
+        defense=defense,
+        loss_fn=loss_fn,
         delta=delta,
         num_directions=num_queries // 2,
         directions_at_once=largest_divisor(num_queries // 2, max(1, queries_at_once // 2)),

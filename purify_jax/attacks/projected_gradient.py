@@ -9,7 +9,7 @@ from purify_jax.arrays import per_image
 from purify_jax.attacks.norms import check_epsilon, get, project_into
 from purify_jax.checks import check_at_least, check_count, check_images
 from purify_jax.keys import fold_keys
-from purify_jax.pytrees import as_pytree, pytree, static
+from purify_jax.pytrees import pytree, static
 from purify_jax.types import BOUNDS, Array, Attack, GradientFn, Keys
 
 
@@ -81,7 +81,7 @@ def pgd(
         step_size = default_step_size(epsilon, num_steps)
     check_at_least("step_size", step_size, 0.0)
     return PGD(
-        gradient=as_pytree(gradient),
+        gradient=gradient,
         norm=get(norm).name,
         epsilon=epsilon,
         step_size=step_size,

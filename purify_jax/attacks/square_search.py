@@ -17,7 +17,7 @@ from purify_jax.attacks.averages import average_draws
 from purify_jax.attacks.norms import l2
 from purify_jax.checks import InputError, check_count, check_images
 from purify_jax.keys import fold_keys, stream
-from purify_jax.pytrees import as_pytree, pytree, static
+from purify_jax.pytrees import pytree, static
 from purify_jax.types import BOUNDS, Array, Attack, Keys, LossFn, PredictFn
 
 
@@ -107,7 +107,7 @@ def square(
         raise InputError(f"initial_share: got {initial_share}, expected above 0, at most 1")
     return Square(
         mean=average_draws(defense, num_samples, samples_at_once),
-        loss_fn=as_pytree(loss_fn),
+        loss_fn=loss_fn,
         epsilon=epsilon,
         norm=norm,
         num_queries=num_queries,

@@ -17,7 +17,7 @@ from purify_jax.devices import sharding
 from purify_jax.evaluation.batches import batches, padded_size
 from purify_jax.evaluation.records import Record, RecordFile
 from purify_jax.keys import fold_keys, image_keys, stream_key
-from purify_jax.pytrees import Partial, as_pytree, pytree, static
+from purify_jax.pytrees import Partial, pytree, static
 from purify_jax.types import Array, Attack, Keys, PredictFn
 
 
@@ -36,7 +36,7 @@ class Draws:
 def score(defense: PredictFn, draws: int) -> Draws:
     """(keys, images) → log-probabilities of ``draws`` independent draws, ``[draws, batch, C]``."""
     check_count("draws", draws)
-    return Draws(defense=as_pytree(defense), draws=draws)
+    return Draws(defense=defense, draws=draws)
 
 
 def _unchanged(keys: Keys, images: Array, labels: Array) -> Array:

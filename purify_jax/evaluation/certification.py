@@ -24,7 +24,7 @@ from purify_jax.evaluation.batches import batches, padded_size
 from purify_jax.evaluation.records import Record, RecordFile
 from purify_jax.evaluation.statistics import Interval, wilson
 from purify_jax.keys import fold_keys, image_keys, normal_like, stream_key
-from purify_jax.pytrees import as_pytree, pytree, static
+from purify_jax.pytrees import pytree, static
 from purify_jax.types import BOUNDS, Array, Keys, PredictFn
 
 #: The prediction of an image on which the smoothed classifier abstains.
@@ -118,7 +118,7 @@ def class_counts(
     check_count("num_samples", num_samples)
     check_count("samples_at_once", samples_at_once)
     return ClassCounts(
-        predict=as_pytree(predict),
+        predict=predict,
         sigma=sigma,
         num_samples=num_samples,
         samples_at_once=min(samples_at_once, num_samples),

@@ -58,9 +58,9 @@ def energy_drop(score_fn: ScoreFn, purifier: Any, energy_fn: EnergyFn | None = N
     :func:`purify_jax.energy.difference`.
     """
     return EnergyDrop(
-        score_fn=as_pytree(score_fn),
-        purifier=as_pytree(purifier),
-        energy_fn=None if energy_fn is None else as_pytree(energy_fn),
+        score_fn=score_fn,
+        purifier=purifier,
+        energy_fn=energy_fn,
     )
 
 
@@ -160,7 +160,7 @@ def deciding_purifier(
         raise InputError("purifier: its noise scale is a function, expected a number")
 
     noise_scale = DecidedNoise(
-        statistic=as_pytree(statistic), threshold=threshold, sigma=sigma, fraction=fraction
+        statistic=statistic, threshold=threshold, sigma=sigma, fraction=fraction
     )
     return purifier.replace(noise_scale=noise_scale)
 
@@ -204,7 +204,7 @@ class Judge:
 
 def verdict(defense: PredictFn, statistic: Statistic, threshold: float) -> Judge:
     """(keys, images, labels) → what the defense and the detector make of the images."""
-    return Judge(defense=as_pytree(defense), statistic=as_pytree(statistic), threshold=threshold)
+    return Judge(defense=defense, statistic=statistic, threshold=threshold)
 
 
 @pytree
@@ -247,4 +247,4 @@ def evading(defense: PredictFn, statistic: Statistic, threshold: float) -> Gradi
     """
     if not threshold > 0:
         raise InputError(f"threshold: got {threshold}, expected a positive number")
-    return Evading(defense=as_pytree(defense), statistic=as_pytree(statistic), threshold=threshold)
+    return Evading(defense=defense, statistic=statistic, threshold=threshold)

@@ -1,6 +1,7 @@
 """A whole suite against a defense and against its bare classifier: records, probes, red flags."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,7 +97,7 @@ def evaluate_suite(
     found: dict[str, list[Record]] = {}
     for label, model in models.items():
         entries = suites.build(run.suite, model, options)
-        notify = on_progress or (lambda *_: None)
+        notify = functools.partial(on_progress or _silent, label)
         found[label] = evaluate(
             key,
             model,
@@ -108,8 +109,8 @@ def evaluate_suite(
             header={"suite": run.suite, "norm": options.norm, "epsilon": options.epsilon},
             drop_fallen=suites.SUITES[run.suite].drop_fallen,
             mesh=mesh,
-            on_start=lambda attack, label=label: notify(label, attack, 0, None),
-            on_batch=lambda attack, done, batch, label=label: notify(label, attack, done, batch),
+            on_start=functools.partial(_starting, notify),
+            on_batch=notify,
             keep_images=(keep_images or {}).get(label),
         )
     target = models.get("defended")
@@ -128,6 +129,14 @@ def evaluate_suite(
     if target is not None:
         flags = red_flags.red_flags(found["defended"], probes, curve=curve)
     return SuiteResult(found, shared, probes, flags, curve)
+
+
+def _silent(label: str, attack: str, done: int, batch: list[Record] | None) -> None:
+    """Nobody listens."""
+
+
+def _starting(notify: Callable, attack: str) -> None:
+    notify(attack, 0, None)
 
 
 def _shared_keys(

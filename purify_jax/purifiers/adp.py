@@ -20,7 +20,7 @@ from purify_jax.checks import check_at_least, check_count
 from purify_jax.keys import normal_like
 from purify_jax.purifiers.loop import SteppedPurifier
 from purify_jax.purifiers.step_rules import StepRule, adaptive
-from purify_jax.pytrees import as_pytree, pytree
+from purify_jax.pytrees import pytree
 from purify_jax.types import BOUNDS, Array, Keys, ScoreFn
 
 
@@ -117,10 +117,10 @@ def purifier(
     if restarts_at_once is not None:
         check_count("restarts_at_once", restarts_at_once)
     return ADP(
-        score_fn=as_pytree(score_fn),
+        score_fn=score_fn,
         step_rule=adaptive() if step_rule is None else step_rule,
         num_steps=num_steps,
-        noise_scale=as_pytree(noise_scale) if callable(noise_scale) else noise_scale,
+        noise_scale=noise_scale,
         num_restarts=num_restarts,
         stop_threshold=stop_threshold,
         pixel_scaling=pixel_scaling,

@@ -10,7 +10,7 @@ from purify_jax.arrays import l2_norm, per_image
 from purify_jax.checks import check_at_least, check_count, check_images
 from purify_jax.keys import fold_keys, normal_like, stream
 from purify_jax.purifiers.loop import SteppedPurifier, clip_to, step_info
-from purify_jax.pytrees import as_pytree, pytree, static
+from purify_jax.pytrees import pytree, static
 from purify_jax.types import BOUNDS, Array, EnergyFn, Keys, ScoreFn
 
 
@@ -85,7 +85,7 @@ def langevin(
     """
     _check(step_size, 0.0, num_steps, temperature, num_restarts)
     return Langevin(
-        score_fn=as_pytree(score_fn),
+        score_fn=score_fn,
         step_size=step_size,
         num_steps=num_steps,
         temperature=temperature,
@@ -112,8 +112,8 @@ def mala(
     """
     _check(step_size, 1e-12, num_steps, temperature, num_restarts)
     return MALA(
-        score_fn=as_pytree(score_fn),
-        energy_fn=None if energy_fn is None else as_pytree(energy_fn),
+        score_fn=score_fn,
+        energy_fn=energy_fn,
         step_size=step_size,
         num_steps=num_steps,
         temperature=temperature,

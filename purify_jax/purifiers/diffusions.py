@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from purify_jax.checks import InputError, check_at_least, check_count, check_images
 from purify_jax.keys import fold_keys, normal_like, stream
 from purify_jax.purifiers.loop import SteppedPurifier, clip_to, step_info
-from purify_jax.pytrees import Partial, as_pytree, pytree, static
+from purify_jax.pytrees import Partial, pytree, static
 from purify_jax.types import BOUNDS, Array, Keys, NoiseScore, ScoreFn
 
 
@@ -202,7 +202,7 @@ def gradual(
         raise InputError("stages: got none, expected at least one noise scale")
     ladders = [jnp.append(jnp.geomspace(s, min(smallest, s), steps_per_stage), 0.0) for s in stages]
     return GradualNoise(
-        score=as_pytree(score),
+        score=score,
         levels=jnp.stack(ladders),
         num_steps=len(stages) * steps_per_stage,
         num_restarts=num_restarts,
@@ -219,7 +219,7 @@ def _ladder(
     if not values or not descends or not 0 < values[-1] <= values[0] < float("inf"):
         raise InputError(f"sigmas: got {values}, expected positive levels, largest first")
     return {
-        "score": as_pytree(score),
+        "score": score,
         "levels": jnp.asarray([*values, 0.0], jnp.float32),
         "num_steps": len(values) * steps_per_level,
         "num_restarts": num_restarts,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from purify_jax.checks import check_at_least
 from purify_jax.purifiers.loop import Filter
-from purify_jax.pytrees import Partial, as_pytree
+from purify_jax.pytrees import Partial
 from purify_jax.types import Array
 
 
@@ -21,7 +21,7 @@ identity = Filter(function=Partial(_unchanged))
 
 def filtered(function: Callable[[Array], Array]) -> Filter:
     """A deterministic map of images as a purifier of one restart."""
-    return Filter(function=as_pytree(function))
+    return Filter(function=function)
 
 
 def gaussian_blur(sigma: float) -> Filter:

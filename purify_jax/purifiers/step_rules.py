@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from purify_jax.arrays import dot
 from purify_jax.checks import check_at_least
-from purify_jax.pytrees import as_pytree, pytree
+from purify_jax.pytrees import pytree
 from purify_jax.types import Array, ScoreFn
 
 
@@ -163,7 +163,7 @@ def adaptive(
     check_at_least("min_step", min_step, 0.0)
     check_at_least("max_step", max_step, min_step)
     estimator = finite_difference() if curvature is None else curvature
-    return Adaptive(rate=rate, curvature=as_pytree(estimator), min_step=min_step, max_step=max_step)  # type: ignore[arg-type]
+    return Adaptive(rate=rate, curvature=estimator, min_step=min_step, max_step=max_step)  # type: ignore[arg-type]
 
 
 @pytree

@@ -7,9 +7,9 @@ from typing import Any
 
 from purify_jax.atomic import write_atomically
 from purify_jax.evaluation.sweeps import Curve
+from purify_jax.models.versions import versions
 from purify_jax.reporting import plots
 from purify_jax.reporting.report import Section, text_table, write_report
-from purify_jax.versions import versions
 
 
 def write_results(

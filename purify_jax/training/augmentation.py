@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from purify_jax.arrays import per_image
 from purify_jax.checks import InputError, check_count
 from purify_jax.keys import NOISE, SHARE, fold_keys, stream
-from purify_jax.pytrees import as_pytree, pytree, static
+from purify_jax.pytrees import pytree, static
 from purify_jax.types import Array, Keys
 
 
@@ -66,5 +66,5 @@ def crop_and_purify(
     if not crop_padding and not share:
         return None
     return CropAndPurify(
-        purifier=as_pytree(purifier) if share else None, share=share, crop_padding=crop_padding
+        purifier=purifier if share else None, share=share, crop_padding=crop_padding
     )

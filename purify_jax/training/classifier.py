@@ -10,12 +10,12 @@ import flax.linen as nn
 from purify_jax.checks import InputError
 from purify_jax.data import Dataset
 from purify_jax.models.files import Model
+from purify_jax.models.versions import versions
 from purify_jax.purifiers import Purifier
 from purify_jax.training import settings as runs
 from purify_jax.training.augmentation import crop_and_purify
 from purify_jax.training.settings import Settings, Trained
 from purify_jax.training.step import classification_loss
-from purify_jax.versions import versions
 
 
 def train_classifier(

@@ -13,11 +13,11 @@ from purify_jax import energy, noise
 from purify_jax.checks import InputError
 from purify_jax.data import Dataset
 from purify_jax.models.files import Model
+from purify_jax.models.versions import versions
 from purify_jax.training import settings as runs
 from purify_jax.training.settings import Settings, Trained
 from purify_jax.training.step import dsm_loss
 from purify_jax.types import Array
-from purify_jax.versions import versions
 
 #: What the network's output is: the g of an energy ½‖x − g(x)‖² (or the energy), or the score itself.
 ROLES: Mapping[str, energy.ScoreFactory] = {

@@ -111,7 +111,7 @@ def dsm_loss(
         score_factory=score_factory,
         sigmas=sigmas,
         scale=scale,
-        perturb=None if perturb is None else as_pytree(perturb),
+        perturb=perturb,
     )
 
 
@@ -155,7 +155,7 @@ def classification_loss(
     return ClassificationLoss(
         network=network,
         label_smoothing=label_smoothing,
-        augment=None if augment is None else as_pytree(augment),
+        augment=augment,
     )
 
 

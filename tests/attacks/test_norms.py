@@ -117,7 +117,7 @@ def test_bad_arguments_are_named():
     for arguments, message in (
         ({"epsilon": -0.1}, "epsilon: got -0.1, expected a finite number >= 0"),
         ({"epsilon": float("nan")}, "epsilon: got nan"),
-        ({"num_steps": 0}, "num_steps: got 0, expected a finite number >= 1"),
+        ({"num_steps": 0}, "num_steps: got 0, expected a whole number >= 1"),
         ({"norm": "l7"}, "norm: got 'l7'"),
     ):
         given = {"epsilon": 0.1, "step_size": 0.1, "num_steps": 3, **arguments}

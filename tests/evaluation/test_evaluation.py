@@ -72,7 +72,7 @@ def test_killed_five_times_and_resumed_gives_identical_bytes(digits_test, tmp_pa
     weights = jax.random.normal(jax.random.key(0), (64, 10))
 
     def defense(keys, images):  # random, and quick to compile
-        noisy = images + 0.1 * pj.types.normal_like(keys, images)
+        noisy = images + 0.1 * pj.keys.normal_like(keys, images)
         return jax.nn.log_softmax(noisy.reshape(-1, 64) @ weights)
 
     table = {"pgd": _pgd(defense), "second": _pgd(defense, 0.1)}

@@ -93,7 +93,7 @@ def test_a_disk_that_fills_up_leaves_the_previous_checkpoint(tmp_path):
     _wait_for_steps(tmp_path, 60, first)
     first.send_signal(signal.SIGTERM)
     first.communicate(timeout=120)
-    before = pj.models.TrainingCheckpoints(tmp_path / "checkpoints")
+    before = pj.training.TrainingCheckpoints(tmp_path / "checkpoints")
     steps = sorted(before._manager.all_steps())
     before.close()
 
@@ -105,7 +105,7 @@ def test_a_disk_that_fills_up_leaves_the_previous_checkpoint(tmp_path):
     assert second.returncode == 1
     last = second.stderr.strip().splitlines()[-1]
     assert last.startswith("error: saving:"), second.stderr[-2000:]
-    after = pj.models.TrainingCheckpoints(tmp_path / "checkpoints")
+    after = pj.training.TrainingCheckpoints(tmp_path / "checkpoints")
     assert sorted(after._manager.all_steps()) == steps
     after.close()
 
@@ -115,7 +115,7 @@ def test_ema_and_step_in_closed_form():
     loss = lambda params, stats, keys, images, labels: (0.5 * params["w"] ** 2, ({}, stats))
     optimizer = optax.sgd(0.1)
     params = {"w": jnp.ones(())}
-    state = training.TrainState(jnp.zeros((), int), params, params, {}, optimizer.init(params))
+    state = training.TrainState(jnp.zeros((), int), params, params, {}, optimizer.init(params), {})
     new, metrics = training.train_step(
         loss, optimizer, state, keys_for(1), jnp.zeros(1), jnp.zeros(1)
     )

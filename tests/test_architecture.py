@@ -1,0 +1,108 @@
+"""The house keeps its plan: one import direction, no circles, small files, small folders."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "purify_jax"
+#: A room imports only from rooms before it (and from itself).
+ORDER = [
+    "arrays", "checks", "keys", "types", "pytrees", "atomic",
+    "data", "noise", "corruptions", "networks", "energy", "losses",
+    "purifiers", "defense", "models", "devices", "training", "attacks", "evaluation", "reporting",
+    "command",
+]  # fmt: skip
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "__pycache__" not in p.parts)
+
+
+def room(path):
+    part = path.relative_to(PACKAGE).parts[0]
+    return part.removesuffix(".py")
+
+
+def name_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path):
+    """Full names of the package's modules and names that a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("purify_jax"):
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.startswith("purify_jax."))
+
+
+def test_every_room_has_a_place():
+    rooms = {room(p) for p in MODULES} - {"__init__"}
+    assert rooms <= set(ORDER)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_import_against_the_flow(path):
+    own = room(path)
+    if own == "__init__":
+        return
+    for imported in imports(path):
+        target = imported.split(".")[1]
+        assert ORDER.index(target) <= ORDER.index(own), f"{path.name} imports {imported}"
+        assert not imported.startswith("purify_jax.experiments"), imported
+
+
+def test_no_circles_between_modules():
+    known = {name_of(p) for p in MODULES}
+    graph = {}
+    for path in MODULES:
+        found = set()
+        for imported in imports(path):
+            target = imported if imported in known else imported.rpartition(".")[0]
+            found.add(target)
+        # A package's face imports its modules; that they import it back would be the circle.
+        graph[name_of(path)] = found - {name_of(path)}
+
+    def reach(start):
+        seen, todo = set(), list(graph.get(start, ()))
+        while todo:
+            module = todo.pop()
+            if module not in seen:
+                seen.add(module)
+                todo += graph.get(module, ())
+        return seen
+
+    assert not [module for module in graph if module in reach(module)]
+
+
+def _tracked(*folders):
+    for folder in folders:
+        yield from (p for p in (ROOT / folder).rglob("*.py") if "__pycache__" not in p.parts)
+
+
+def test_files_stay_small():
+    lines = {
+        p: len(p.read_text().splitlines())
+        for p in _tracked("purify_jax", "experiments", "tests", "benchmarks")
+    }
+    assert {str(p.relative_to(ROOT)): n for p, n in lines.items() if n > 300} == {}
+
+
+def test_folders_stay_small():
+    folders: dict[Path, int] = {}
+    for path in _tracked("purify_jax", "experiments", "tests", "benchmarks"):
+        if path.name != "__init__.py":
+            folders[path.parent] = folders.get(path.parent, 0) + 1
+    assert {str(f.relative_to(ROOT)): n for f, n in folders.items() if n > 12} == {}
+
+
+def test_the_top_of_experiments_is_binaries():
+    for path in (ROOT / "experiments").glob("*.py"):
+        if path.name != "__init__.py":
+            assert "cli.run(main)" in path.read_text(), path.name
+
+
+def test_no_config_object_in_the_library():
+    assert not [
+        p for p in MODULES if "ml_collections" in p.read_text() or "absl.flags" in p.read_text()
+    ]

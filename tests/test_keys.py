@@ -1,0 +1,181 @@
+"""Streams of randomness are disjoint: every draw of every purifier, attack and loss is recorded."""
+
+import sys
+from collections import defaultdict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import keys_for
+
+from purify_jax import attacks, keys, losses, noise, purifiers
+from purify_jax.defense import defend
+from purify_jax.evaluation import certification, detection, score
+from purify_jax.evaluation.sweeps import AttackedAndScored
+from purify_jax.training.augmentation import crop_and_purify
+
+DRAWS = ("normal", "uniform", "bernoulli", "randint", "rademacher", "laplace")
+#: So few images, steps and samples that everything runs in seconds.
+IMAGES = np.linspace(0.1, 0.9, 2 * 4 * 4).reshape(2, 4, 4, 1).astype(np.float32)
+LABELS = np.array([0, 1])
+
+
+class Recorder:
+    """Which code drew from which key, and which keys were folded or split."""
+
+    def __init__(self, monkeypatch):
+        self.drawn, self.folded, self.split = defaultdict(set), set(), set()
+        for name in DRAWS:
+            monkeypatch.setattr(jax.random, name, self._drawing(getattr(jax.random, name)))
+        monkeypatch.setattr(jax.random, "fold_in", self._into(jax.random.fold_in, self.folded))
+        monkeypatch.setattr(jax.random, "split", self._into(jax.random.split, self.split))
+
+    def _drawing(self, original):
+        def draw(key, *args, **kwargs):
+            site = self._site()
+            remember = lambda data: self.drawn[tuple(np.asarray(data).tolist())].add(site)
+            jax.debug.callback(remember, jax.random.key_data(key))
+            return original(key, *args, **kwargs)
+
+        return draw
+
+    def _into(self, original, into):
+        def fold(key, *args, **kwargs):
+            remember = lambda data: into.add(tuple(np.asarray(data).tolist()))
+            jax.debug.callback(remember, jax.random.key_data(key))
+            return original(key, *args, **kwargs)
+
+        return fold
+
+    @staticmethod
+    def _site():
+        """The line that asked for the draw, outside the helpers that draw for others."""
+        frame = sys._getframe(2)
+        inside = lambda f: "purify_jax" not in f.f_code.co_filename or f.f_code.co_name in (
+            "_draw", "<lambda>", "normal_like", "_signs",
+        )  # fmt: skip
+        while frame.f_back and (inside(frame) or frame.f_code.co_filename.endswith("keys.py")):
+            frame = frame.f_back
+        return f"{frame.f_code.co_filename.split('purify_jax/')[-1]}:{frame.f_lineno}"
+
+    def check(self):
+        jax.effects_barrier()
+        assert self.drawn
+        shared = {tuple(sorted(sites)) for sites in self.drawn.values() if len(sites) > 1}
+        assert not shared, f"two places draw from one key: {shared}"
+        both = {site for key in self.folded & set(self.drawn) for site in self.drawn[key]}
+        assert not both, f"drawn from and folded: {both}"
+        assert not self.split & self.folded
+        assert not self.split & set(self.drawn)
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    return Recorder(monkeypatch)
+
+
+def _score(images):
+    return 0.3 * (0.5 - images)
+
+
+def _logits(images):
+    flat = images.reshape(images.shape[0], -1)
+    return jnp.stack([flat[:, 0], flat[:, 3], flat[:, 5], flat[:, 7]], axis=-1)
+
+
+def _purifiers():
+    noise_score = lambda x, sigma: (0.5 - x) / (0.1 + sigma**2)
+    chain = {"step_size": 0.05, "num_steps": 3, "num_restarts": 2}
+    return {
+        "adp": purifiers.purifier(_score, num_steps=2, num_restarts=4),
+        "langevin": purifiers.langevin(_score, **chain),
+        "mala": purifiers.mala(_score, **chain),
+        "annealed": purifiers.annealed(noise_score, (0.3, 0.1), temperature=1.0, num_restarts=2),
+        "flow": purifiers.probability_flow(noise_score, (0.3, 0.1), num_restarts=2),
+        "sde": purifiers.reverse_sde(noise_score, (0.3, 0.1), num_restarts=2),
+        "gradual": purifiers.gradual(noise_score, (0.1, 0.2), steps_per_stage=2, num_restarts=2),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(_purifiers()))
+def test_a_purifier_never_uses_a_key_twice(recorder, name):
+    _purifiers()[name](keys_for(2), IMAGES)
+    recorder.check()
+
+
+def _attacks():
+    defense = defend(_purifiers()["adp"], _logits)
+    ball = {"epsilon": 0.1, "num_steps": 3}
+    gradient = attacks.eot(attacks.exact(defense), 3, 1)
+    spsa = attacks.spsa(defense, num_queries=8, queries_at_once=4)
+    l2 = {"epsilon": 0.5, "norm": "l2"}
+    return {
+        "pgd l2": attacks.pgd(gradient, **ball, norm="l2"),
+        "pgd l1": attacks.pgd(attacks.joint_full(defense), **ball, norm="l1"),
+        "spsa": attacks.pgd(spsa, **ball),
+        "apgd restarts": attacks.apgd(gradient, **ball, num_restarts=2),
+        "apgd targeted": attacks.apgd_targeted(
+            defense, **ball, num_targets=2, num_samples=2, deterministic=False
+        ),
+        "square": attacks.square(defense, epsilon=0.1, num_queries=4, num_samples=2),
+        "square l2": attacks.square(defense, **l2, num_queries=4, num_samples=2),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(_attacks()))
+def test_an_attack_and_the_defense_inside_it_share_no_key(recorder, name):
+    _attacks()[name](keys_for(2), IMAGES, LABELS)
+    recorder.check()
+
+
+def test_scoring_shares_no_key_with_the_attack(recorder):
+    defense = defend(_purifiers()["adp"], _logits)
+    attack = attacks.pgd(attacks.exact(defense), epsilon=0.1, num_steps=12)
+    run = AttackedAndScored(attack=attack, scorer=score(defense, 5))
+    run(keys_for(2), IMAGES, LABELS)
+    recorder.check()
+
+
+def test_detection_and_certification(recorder):
+    adp = _purifiers()["adp"]
+    defense = defend(adp.replace(num_restarts=9), _logits)
+    statistic = detection.energy_drop(_score, defense.purifier)
+    image_keys = keys_for(2)
+    statistic(image_keys, IMAGES)
+    defense(keys.stream(image_keys, "predict"), IMAGES)
+    counts = certification.class_counts(defense, 0.2, 6, 3)
+    counts(keys_for(2, seed=1), IMAGES, jnp.zeros(2, jnp.int32))
+    recorder.check()
+
+
+def test_training(recorder):
+    levels = jnp.array([0.1, 0.5])
+    losses.denoising_score_matching(
+        _score, keys_for(2), IMAGES, levels, perturb=noise.patterns(0.2)
+    )
+    recorder.check()
+
+
+def test_augmentation(recorder):
+    augment = crop_and_purify(1, _purifiers()["adp"], 0.5)
+    augment(keys_for(2), IMAGES)
+    recorder.check()
+
+
+def test_named_streams_are_apart_from_each_other_and_from_counters():
+    numbers = list(keys.STREAMS.values())
+    assert len(set(numbers)) == len(numbers)
+    assert min(numbers) >= keys.COUNTERS
+
+
+def test_the_recorder_sees_what_was_wrong_with_spsa(recorder):
+    """As it was: directions and restarts folded the same integers into the same keys."""
+    defense = defend(_purifiers()["adp"], _logits)
+    image_keys = keys_for(2)
+    for index in range(3):
+        draw = lambda key: jax.random.rademacher(key, (4, 4, 1))
+        jax.vmap(draw)(keys.fold_keys(image_keys, index))
+        defense(image_keys, IMAGES)
+    with pytest.raises(AssertionError, match="two places draw"):
+        recorder.check()
