@@ -19,10 +19,11 @@ from experiments.common import cli
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 from purify_jax.devices import sharding
-from purify_jax.keys import image_keys
+from purify_jax.pytrees import Partial
 from purify_jax.reporting import plots
 
-flags.DEFINE_string("ebm", None, "Energy or score model (.safetensors).", required=True)
+flags.DEFINE_string("ebm", None, "Energy or score model (.safetensors).")
+flags.DEFINE_string("model", None, "A model that ships, by name: digits, mnist, cifar10, ...")
 flags.DEFINE_string("input", None, "Image file, or folder of PNG and JPEG files.", required=True)
 flags.DEFINE_string("workdir", None, "Folder for the purified images.", required=True)
 flags.DEFINE_integer("seed", 0, "Seed of the noise.")
@@ -36,25 +37,26 @@ FLAGS = flags.FLAGS
 def main(argv: list[str]) -> None:
     """Image files in, image files out."""
     del argv
-    model = pj.models.load_model(FLAGS.ebm, ("energy", "score"))
+    if bool(FLAGS.ebm) == bool(FLAGS.model):
+        raise InputError("ebm: expected --ebm=FILE or --model=NAME, one of them")
+    load = lambda: pj.load_model(FLAGS.ebm, ("energy", "score"))
+    model = pj.pretrained.load(FLAGS.model).ebm if FLAGS.model else load()
     purifier = pj.models.model_purifier(
         model,
         num_steps=FLAGS.num_steps,
         num_restarts=FLAGS.num_restarts,
         noise_scale=FLAGS.noise_scale,
     )
-    if FLAGS.batch_size < 1:
-        raise InputError(f"batch_size: got {FLAGS.batch_size}, expected at least 1")
     names, images, skipped = _read(Path(FLAGS.input), model.image_shape)
-    mesh = sharding.default_mesh()
-    run = sharding.over_images(lambda keys, x: purifier(keys, x)[0].mean(axis=0), mesh)
-    key, purified = jax.random.key(FLAGS.seed), []
-    size = sharding.round_up(min(FLAGS.batch_size, len(images)), mesh)
-    for start in tqdm(range(0, len(images), size), desc="purifying", unit="batch"):
-        # The last batch is filled up, so that there is one compilation.
-        indices = np.minimum(np.arange(start, start + size), len(images) - 1)
-        purified.append(np.asarray(run(image_keys(key, indices), images[indices])))
-    purified = np.concatenate(purified)[: len(images)]
+    with tqdm(total=len(images), desc="purifying", unit="image") as bar:
+        purified = pj.evaluation.map_images(
+            Partial(_mean_over_restarts, purifier),
+            jax.random.key(FLAGS.seed),
+            images,
+            batch_size=FLAGS.batch_size,
+            mesh=sharding.default_mesh(),
+            on_batch=lambda done: bar.update(done - bar.n),
+        )
     workdir = Path(FLAGS.workdir)
     for name, image in zip(names, purified, strict=True):
         _save(workdir / "purified" / f"{name}.png", image)
@@ -62,6 +64,10 @@ def main(argv: list[str]) -> None:
     sheet = plots.image_grid([[images[i], purified[i]] for i in shown], ["before", "after"])
     write_atomically(workdir / "sheet.png", sheet)
     print(f"{len(images)} images purified, {skipped} skipped; see {workdir}")
+
+
+def _mean_over_restarts(purifier, keys, images):
+    return purifier(keys, images)[0].mean(axis=0)
 
 
 def _read(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], np.ndarray, int]:

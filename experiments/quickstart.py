@@ -20,7 +20,7 @@ from experiments.common.workdirs import claim_workdir
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 
-config_flags.DEFINE_config_file("config", "experiments/configs/digits.py", "Config file.")
+config_flags.DEFINE_config_file("config", str(cli.CONFIGS / "digits.py"), "Config file.")
 flags.DEFINE_string("workdir", "runs/quickstart", "Folder for models, results and the report.")
 flags.DEFINE_integer("images", 256, "Test images to attack.")
 flags.DEFINE_integer("steps", 40, "Attack steps.")

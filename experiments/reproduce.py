@@ -68,7 +68,11 @@ def _run(part: plans.Part, plan: plans.Plan, results: Path) -> None:
     commit = provenance.commit()
     started = time.monotonic()
     extra = [] if FLAGS.progress else ["--noprogress"]
-    done = subprocess.run([sys.executable, "-m", *part.command, *extra], check=False)
+    # As ``python -m experiments.NAME``, and where the package is installed too.
+    name, flags_of = part.command[0].rpartition(".")[2], part.command[1:]
+    done = subprocess.run(
+        [sys.executable, "-m", "purify_jax.command", name, *flags_of, *extra], check=False
+    )
     if done.returncode:
         raise InputError(f"{part.name}: its command ended with status {done.returncode}")
     content = json.loads((part.folder / "results.json").read_text()) if part.has_results else {}

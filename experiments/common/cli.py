@@ -15,6 +15,9 @@ from purify_jax.checks import InputError
 from purify_jax.devices import sharding
 from purify_jax.training.checkpoints import SaveError
 
+#: The configs that ship, wherever the command is run.
+CONFIGS = Path(__file__).parents[1] / "configs"
+
 flags.DEFINE_bool(
     "compilation_cache",
     True,
@@ -71,7 +74,17 @@ def run(main: Callable[[list[str]], None]) -> None:
             _fail(f"saving: {full[error.errno]}; what was saved before is as it was")
 
     logging.set_verbosity(logging.WARNING)
+    sys.argv = [_shipped_config(argument) for argument in sys.argv]
     app.run(guarded)
+
+
+def _shipped_config(argument: str) -> str:
+    """``--config=mnist``, and a config's path in the checkout, name the config that ships."""
+    flag, _, value = argument.partition("=")
+    if flag not in ("--config", "-config") or Path(value).is_file():
+        return argument
+    shipped = CONFIGS / f"{Path(value).stem}.py"
+    return f"{flag}={shipped}" if shipped.is_file() else argument
 
 
 def _fail(message: str, at_once: bool = False) -> None:

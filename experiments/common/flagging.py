@@ -7,7 +7,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import purify_jax as pj
-from experiments.common import from_config
+from experiments.common import cli, from_config
 
 FLAGS = flags.FLAGS
 
@@ -16,8 +16,8 @@ def define_training() -> None:
     """--config, --workdir, --data_dir, --progress, --stream, --shard_parameters."""
     config_flags.DEFINE_config_file(
         "config",
-        "experiments/configs/digits.py",
-        "Config file; override a value by --config.ebm.steps=100.",
+        str(cli.CONFIGS / "digits.py"),
+        "Config file, or the name of one that ships (digits, mnist, ...); override a value by --config.ebm.steps=100.",
     )
     flags.DEFINE_string(
         "workdir", None, "Folder for checkpoints, metrics and the model.", required=True

@@ -16,8 +16,8 @@ FLAGS = flags.FLAGS
 def define(images: int, batch_size: int, ebm_required: bool = False) -> None:
     """--ebm, --classifier, --dataset, --split, --images, --workdir, --seed, --batch_size, and the
     purifier's settings."""
-    flags.DEFINE_string("ebm", None, "Energy or score model (.safetensors).", required=ebm_required)
-    flags.DEFINE_string("classifier", None, "Classifier model (.safetensors).", required=True)
+    define_models()
+    _needs["ebm"] = ebm_required
     flags.DEFINE_string("dataset", None, "Data set (default: the classifier's).")
     flags.DEFINE_string("split", "test", "Split, or a slice such as test[:512].")
     flags.DEFINE_string("workdir", None, "Folder for records and the report.", required=True)
@@ -28,6 +28,39 @@ def define(images: int, batch_size: int, ebm_required: bool = False) -> None:
     flags.DEFINE_integer("num_restarts", None, "Purification restarts (default: the model's).")
     flags.DEFINE_float("noise_scale", None, "Purification noise (default: the model's).")
     flagging.define_data()
+
+
+def define_models() -> None:
+    """--model, or --ebm and --classifier."""
+    flags.DEFINE_string("model", None, "A model that ships, by name: digits, mnist, cifar10, ...")
+    flags.DEFINE_string("ebm", None, "Energy or score model (.safetensors).")
+    flags.DEFINE_string("classifier", None, "Classifier model (.safetensors).")
+
+
+def read_models(needs_ebm: bool) -> tuple[pj.models.Model | None, pj.models.Model]:
+    """(score model or None, classifier) of the flags; InputError unless they fit together."""
+    if FLAGS.model and (FLAGS.ebm or FLAGS.classifier):
+        raise InputError("model: got --ebm or --classifier beside it, expected one or the other")
+    if FLAGS.model:
+        ready = pj.pretrained.load(FLAGS.model)
+        return ready.ebm, ready.classifier
+    for name, needed in (("classifier", True), ("ebm", needs_ebm)):
+        if needed and not FLAGS[name].value:
+            raise InputError(f"{name}: not given, expected --{name}=FILE, or --model=NAME")
+    classifier = pj.load_model(FLAGS.classifier, ("classifier",))
+    if not FLAGS.ebm:
+        return None, classifier
+    ebm = pj.load_model(FLAGS.ebm, ("energy", "score"))
+    if ebm.image_shape != classifier.image_shape:
+        raise InputError(
+            f"ebm: made for images {ebm.image_shape}, expected the classifier's "
+            f"{classifier.image_shape}"
+        )
+    return ebm, classifier
+
+
+#: Which models a binary cannot do without, beside the classifier.
+_needs = {"ebm": False}
 
 
 def define_ball() -> None:
@@ -56,16 +89,10 @@ class Loaded(NamedTuple):
 
 def load() -> Loaded:
     """The models and the whole split that the flags name; InputError where they do not fit."""
-    classifier = pj.models.load_model(FLAGS.classifier, ("classifier",))
+    ebm, classifier = read_models(_needs["ebm"])
     logits_fn = pj.models.logits_fn(classifier)
-    ebm = defense = None
-    if FLAGS.ebm:
-        ebm = pj.models.load_model(FLAGS.ebm, ("energy", "score"))
-        if ebm.image_shape != classifier.image_shape:
-            raise InputError(
-                f"ebm: made for images {ebm.image_shape}, expected the classifier's "
-                f"{classifier.image_shape}"
-            )
+    defense = None
+    if ebm is not None:
         purifier = pj.models.model_purifier(
             ebm,
             num_steps=FLAGS.num_steps,
@@ -85,7 +112,7 @@ def load() -> Loaded:
 
 def settings(*more: str) -> dict[str, Any]:
     """The flags that a run's results depend on, for its work directory and its results."""
-    common = ("ebm", "classifier", "dataset", "split", "images", "batch_size", "seed")
+    common = ("model", "ebm", "classifier", "dataset", "split", "images", "batch_size", "seed")
     purifier = ("num_steps", "num_restarts", "noise_scale")
     return {name: FLAGS[name].value for name in (*common, *purifier, *more)}
 

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import purify_jax as pj
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def commit() -> str:

@@ -12,15 +12,12 @@ from purify_jax.networks.convnet import ConvNet
 from purify_jax.networks.mlp import MLP
 from purify_jax.networks.ncsnv2 import NCSNv2
 from purify_jax.networks.unet import UNet
+from purify_jax.networks.whitened_convnet import WhitenedConvNet
 from purify_jax.networks.wide_resnet import PreActResNet18, WideResNet
 
+_NETWORKS = (MLP, ConvNet, UNet, NCSNv2, WhitenedConvNet, WideResNet, PreActResNet18)
 #: What a model file may name as its network.
-BY_NAME: Mapping[str, type[nn.Module]] = MappingProxyType(
-    {
-        network.__name__: network
-        for network in (MLP, ConvNet, UNet, NCSNv2, WideResNet, PreActResNet18)
-    }
-)
+BY_NAME: Mapping[str, type[nn.Module]] = MappingProxyType({n.__name__: n for n in _NETWORKS})
 
 
 def describe(network: nn.Module) -> dict[str, Any]:
@@ -54,6 +51,7 @@ __all__ = [
     "NCSNv2",
     "PreActResNet18",
     "UNet",
+    "WhitenedConvNet",
     "WideResNet",
     "build",
     "describe",

@@ -95,10 +95,12 @@ def run(
     shard_parameters: bool,
     optimizer: optax.GradientTransformation | None = None,
     prepare: Callable[[Any], Any] | None = None,
+    augment: Any = None,
 ) -> FitResult:
     """Initialises a network and trains it on all devices; what both kinds of training share.
 
     prepare: a change of the initial state (a whitened first layer, say).
+    augment: (keys, images, indices, epoch) → images, for what depends on which image it is and when.
     """
     mesh = sharding.default_mesh()
     optimizer = settings.optimizer() if optimizer is None else optimizer
@@ -111,6 +113,8 @@ def run(
         ema_decay=settings.ema_decay,
         mesh=mesh,
         shard_parameters=shard_parameters,
+        augment=augment,
+        size=len(dataset),
     )
     return fit(
         steps,
