@@ -90,7 +90,8 @@ def load_split(
         test of 360 images), "folder" (``data_dir/<split>/<class>/*.png|jpg``, classes in
         alphabetical order), or the name of any tensorflow-datasets image-classification set
         that is prepared in ``data_dir`` ("mnist", "fashion_mnist", "cifar10", "cifar100", ...).
-      split: "train", "test", or a slice such as "train[:80%]" or "test[100:200]".
+      split: "train", "test", or a slice such as "train[:80%]", "test[100:200]" or "test[-100:]", read
+        as tensorflow-datasets reads it, whatever the data set.
       data_dir: folder of prepared data sets; not needed for "digits".
       lazy: leave the images of a tensorflow-datasets set on disk (:class:`Records`); training
         streams them. The others are loaded.
@@ -107,7 +108,7 @@ def load_split(
     else:
         whole = _load_tfds(name, match[1], _checked_dir(name, data_dir), lazy)
     start, stop = _position(match[2], 0, len(whole)), _position(match[3], len(whole), len(whole))
-    chosen = slice(start, stop)
+    chosen = slice(start, max(start, stop))
     if start >= stop:
         raise InputError(f"split: {split!r} of {name} has no images, expected at least one")
     if lazy and isinstance(whole.images, Records):
@@ -119,9 +120,12 @@ def load_split(
 
 
 def _position(text: str | None, default: int, size: int) -> int:
+    """Where a slice begins or ends, as tensorflow-datasets has it: percentages are rounded to the
+    closest image, negative positions count from the end, and none lies outside the split."""
     if not text:
         return default
-    return size * int(text[:-1]) // 100 if text.endswith("%") else int(text)
+    position = round(size * int(text[:-1]) / 100) if text.endswith("%") else int(text)
+    return min(max(position + size, 0) if position < 0 else position, size)
 
 
 def _checked_dir(name: str, data_dir: str | Path | None) -> Path:
