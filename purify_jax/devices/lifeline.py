@@ -8,10 +8,13 @@ line and ends, which cuts the lines of all others.
 """
 
 import atexit
+import hmac
 import os
+import secrets
 import socket
 import sys
 import threading
+import time
 from contextlib import suppress
 
 import jax
@@ -19,28 +22,81 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 _GOODBYE = b"g"
+_SECRET_BYTES = 32
 _lines: list[socket.socket] = []
 _threads: list[threading.Thread] = []
 #: Seconds that a process waits for the others, to connect at first and to finish at the end.
 PATIENCE = 300
+#: Seconds that whoever connects has to show the secret.
+INTRODUCTION = 5
 
 
 def connect(host: str) -> None:
-    """Connects every process with process 0 on ``host``; a collective, after jax.distributed's."""
+    """Connects every process with process 0 on ``host``; a collective, after jax.distributed's.
+
+    Process 0 listens on the coordinator's address alone, and takes a connection for a process of this
+    run only if it shows a secret that the processes exchange through JAX. Anybody else (a port scan)
+    is sent away and changes nothing.
+    """
     atexit.register(_say_goodbye)
+    peers = jax.process_count() - 1
     if jax.process_index() == 0:
-        with socket.create_server(("", 0), backlog=jax.process_count()) as server:
-            server.settimeout(PATIENCE)
-            _exchange(server.getsockname()[1])
-            for _ in range(jax.process_count() - 1):
-                _watch(server.accept()[0])
+        with listen(host, peers) as server:
+            secret = secrets.token_bytes(_SECRET_BYTES)
+            _exchange(server.getsockname()[1], secret)
+            for line in accept(server, secret, peers):
+                _watch(line)
     else:
-        _watch(socket.create_connection((host, _exchange(0)), timeout=PATIENCE))
+        port, secret = _exchange(0, bytes(_SECRET_BYTES))
+        line = socket.create_connection((host, port), timeout=PATIENCE)
+        line.sendall(secret)
+        _watch(line)
 
 
-def _exchange(port: int) -> int:
-    """Process 0's port, in every process."""
-    return int(multihost_utils.broadcast_one_to_all(np.int32(port)))
+def listen(host: str, peers: int) -> socket.socket:
+    """A server on the host's own address (on all, where that is not an address of this machine)."""
+    try:
+        return socket.create_server((host, 0), backlog=peers + 8)
+    except OSError:  # behind a translated address, say; the secret still keeps strangers out
+        return socket.create_server(("", 0), backlog=peers + 8)
+
+
+def accept(server: socket.socket, secret: bytes, peers: int) -> list[socket.socket]:
+    """The connections of ``peers`` processes that show the secret; all others are closed.
+
+    Raises TimeoutError if not all have come after :data:`PATIENCE` seconds.
+    """
+    found: list[socket.socket] = []
+    deadline = time.monotonic() + PATIENCE
+    while len(found) < peers:
+        server.settimeout(max(deadline - time.monotonic(), 0.001))
+        line, _ = server.accept()
+        if hmac.compare_digest(_received(line, len(secret)), secret):
+            found.append(line)
+        else:
+            line.close()
+    return found
+
+
+def _received(line: socket.socket, count: int) -> bytes:
+    """The first ``count`` bytes that come within the time for an introduction."""
+    content = b""
+    deadline = time.monotonic() + INTRODUCTION
+    with suppress(OSError):
+        while len(content) < count and (left := deadline - time.monotonic()) > 0:
+            line.settimeout(left)
+            part = line.recv(count - len(content))
+            if not part:
+                break
+            content += part
+    return content
+
+
+def _exchange(port: int, secret: bytes) -> tuple[int, bytes]:
+    """Process 0's port and secret, in every process."""
+    message = np.array([port, *secret], np.int32)
+    port, *numbers = (int(n) for n in multihost_utils.broadcast_one_to_all(message))
+    return port, bytes(numbers)
 
 
 def _watch(line: socket.socket) -> None:
