@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify_jax.networks.convolution import conv_general_dilated
+from purify_jax.networks.precision import compute_dtype
 from purify_jax.types import Array
 
 
@@ -64,7 +65,7 @@ class InstanceNormPlus(nn.Module):
         alpha = self.param("alpha", lambda key: 1 + 0.02 * jax.random.normal(key, (channels,)))
         gamma = self.param("gamma", lambda key: 1 + 0.02 * jax.random.normal(key, (channels,)))
         beta = self.param("beta", nn.initializers.zeros, (channels,))
-        wide = x.astype(jnp.float32)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         means = jnp.mean(wide, axis=(1, 2))
         centred = wide - means[:, None, None]
         variance = jnp.mean(centred**2, axis=(1, 2))
@@ -238,7 +239,7 @@ class NCSNv2(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        dtype, n = jnp.dtype(self.dtype), self.features
+        dtype, n = compute_dtype(self.dtype, images), self.features
         x = _conv(n, 3, dtype, name="begin_conv")((2.0 * images - 1.0).astype(dtype))
         # (features, down, dilation) of each level's first block.
         levels: list[tuple[int, bool, int | None]]

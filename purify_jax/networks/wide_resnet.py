@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from purify_jax.networks.convolution import Conv
+from purify_jax.networks.precision import compute_dtype
 from purify_jax.types import Array
 
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -84,7 +85,7 @@ class WideResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        dtype = jnp.dtype(self.dtype)
+        dtype = compute_dtype(self.dtype, images)
         x = _normalised(images, self.mean, self.std).astype(dtype)
         x = _conv(16, 3, 1, self.use_bias, dtype, "conv1")(x)
         for layer in range(3):
@@ -95,7 +96,7 @@ class WideResNet(nn.Module):
                 x = _WideBlock(features, stride, self.use_bias, dtype, name=name)(x, train)
         x = nn.relu(_norm(train, "bn1", dtype)(x))
         x = jnp.mean(x, axis=(1, 2))
-        return nn.Dense(self.num_outputs, dtype=dtype, name="linear")(x).astype(jnp.float32)
+        return nn.Dense(self.num_outputs, dtype=dtype, name="linear")(x).astype(images.dtype)
 
 
 class _PreActBlock(nn.Module):
@@ -130,7 +131,7 @@ class PreActResNet18(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        dtype = jnp.dtype(self.dtype)
+        dtype = compute_dtype(self.dtype, images)
         x = _normalised(images, self.mean, self.std).astype(dtype)
         x = _conv(self.features, 3, 1, False, dtype, "conv1")(x)
         for layer in range(4):
@@ -141,4 +142,4 @@ class PreActResNet18(nn.Module):
         if self.final_norm:
             x = nn.relu(_norm(train, "bn", dtype)(x))
         x = jnp.mean(x, axis=(1, 2))
-        return nn.Dense(self.num_outputs, dtype=dtype, name="linear")(x).astype(jnp.float32)
+        return nn.Dense(self.num_outputs, dtype=dtype, name="linear")(x).astype(images.dtype)
