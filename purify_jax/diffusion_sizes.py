@@ -1,0 +1,129 @@
+"""The sizes of published diffusion networks, read off the names and shapes of their weights."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from purify_jax.networks.diffusion import ADM, DDPMpp, SongUNet
+from purify_jax.types import InputError
+
+StateDict = Mapping[str, np.ndarray]
+
+
+def _shape(state: StateDict, key: str, kind: str) -> tuple[int, ...]:
+    if key not in state:
+        raise InputError(f"source: does not fit {kind}: missing {key}")
+    return tuple(state[key].shape)
+
+
+def _numbers(state: StateDict, pattern: str) -> list[int]:
+    """The distinct numbers that a pattern's group matches in the keys, ascending."""
+    return sorted({int(match[1]) for key in state if (match := re.match(pattern, key))})
+
+
+def song_unet(state: StateDict) -> SongUNet:
+    """EDM's network: all of its settings are in its weights."""
+    sides = _numbers(state, r"model\.enc\.(\d+)x\d+_")[::-1]
+    if not sides:
+        raise InputError("source: does not fit edm: missing model.enc.32x32_conv.weight")
+    at = lambda side: f"model.enc.{side}x{side}"
+    shape = lambda key: _shape(state, key, "edm")
+    features = shape(f"{at(sides[0])}_conv.weight")[0]
+    widths = [shape(f"{at(side)}_block0.conv1.weight")[0] for side in sides]
+    attending = [side for side in sides if f"{at(side)}_block0.qkv.weight" in state]
+    labels = state.get("model.map_label.weight")
+    augment = state.get("model.map_augment.weight")
+    taps = (1, 1)
+    if len(sides) > 1:
+        # The published filter is the outer product of the taps, divided by the square of their sum.
+        filter_2d = np.asarray(
+            state.get(f"{at(sides[1])}_down.conv0.resample_filter", np.ones((2, 2)))
+        )
+        line = filter_2d.reshape(filter_2d.shape[-2:]).sum(axis=0)
+        taps = tuple(round(float(tap)) for tap in line / line[line > 0].min())
+    return SongUNet(
+        features=features,
+        multipliers=tuple(width // features for width in widths),
+        num_blocks=len(_numbers(state, rf"model\.enc\.{sides[0]}x\d+_block(\d+)\.")),
+        attention_resolutions=tuple(attending),
+        num_classes=0 if labels is None else labels.shape[1],
+        augment_dim=0 if augment is None else augment.shape[1],
+        fourier="model.map_noise.freqs" in state,
+        residual_input=any("_aux_residual." in key for key in state),
+        resample_filter=taps,
+    )
+
+
+def ddpmpp(state: StateDict, side: int = 32) -> DDPMpp:
+    """score_sde's network for images of ``side`` pixels, from the shapes of its numbered layers."""
+    features = _shape(state, "all_modules.2.weight", "score_sde")[0]
+    count = len(_numbers(state, r"all_modules\.(\d+)\."))
+
+    def width(index: int) -> int:
+        return _shape(state, f"all_modules.{index}.Conv_1.weight", "score_sde")[0]
+
+    def attends(index: int) -> bool:
+        return f"all_modules.{index}.NIN_0.W" in state
+
+    def resamples(index: int) -> bool:
+        # A block projects its skip path if the channels change, or if the resolution does.
+        skip = state.get(f"all_modules.{index}.Conv_2.weight")
+        return skip is not None and skip.shape[0] == skip.shape[1]
+
+    levels = 1 + sum(resamples(index) for index in range(3, count)) // 2
+    widths, attending, per_level, blocks = [], [], [], 0
+    index = 3
+    for level in range(levels):
+        blocks = 0
+        while not (resamples(index) or (level == levels - 1 and blocks == per_level[0])):
+            if attends(index):
+                attending.append(side >> level)
+            else:
+                widths[level:] = [width(index)]
+                blocks += 1
+            index += 1
+            if index >= count:
+                raise InputError("source: does not fit score_sde: its layers end in the encoder")
+        per_level.append(blocks)
+        index += 1
+    return DDPMpp(
+        features=features,
+        multipliers=tuple(width // features for width in widths),
+        num_blocks=per_level[0],
+        attention_resolutions=tuple(sorted(set(attending), reverse=True)),
+    )
+
+
+def adm(state: StateDict) -> ADM:
+    """guided-diffusion's network, but for the channels of an attention head (its default is 64)."""
+    shape = lambda key: _shape(state, key, "guided_diffusion")
+    features = shape("time_embed.0.weight")[1]
+    ups = [k for k in state if re.match(r"output_blocks\.\d+\.[12]\.in_layers\.0\.weight$", k)]
+    levels, blocks = 1 + len(ups), len(_numbers(state, r"input_blocks\.(\d+)\."))
+    per_level = blocks // levels - 1
+    firsts = [1 + level * (per_level + 1) for level in range(levels)]
+    widths = [shape(f"input_blocks.{first}.0.out_layers.3.weight")[0] for first in firsts]
+    multiples = [width / features for width in widths]
+    labels = state.get("label_emb.weight")
+    return ADM(
+        features=features,
+        multipliers=tuple(int(m) if m == int(m) else m for m in multiples),
+        num_blocks=per_level,
+        attention_rates=tuple(
+            2**level
+            for level, first in enumerate(firsts)
+            if f"input_blocks.{first}.1.qkv.weight" in state
+        ),
+        num_classes=0 if labels is None else labels.shape[0],
+        learned_variance=shape("out.2.weight")[0] == 2 * shape("input_blocks.0.0.weight")[1],
+    )
+
+
+#: kind → state_dict → network with the sizes that the weights have.
+KINDS: Mapping[str, Callable[[StateDict], Any]] = {
+    "edm": song_unet,
+    "score_sde": ddpmpp,
+    "guided_diffusion": adm,
+}
