@@ -18,6 +18,17 @@ def _shape(state: StateDict, key: str, kind: str) -> tuple[int, ...]:
     return tuple(state[key].shape)
 
 
+def _width(state: StateDict, block: str, kind: str) -> int:
+    """Channels that a block puts out, by any weight that has them: a damaged file may lack some."""
+    names = {
+        "edm": ("conv1.weight", "conv1.bias", "norm1.weight", "conv0.bias"),
+        "score_sde": ("Conv_1.weight", "Conv_1.bias", "GroupNorm_1.weight", "Conv_0.bias"),
+        "guided_diffusion": ("out_layers.3.weight", "out_layers.3.bias", "out_layers.0.weight"),
+    }[kind]
+    there = [f"{block}.{name}" for name in names if f"{block}.{name}" in state]
+    return _shape(state, there[0] if there else f"{block}.{names[0]}", kind)[0]
+
+
 def _numbers(state: StateDict, pattern: str) -> list[int]:
     """The distinct numbers that a pattern's group matches in the keys, ascending."""
     return sorted({int(match[1]) for key in state if (match := re.match(pattern, key))})
@@ -31,7 +42,7 @@ def song_unet(state: StateDict) -> SongUNet:
     at = lambda side: f"model.enc.{side}x{side}"
     shape = lambda key: _shape(state, key, "edm")
     features = shape(f"{at(sides[0])}_conv.weight")[0]
-    widths = [shape(f"{at(side)}_block0.conv1.weight")[0] for side in sides]
+    widths = [_width(state, f"{at(side)}_block0", "edm") for side in sides]
     attending = [side for side in sides if f"{at(side)}_block0.qkv.weight" in state]
     labels = state.get("model.map_label.weight")
     augment = state.get("model.map_augment.weight")
@@ -61,9 +72,6 @@ def ddpmpp(state: StateDict, side: int = 32) -> DDPMpp:
     features = _shape(state, "all_modules.2.weight", "score_sde")[0]
     count = len(_numbers(state, r"all_modules\.(\d+)\."))
 
-    def width(index: int) -> int:
-        return _shape(state, f"all_modules.{index}.Conv_1.weight", "score_sde")[0]
-
     def attends(index: int) -> bool:
         return f"all_modules.{index}.NIN_0.W" in state
 
@@ -81,7 +89,7 @@ def ddpmpp(state: StateDict, side: int = 32) -> DDPMpp:
             if attends(index):
                 attending.append(side >> level)
             else:
-                widths[level:] = [width(index)]
+                widths[level:] = [_width(state, f"all_modules.{index}", "score_sde")]
                 blocks += 1
             index += 1
             if index >= count:
@@ -104,7 +112,7 @@ def adm(state: StateDict) -> ADM:
     levels, blocks = 1 + len(ups), len(_numbers(state, r"input_blocks\.(\d+)\."))
     per_level = blocks // levels - 1
     firsts = [1 + level * (per_level + 1) for level in range(levels)]
-    widths = [shape(f"input_blocks.{first}.0.out_layers.3.weight")[0] for first in firsts]
+    widths = [_width(state, f"input_blocks.{first}.0", "guided_diffusion") for first in firsts]
     multiples = [width / features for width in widths]
     labels = state.get("label_emb.weight")
     return ADM(

@@ -13,16 +13,16 @@ import jax.numpy as jnp
 
 from purify_jax.networks.diffusion.blocks import (
     Attention,
+    GroupNorm,
     ResidualBlock,
     conv,
     dense,
-    group_norm,
     positional_frequencies,
     sinusoids,
 )
 from purify_jax.networks.diffusion.resampling import double, halve
 from purify_jax.networks.precision import compute_dtype
-from purify_jax.types import Array
+from purify_jax.types import Array, InputError
 
 
 class ADM(nn.Module):
@@ -64,6 +64,10 @@ class ADM(nn.Module):
             return made(width, dtype, resample, name=name)(x, embedding)
 
         def attend(name: str, x: Array) -> Array:
+            if self.num_heads is None and x.shape[-1] % self.head_channels:
+                raise InputError(
+                    f"head_channels: got {self.head_channels}, expected a divisor of {x.shape[-1]}"
+                )
             heads = self.num_heads or x.shape[-1] // self.head_channels
             axis = 1 if self.joint_heads else 0
             return Attention(heads, dtype, kinds_axis=axis, name=name, **norm)(x)
@@ -94,7 +98,7 @@ class ADM(nn.Module):
                 if level > 0 and index == self.num_blocks:
                     x = block(f"{at}_{part}", x, width, double)
                 count += 1
-        x = nn.silu(group_norm(x, dtype, "out_0", 1, 1e-5))
+        x = nn.silu(GroupNorm(dtype, smallest=1, epsilon=1e-5, name="out_0")(x))
         channels = images.shape[-1] * (2 if self.learned_variance else 1)
         return conv(channels, dtype, "out_2", small=True)(x).astype(images.dtype)
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from purify_jax.networks.diffusion.blocks import (
     Attention,
+    GroupNorm,
     ResidualBlock,
     conv,
     dense,
-    group_norm,
     positional_frequencies,
     sinusoids,
 )
@@ -81,5 +81,5 @@ class DDPMpp(nn.Module):
                 x = attend(x)
             if level > 0:
                 x = block(x, width, double)
-        x = nn.silu(group_norm(x, dtype, following(), 4, 1e-6))
+        x = nn.silu(GroupNorm(dtype, name=following())(x))
         return conv(images.shape[-1], dtype, following(), small=True)(x).astype(images.dtype)

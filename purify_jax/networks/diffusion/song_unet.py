@@ -15,10 +15,10 @@ import numpy as np
 
 from purify_jax.networks.diffusion.blocks import (
     Attention,
+    GroupNorm,
     ResidualBlock,
     conv,
     dense,
-    group_norm,
     positional_frequencies,
     sinusoids,
 )
@@ -112,7 +112,7 @@ class SongUNet(nn.Module):
                 x = block(f"{at}_block{index}", jnp.concatenate([x, skips.pop()], -1), width)
                 if index == self.num_blocks and now in self.attention_resolutions:
                     x = attend(f"{at}_block{index}", x)
-        x = nn.silu(group_norm(x, dtype, f"dec_{side}x{side}_aux_norm", 4, 1e-6))
+        x = nn.silu(GroupNorm(dtype, name=f"dec_{side}x{side}_aux_norm")(x))
         x = conv(images.shape[-1], dtype, f"dec_{side}x{side}_aux_conv", small=True)(x)
         return x.astype(images.dtype)
 
