@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT
+from jax.tree_util import Partial
 
 from purify_jax import diffusion_weights, diffusions
 from purify_jax.diffusions import EDM, VE, VP, BoundNetwork, DiscreteVP, LinearSchedule
@@ -141,7 +142,12 @@ def _ve(x, condition):
     return -_signed_noise(x, 2 * jnp.exp(condition))
 
 
-GAUSSIAN = {"edm": EDM(_edm), "vp": VP(_vp), "discrete": DiscreteVP(_discrete), "ve": VE(_ve)}
+GAUSSIAN = {
+    "edm": EDM(Partial(_edm)),
+    "vp": VP(Partial(_vp)),
+    "discrete": DiscreteVP(Partial(_discrete)),
+    "ve": VE(Partial(_ve)),
+}
 
 
 @pytest.mark.parametrize("name", GAUSSIAN)
