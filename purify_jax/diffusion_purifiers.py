@@ -228,7 +228,7 @@ def guided(
     if not 1 <= count <= schedule.num_steps:
         raise InputError(f"t_star: got {t_star}, expected {1 / schedule.num_steps} to 1")
     variances = np.append(betas[1] * (1 - before[1]) / (1 - bars[1]), betas[1:])
-    scales = 3 * guidance * np.sqrt((1 - bars) / bars) / (2 * epsilon)
+    scales = 3 * np.sqrt((1 - bars) / bars) / (2 * epsilon)
     columns = [
         bars,
         betas * np.sqrt(before) / (1 - bars),
@@ -242,7 +242,9 @@ def guided(
 
     def step(state: Array, index: Array, row: Array) -> tuple[Array, tuple[Array, Array]]:
         bar, towards_clean, towards_state, variance, pull, noisy, first = row
-        draws = [normal_like(fold_keys(keys, 3 * index + i), state) for i in range(3)]
+        # Three draws an image at once: to diffuse the state, the input, and for the step itself.
+        draws = normal_like(fold_keys(keys, index), jnp.stack([state] * 3, axis=1))
+        draws = jnp.moveaxis(draws, 1, 0)
         kept, spread = jnp.sqrt(bar), jnp.sqrt(1 - bar)
         state = jnp.where(first > 0, kept * state + spread * draws[0], state)
         level = jnp.full(state.shape[0], spread / kept, state.dtype)
@@ -250,7 +252,7 @@ def guided(
         clean = (state - spread * noise) / kept
         clean = jnp.clip(clean, *(2 * b - 1 for b in BOUNDS)) if clip_denoised else clean
         mean = towards_clean * clean + towards_state * state
-        mean = mean + pull * (kept * target + spread * draws[1] - state)
+        mean = mean + guidance * pull * (kept * target + spread * draws[1] - state)
         moved = mean + noisy * jnp.sqrt(variance) * draws[2]
         return moved, step_info(variance, noise / spread)
 

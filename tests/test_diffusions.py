@@ -15,7 +15,9 @@ QUICK = {"xla_backend_optimization_level": 0}
 
 
 def compiled(function, *arguments):
-    return jax.jit(function).lower(*arguments).compile(compiler_options=QUICK)(*arguments)
+    """The function compiled for such arguments, and its values at them."""
+    program = jax.jit(function).lower(*arguments).compile(compiler_options=QUICK)
+    return program, program(*arguments)
 
 
 def nhwc(array):
@@ -42,7 +44,7 @@ def output_and_gradient(network, use, images, weights):
         output = use(spy, images)
         return jnp.sum(weights * output), (output, raw[0])
 
-    gradient, (output, raw) = compiled(jax.grad(scalar, has_aux=True), images, network)
+    _, (gradient, (output, raw)) = compiled(jax.grad(scalar, has_aux=True), images, network)
     return output, raw, gradient
 
 
@@ -69,7 +71,7 @@ def test_edm_golden_with_and_without_classes(golden):
     images = jnp.tile(nhwc(data["input"]), (2, 1, 1, 1))
     sigma = jnp.tile(jnp.asarray(data["condition"]), 2)
     denoise = lambda d, x: diffusions.signed(d(diffusions.pixels(x), sigma / 2))
-    found = compiled(denoise, EDM(network), images)
+    _, found = compiled(denoise, EDM(network), images)
     assert close(found[:2], data["denoised"])
     assert close(found[2:], data["denoised_no_label"])
 
