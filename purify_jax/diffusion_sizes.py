@@ -46,7 +46,7 @@ def song_unet(state: StateDict) -> SongUNet:
     attending = [side for side in sides if f"{at(side)}_block0.qkv.weight" in state]
     labels = state.get("model.map_label.weight")
     augment = state.get("model.map_augment.weight")
-    taps = (1, 1)
+    taps: tuple[int, ...] = (1, 1)
     if len(sides) > 1:
         # The published filter is the outer product of the taps, divided by the square of their sum.
         filter_2d = np.asarray(
@@ -81,7 +81,9 @@ def ddpmpp(state: StateDict, side: int = 32) -> DDPMpp:
         return skip is not None and skip.shape[0] == skip.shape[1]
 
     levels = 1 + sum(resamples(index) for index in range(3, count)) // 2
-    widths, attending, per_level, blocks = [], [], [], 0
+    widths: list[int] = []
+    attending: list[int] = []
+    per_level: list[int] = []
     index = 3
     for level in range(levels):
         blocks = 0

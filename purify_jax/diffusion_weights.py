@@ -5,7 +5,7 @@ Three kinds: "edm" (SongUNet), "score_sde" (DDPM++, its averaged weights) and "g
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def expected_shapes(
     return {k: v.shape for k, v in traverse_util.flatten_dict(variables, sep="/").items()}
 
 
-def _filters(network: nn.Module, sources: Mapping[str, str]) -> dict[str, np.ndarray]:
+def resample_filters(network: nn.Module, sources: Iterable[str]) -> dict[str, np.ndarray]:
     """The resampling filters that EDM's files carry beside the weights, by their names."""
     if not isinstance(network, SongUNet):
         return {}
@@ -137,7 +137,7 @@ def convert(
         state = {f"model.{key}": array for key, array in state.items()}
     expected = expected_shapes(network, image_shape)
     sources = {published_name(kind, target): target for target in expected}
-    filters = _filters(network, sources)
+    filters = resample_filters(network, sources)
     known = {*sources, *filters}
     faults = [f"missing {name}" for name in known if name not in state]
     faults += [f"unexpected {k}" for k in state if k not in known and not _UNUSED.search(k)]
@@ -170,7 +170,7 @@ def export(kind: str, network: nn.Module, variables: Mapping[str, Any]) -> dict[
     for target, array in flat.items():
         source = published_name(kind, target)
         state[source] = layout(kind, source, array.ndim).to_published(np.asarray(array))
-    return {**state, **_filters(network, state)}
+    return {**state, **resample_filters(network, state)}
 
 
 def import_network(

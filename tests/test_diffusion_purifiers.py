@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import keys_for
-from test_diffusions import GAUSSIAN, MEAN, SPREAD, bound, close, compiled, nhwc
+from test_diffusion_networks import shapes
+from test_diffusions import GAUSSIAN, MEAN, QUICK, SPREAD, bound, close, compiled, nhwc
 
 from purify_jax import diffusions
 from purify_jax.diffusion_purifiers import (
@@ -16,8 +17,9 @@ from purify_jax.diffusion_purifiers import (
     purifier,
     reverse_sde,
 )
-from purify_jax.diffusions import VE, VP
+from purify_jax.diffusions import VE, VP, BoundNetwork
 from purify_jax.likelihood_purifier import likelihood_maximisation
+from purify_jax.networks.diffusion import DDPMpp
 from purify_jax.types import InputError
 
 SHORT = [
@@ -171,6 +173,22 @@ def test_gradients_are_exact(method, settings, steps):
     program, above = compiled(total, images + h * direction)
     numeric = (above - program(images - h * direction)) / (2 * h)
     assert float(jnp.sum(gradient * direction)) == pytest.approx(float(numeric), rel=2e-2, abs=1e-2)
+
+
+def test_exact_gradients_store_one_image_a_step():
+    network = DDPMpp(features=8, multipliers=(1,), num_blocks=1)
+    diffusion = VP(BoundNetwork(network, shapes(network, 8)))
+    images = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)
+
+    def memory(count):
+        total = lambda diffusion, keys, x: jnp.sum(
+            reverse_sde(diffusion, keys, x, dt=0.1 / count).images
+        )
+        program = jax.jit(jax.grad(total, argnums=2)).lower(diffusion, keys_for(4), images)
+        return program.compile(compiler_options=QUICK).memory_analysis().temp_size_in_bytes
+
+    stored = (100 - 10) * 4 * images.size
+    assert memory(100) - stored < 1.05 * memory(10)
 
 
 def test_bad_settings_are_named():

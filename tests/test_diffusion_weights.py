@@ -52,7 +52,7 @@ def test_sizes_of_the_published_networks_are_read_off_their_weights(name, networ
         source = published_name(kind, target)
         there = layout(kind, source, len(shape)).published_shape(shape)
         state[source] = np.broadcast_to(np.float32(0), there)  # no memory behind it
-    state.update(diffusion_weights._filters(network, state))
+    state.update(diffusion_weights.resample_filters(network, state))
     assert KINDS[kind](state) == network
 
 

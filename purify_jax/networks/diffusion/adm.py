@@ -5,7 +5,6 @@ variance. Layers are numbered as in the published ``state_dict``.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -57,11 +56,11 @@ class ADM(nn.Module):
     @nn.compact
     def __call__(self, images: Array, condition: Array, labels: Array | None = None) -> Array:
         dtype = compute_dtype(self.dtype, images)
-        norm = {"smallest_group": 1, "epsilon": 1e-5}
-        made = partial(ResidualBlock, scale_shift=True, project_resampled=False, **norm)
+        norm: dict[str, Any] = {"smallest_group": 1, "epsilon": 1e-5}
 
         def block(name: str, x: Array, width: int, resample: Any = None) -> Array:
-            return made(width, dtype, resample, name=name)(x, embedding)
+            form = {"scale_shift": True, "project_resampled": False, **norm}
+            return ResidualBlock(width, dtype, resample, name=name, **form)(x, embedding)
 
         def attend(name: str, x: Array) -> Array:
             if self.num_heads is None and x.shape[-1] % self.head_channels:

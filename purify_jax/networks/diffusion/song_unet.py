@@ -70,7 +70,8 @@ class SongUNet(nn.Module):
     ) -> Array:
         dtype, side = compute_dtype(self.dtype, images), images.shape[1]
         embedding = self._embedding(images, condition, labels, augmentation, dtype)
-        down, up = (partial(f, taps=self.resample_filter) for f in (halve, double))
+        down = partial(halve, taps=self.resample_filter)
+        up = partial(double, taps=self.resample_filter)
 
         def block(name: str, x: Array, width: int, resample: Any = None) -> Array:
             made = ResidualBlock(width, dtype, resample, gain=_HALF, name=name)
@@ -93,7 +94,7 @@ class SongUNet(nn.Module):
                     # Convolution and filter share one border, so the filter pads nothing itself.
                     border = 1 + len(self.resample_filter) // 2 - 1
                     y = conv(x.shape[-1], dtype, f"{at}_aux_residual", border=border)(pyramid)
-                    x = pyramid = (x + down(y, pad=False)) * _HALF
+                    x = pyramid = (x + halve(y, self.resample_filter, pad=False)) * _HALF
             skips.append(x)
             for index in range(self.num_blocks):
                 x = block(f"{at}_block{index}", x, width)
