@@ -34,11 +34,13 @@ def _numbers(state: StateDict, pattern: str) -> list[int]:
     return sorted({int(match[1]) for key in state if (match := re.match(pattern, key))})
 
 
-def song_unet(state: StateDict) -> SongUNet:
-    """EDM's network: all of its settings are in its weights."""
+def song_unet(state: StateDict, side: int) -> SongUNet:
+    """EDM's network for images of ``side`` pixels: all of its settings are in its weights."""
     sides = _numbers(state, r"model\.enc\.(\d+)x\d+_")[::-1]
     if not sides:
         raise InputError("source: does not fit edm: missing model.enc.32x32_conv.weight")
+    if sides[0] != side:
+        raise InputError(f"image_shape: got {side} pixels, expected the weights' {sides[0]}")
     at = lambda side: f"model.enc.{side}x{side}"
     shape = lambda key: _shape(state, key, "edm")
     features = shape(f"{at(sides[0])}_conv.weight")[0]
@@ -67,47 +69,43 @@ def song_unet(state: StateDict) -> SongUNet:
     )
 
 
-def ddpmpp(state: StateDict, side: int = 32) -> DDPMpp:
+def ddpmpp(state: StateDict, side: int) -> DDPMpp:
     """score_sde's network for images of ``side`` pixels, from the shapes of its numbered layers."""
     features = _shape(state, "all_modules.2.weight", "score_sde")[0]
-    count = len(_numbers(state, r"all_modules\.(\d+)\."))
-
-    def attends(index: int) -> bool:
-        return f"all_modules.{index}.NIN_0.W" in state
+    blocks = set(_numbers(state, r"all_modules\.(\d+)\.(?:Conv_0|GroupNorm_1|Dense_0)\."))
+    attentions = set(_numbers(state, r"all_modules\.(\d+)\.NIN_\d\."))
 
     def resamples(index: int) -> bool:
         # A block projects its skip path if the channels change, or if the resolution does.
         skip = state.get(f"all_modules.{index}.Conv_2.weight")
         return skip is not None and skip.shape[0] == skip.shape[1]
 
-    levels = 1 + sum(resamples(index) for index in range(3, count)) // 2
+    halvings = sum(map(resamples, blocks)) // 2
+    levels = halvings + 1
+    # n blocks a level downwards, two in the middle, n + 1 a level upwards.
+    num_blocks = ((len(blocks) - 2 * halvings - 2) // levels - 1) // 2
     widths: list[int] = []
-    attending: list[int] = []
-    per_level: list[int] = []
+    attending: set[int] = set()
     index = 3
     for level in range(levels):
-        blocks = 0
-        while not (resamples(index) or (level == levels - 1 and blocks == per_level[0])):
-            if attends(index):
-                attending.append(side >> level)
-            else:
-                widths[level:] = [_width(state, f"all_modules.{index}", "score_sde")]
-                blocks += 1
+        for _ in range(num_blocks):
+            widths[level:] = [_width(state, f"all_modules.{index}", "score_sde")]
             index += 1
-            if index >= count:
-                raise InputError("source: does not fit score_sde: its layers end in the encoder")
-        per_level.append(blocks)
+            if index in attentions:
+                attending.add(side >> level)
+                index += 1
         index += 1
     return DDPMpp(
         features=features,
         multipliers=tuple(width // features for width in widths),
-        num_blocks=per_level[0],
-        attention_resolutions=tuple(sorted(set(attending), reverse=True)),
+        num_blocks=num_blocks,
+        attention_resolutions=tuple(sorted(attending, reverse=True)),
     )
 
 
-def adm(state: StateDict) -> ADM:
+def adm(state: StateDict, side: int) -> ADM:
     """guided-diffusion's network, but for the channels of an attention head (its default is 64)."""
+    del side  # nothing of it depends on the image size
     shape = lambda key: _shape(state, key, "guided_diffusion")
     features = shape("time_embed.0.weight")[1]
     ups = [k for k in state if re.match(r"output_blocks\.\d+\.[12]\.in_layers\.0\.weight$", k)]
@@ -131,8 +129,8 @@ def adm(state: StateDict) -> ADM:
     )
 
 
-#: kind → state_dict → network with the sizes that the weights have.
-KINDS: Mapping[str, Callable[[StateDict], Any]] = {
+#: kind → (state_dict, image side) → network with the sizes that the weights have.
+KINDS: Mapping[str, Callable[[StateDict, int], Any]] = {
     "edm": song_unet,
     "score_sde": ddpmpp,
     "guided_diffusion": adm,

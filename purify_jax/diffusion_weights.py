@@ -194,6 +194,6 @@ def import_network(
         raise InputError(f"kind: got {kind!r}, expected one of {sorted(KINDS)}")
     if kind == "edm" and not any(key.startswith("model.") for key in state):
         state = {f"model.{key}": array for key, array in state.items()}
-    network = KINDS[kind](state).clone(**fields)
+    network = KINDS[kind](state, image_shape[0]).clone(**fields)
     variables, table = convert(kind, state, network, image_shape)
     return network, variables, table

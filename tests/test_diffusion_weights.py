@@ -10,7 +10,7 @@ from test_diffusion_networks import PUBLISHED
 from purify_jax import diffusion_weights
 from purify_jax.diffusion_names import declared_order, layout, published_name
 from purify_jax.diffusion_sizes import KINDS
-from purify_jax.networks.diffusion import ADM
+from purify_jax.networks.diffusion import ADM, DDPMpp, SongUNet
 from purify_jax.types import InputError
 
 GOLDEN = [
@@ -42,30 +42,38 @@ def test_nothing_is_left_over_and_the_round_trip_is_exact(name, kind, fields):
         np.testing.assert_array_equal(array, state[key])
 
 
-@pytest.mark.parametrize(
-    ("name", "network", "side"), [p[:3] for p in PUBLISHED], ids=[p[0] for p in PUBLISHED]
-)
-def test_sizes_of_the_published_networks_are_read_off_their_weights(name, network, side):
-    kind = {"edm": "edm", "score": "score_sde", "adm": "guided_diffusion"}[name.split("_")[0]]
+def _published(kind, network, side):
+    """The names and shapes of a network's published state_dict, with no memory behind them."""
     state = {}
     for target, shape in diffusion_weights.expected_shapes(network, (side, side, 3)).items():
         source = published_name(kind, target)
         there = layout(kind, source, len(shape)).published_shape(shape)
-        state[source] = np.broadcast_to(np.float32(0), there)  # no memory behind it
-    state.update(diffusion_weights.resample_filters(network, state))
-    assert KINDS[kind](state) == network
+        state[source] = np.broadcast_to(np.float32(0), there)
+    return {**state, **diffusion_weights.resample_filters(network, state)}
 
 
-def test_uneven_multipliers_of_the_512_pixel_network():
-    network = ADM(features=32, multipliers=(0.5, 1, 2), num_blocks=1, attention_rates=(4,))
-    state = {}
-    for target, shape in diffusion_weights.expected_shapes(network, (16, 16, 3)).items():
-        source = published_name("guided_diffusion", target)
-        there = layout("guided_diffusion", source, len(shape)).published_shape(shape)
-        state[source] = np.zeros(there, np.float32)
-    assert KINDS["guided_diffusion"](state) == network
+OTHERS = [
+    ("guided_uneven", ADM(32, (0.5, 1, 2), num_blocks=1, attention_rates=(4,)), 16),
+    ("score_flat", DDPMpp(8, (2,), num_blocks=2, attention_resolutions=(8,)), 8),
+    ("score_last", DDPMpp(8, (1, 2), num_blocks=1, attention_resolutions=(8, 4)), 8),
+    ("edm_wide", SongUNet(8, (1,), 1, (8,), num_classes=3, augment_dim=0), 8),
+]
+SIZED = [*(published[:3] for published in PUBLISHED), *OTHERS]
+
+
+@pytest.mark.parametrize(("name", "network", "side"), SIZED, ids=[s[0] for s in SIZED])
+def test_sizes_are_read_off_the_weights(name, network, side):
+    families = {"edm": "edm", "score": "score_sde"}
+    kind = families.get(name.split("_")[0], "guided_diffusion")
+    assert KINDS[kind](_published(kind, network, side), side) == network
+
+
+def test_what_the_weights_do_not_fit_is_named():
+    state = _published("edm", OTHERS[-1][1], 8)
+    with pytest.raises(InputError, match="image_shape: got 32 pixels, expected the weights' 8"):
+        diffusion_weights.import_network("edm", state)
     with pytest.raises(InputError, match="head_channels: got 48, expected a divisor of 64"):
-        diffusion_weights.expected_shapes(network.clone(head_channels=48), (16, 16, 3))
+        diffusion_weights.expected_shapes(OTHERS[0][1].clone(head_channels=48), (16, 16, 3))
 
 
 def test_averaged_list_takes_the_models_order():
