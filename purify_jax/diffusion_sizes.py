@@ -1,4 +1,8 @@
-"""The sizes of published diffusion networks, read off the names and shapes of their weights."""
+"""The sizes of published diffusion networks, read off the names and shapes of their weights.
+
+A damaged file should give a list of what is wrong with it, so sizes come from biases first, whose
+shapes survive a transposition, and from any of several weights.
+"""
 
 import re
 from collections.abc import Callable, Mapping
@@ -18,15 +22,23 @@ def _shape(state: StateDict, key: str, kind: str) -> tuple[int, ...]:
     return tuple(state[key].shape)
 
 
+def _first(state: StateDict, kind: str, layer: str, *names: str) -> int:
+    """Length of the first axis of the first of a layer's weights that is there."""
+    there = [f"{layer}.{name}" for name in names if f"{layer}.{name}" in state]
+    shape = _shape(state, there[0] if there else f"{layer}.{names[0]}", kind)
+    return shape[0] if shape else 0
+
+
+_BLOCK = {
+    "edm": ("conv1.bias", "conv1.weight", "norm1.weight", "conv0.bias"),
+    "score_sde": ("Conv_1.bias", "Conv_1.weight", "GroupNorm_1.weight", "Conv_0.bias"),
+    "guided_diffusion": ("out_layers.3.bias", "out_layers.3.weight", "out_layers.0.weight"),
+}
+
+
 def _width(state: StateDict, block: str, kind: str) -> int:
-    """Channels that a block puts out, by any weight that has them: a damaged file may lack some."""
-    names = {
-        "edm": ("conv1.weight", "conv1.bias", "norm1.weight", "conv0.bias"),
-        "score_sde": ("Conv_1.weight", "Conv_1.bias", "GroupNorm_1.weight", "Conv_0.bias"),
-        "guided_diffusion": ("out_layers.3.weight", "out_layers.3.bias", "out_layers.0.weight"),
-    }[kind]
-    there = [f"{block}.{name}" for name in names if f"{block}.{name}" in state]
-    return _shape(state, there[0] if there else f"{block}.{names[0]}", kind)[0]
+    """Channels that a residual block puts out."""
+    return _first(state, kind, block, *_BLOCK[kind])
 
 
 def _numbers(state: StateDict, pattern: str) -> list[int]:
@@ -34,16 +46,15 @@ def _numbers(state: StateDict, pattern: str) -> list[int]:
     return sorted({int(match[1]) for key in state if (match := re.match(pattern, key))})
 
 
-def song_unet(state: StateDict, side: int) -> SongUNet:
-    """EDM's network for images of ``side`` pixels: all of its settings are in its weights."""
+def song_unet(state: StateDict, image_shape: tuple[int, int, int]) -> SongUNet:
+    """EDM's network: all of its settings are in its weights."""
     sides = _numbers(state, r"model\.enc\.(\d+)x\d+_")[::-1]
     if not sides:
         raise InputError("source: does not fit edm: missing model.enc.32x32_conv.weight")
-    if sides[0] != side:
-        raise InputError(f"image_shape: got {side} pixels, expected the weights' {sides[0]}")
+    if sides[0] != image_shape[0]:
+        raise InputError(f"image_shape: got {image_shape}, expected the weights' {sides[0]} pixels")
     at = lambda side: f"model.enc.{side}x{side}"
-    shape = lambda key: _shape(state, key, "edm")
-    features = shape(f"{at(sides[0])}_conv.weight")[0]
+    features = _first(state, "edm", f"{at(sides[0])}_conv", "bias", "weight")
     widths = [_width(state, f"{at(side)}_block0", "edm") for side in sides]
     attending = [side for side in sides if f"{at(side)}_block0.qkv.weight" in state]
     labels = state.get("model.map_label.weight")
@@ -51,11 +62,10 @@ def song_unet(state: StateDict, side: int) -> SongUNet:
     taps: tuple[int, ...] = (1, 1)
     if len(sides) > 1:
         # The published filter is the outer product of the taps, divided by the square of their sum.
-        filter_2d = np.asarray(
-            state.get(f"{at(sides[1])}_down.conv0.resample_filter", np.ones((2, 2)))
-        )
-        line = filter_2d.reshape(filter_2d.shape[-2:]).sum(axis=0)
-        taps = tuple(round(float(tap)) for tap in line / line[line > 0].min())
+        line = np.asarray(state.get(f"{at(sides[1])}_down.conv0.resample_filter", np.ones(2)))
+        line = line.sum(axis=tuple(range(line.ndim - 1)))
+        if line.size % 2 == 0 and line.size and line.min() > 0:
+            taps = tuple(round(float(tap)) for tap in line / line.min())
     return SongUNet(
         features=features,
         multipliers=tuple(width // features for width in widths),
@@ -69,16 +79,16 @@ def song_unet(state: StateDict, side: int) -> SongUNet:
     )
 
 
-def ddpmpp(state: StateDict, side: int) -> DDPMpp:
-    """score_sde's network for images of ``side`` pixels, from the shapes of its numbered layers."""
-    features = _shape(state, "all_modules.2.weight", "score_sde")[0]
+def ddpmpp(state: StateDict, image_shape: tuple[int, int, int]) -> DDPMpp:
+    """score_sde's network, from the kinds and shapes of its numbered layers."""
+    features = _first(state, "score_sde", "all_modules.2", "bias", "weight")
     blocks = set(_numbers(state, r"all_modules\.(\d+)\.(?:Conv_0|GroupNorm_1|Dense_0)\."))
     attentions = set(_numbers(state, r"all_modules\.(\d+)\.NIN_\d\."))
 
     def resamples(index: int) -> bool:
         # A block projects its skip path if the channels change, or if the resolution does.
         skip = state.get(f"all_modules.{index}.Conv_2.weight")
-        return skip is not None and skip.shape[0] == skip.shape[1]
+        return skip is not None and skip.ndim > 1 and skip.shape[0] == skip.shape[1]
 
     halvings = sum(map(resamples, blocks)) // 2
     levels = halvings + 1
@@ -92,7 +102,7 @@ def ddpmpp(state: StateDict, side: int) -> DDPMpp:
             widths[level:] = [_width(state, f"all_modules.{index}", "score_sde")]
             index += 1
             if index in attentions:
-                attending.add(side >> level)
+                attending.add(image_shape[0] >> level)
                 index += 1
         index += 1
     return DDPMpp(
@@ -103,16 +113,15 @@ def ddpmpp(state: StateDict, side: int) -> DDPMpp:
     )
 
 
-def adm(state: StateDict, side: int) -> ADM:
+def adm(state: StateDict, image_shape: tuple[int, int, int]) -> ADM:
     """guided-diffusion's network, but for the channels of an attention head (its default is 64)."""
-    del side  # nothing of it depends on the image size
-    shape = lambda key: _shape(state, key, "guided_diffusion")
-    features = shape("time_embed.0.weight")[1]
+    kind = "guided_diffusion"
+    features = _first(state, kind, "time_embed.0", "bias", "weight") // 4
     ups = [k for k in state if re.match(r"output_blocks\.\d+\.[12]\.in_layers\.0\.weight$", k)]
     levels, blocks = 1 + len(ups), len(_numbers(state, r"input_blocks\.(\d+)\."))
     per_level = blocks // levels - 1
     firsts = [1 + level * (per_level + 1) for level in range(levels)]
-    widths = [_width(state, f"input_blocks.{first}.0", "guided_diffusion") for first in firsts]
+    widths = [_width(state, f"input_blocks.{first}.0", kind) for first in firsts]
     multiples = [width / features for width in widths]
     labels = state.get("label_emb.weight")
     return ADM(
@@ -125,12 +134,12 @@ def adm(state: StateDict, side: int) -> ADM:
             if f"input_blocks.{first}.1.qkv.weight" in state
         ),
         num_classes=0 if labels is None else labels.shape[0],
-        learned_variance=shape("out.2.weight")[0] == 2 * shape("input_blocks.0.0.weight")[1],
+        learned_variance=_first(state, kind, "out.2", "bias", "weight") == 2 * image_shape[2],
     )
 
 
-#: kind → (state_dict, image side) → network with the sizes that the weights have.
-KINDS: Mapping[str, Callable[[StateDict, int], Any]] = {
+#: kind → (state_dict, image shape) → network with the sizes that the weights have.
+KINDS: Mapping[str, Callable[[StateDict, tuple[int, int, int]], Any]] = {
     "edm": song_unet,
     "score_sde": ddpmpp,
     "guided_diffusion": adm,

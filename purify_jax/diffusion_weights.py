@@ -194,6 +194,15 @@ def import_network(
         raise InputError(f"kind: got {kind!r}, expected one of {sorted(KINDS)}")
     if kind == "edm" and not any(key.startswith("model.") for key in state):
         state = {f"model.{key}": array for key, array in state.items()}
-    network = KINDS[kind](state, image_shape[0]).clone(**fields)
+    try:
+        network = KINDS[kind](state, image_shape).clone(**fields)
+        expected_shapes(network, image_shape)
+    except (ArithmeticError, IndexError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = str(error).split("\n")[0][:200]
+        raise InputError(
+            f"source: does not fit {kind}: its sizes make no network: {reason}"
+        ) from error
     variables, table = convert(kind, state, network, image_shape)
     return network, variables, table

@@ -65,12 +65,12 @@ SIZED = [*(published[:3] for published in PUBLISHED), *OTHERS]
 def test_sizes_are_read_off_the_weights(name, network, side):
     families = {"edm": "edm", "score": "score_sde"}
     kind = families.get(name.split("_")[0], "guided_diffusion")
-    assert KINDS[kind](_published(kind, network, side), side) == network
+    assert KINDS[kind](_published(kind, network, side), (side, side, 3)) == network
 
 
 def test_what_the_weights_do_not_fit_is_named():
     state = _published("edm", OTHERS[-1][1], 8)
-    with pytest.raises(InputError, match="image_shape: got 32 pixels, expected the weights' 8"):
+    with pytest.raises(InputError, match="expected the weights' 8 pixels"):
         diffusion_weights.import_network("edm", state)
     with pytest.raises(InputError, match="head_channels: got 48, expected a divisor of 64"):
         diffusion_weights.expected_shapes(OTHERS[0][1].clone(head_channels=48), (16, 16, 3))
@@ -159,6 +159,30 @@ def test_all_faults_of_a_damaged_file_are_in_one_line():
         "different model.dec.16x16_up.skip.resample_filter: expected the filter (1, 3, 3, 1)",
     ):
         assert fault in message
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("edm_ddpmpp_cond", "model.enc.32x32_conv.weight"),
+        ("edm_ddpmpp_cond", "model.enc.16x16_block0.conv0.weight"),
+        ("score_sde_ddpmpp", "all_modules.2.weight"),
+        ("score_sde_ddpmpp", "all_modules.0.weight"),
+        ("guided_diffusion", "time_embed.0.weight"),
+        ("guided_diffusion", "input_blocks.0.0.weight"),
+        ("guided_diffusion", "out.2.weight"),
+    ],
+)
+def test_a_transposed_weight_is_the_one_fault(name, key):
+    kind = name if name == "guided_diffusion" else name[: name.index("_d")]
+    state = weights(name)
+    state[key] = state[key].swapaxes(0, 1)
+    if state[key].shape[0] == state[key].shape[1]:
+        state[key] = state[key][:, :-1]
+    with pytest.raises(InputError) as caught:
+        diffusion_weights.import_network(kind, state)
+    assert str(caught.value).startswith(f"source: does not fit {kind}: misshapen {key}: ")
+    assert ";" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", KINDS)
