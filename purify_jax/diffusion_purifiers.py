@@ -10,6 +10,7 @@ where a reference fixed the draws.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -87,7 +88,7 @@ def diffuse(
         raise InputError(f"t_star: got {t_star}, expected {1 / schedule.num_steps} to 1")
     kept = float(schedule.alphas_bar()[step])
     noise = normal_like(fold_keys(keys, _START), images) if first_noise is None else first_noise
-    return np.sqrt(kept) * signed(images) + np.sqrt(1 - kept) * noise
+    return math.sqrt(kept) * signed(images) + math.sqrt(1 - kept) * noise
 
 
 # --- DiffPure ---------------------------------------------------------------------------------

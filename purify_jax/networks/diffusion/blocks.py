@@ -146,7 +146,7 @@ class Attention(nn.Module):
             joint = dense(3 * channels, self.dtype, "qkv")(y).reshape(*y.shape[:2], *axes)
             q, k, v = jnp.moveaxis(joint, 2 + self.kinds_axis, 0)
         wide = jnp.promote_types(self.dtype, jnp.float32)
-        logits = jnp.einsum("bqhc,bkhc->bhqk", q, k / np.sqrt(channels // self.heads))
+        logits = jnp.einsum("bqhc,bkhc->bhqk", q, k * (channels // self.heads) ** -0.5)
         weights = jax.nn.softmax(logits.astype(wide), axis=-1).astype(v.dtype)
         y = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(x.shape)
         return (x + dense(channels, self.dtype, "proj", small=True)(y)) * self.gain

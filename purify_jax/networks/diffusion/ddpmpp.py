@@ -8,7 +8,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 
 from purify_jax.networks.diffusion.blocks import (
     Attention,
@@ -23,7 +22,7 @@ from purify_jax.networks.diffusion.resampling import double, halve
 from purify_jax.networks.precision import compute_dtype
 from purify_jax.types import Array
 
-_HALF = float(np.sqrt(0.5))
+_HALF = 0.5**0.5
 
 
 class DDPMpp(nn.Module):

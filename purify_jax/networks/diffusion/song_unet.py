@@ -26,7 +26,7 @@ from purify_jax.networks.diffusion.resampling import BINOMIAL, BOX, double, halv
 from purify_jax.networks.precision import compute_dtype
 from purify_jax.types import Array
 
-_HALF = float(np.sqrt(0.5))
+_HALF = 0.5**0.5
 
 
 class SongUNet(nn.Module):
@@ -136,7 +136,7 @@ class SongUNet(nn.Module):
         if self.num_classes:
             none = jnp.full(images.shape[0], -1) if labels is None else labels
             one_hot = jax.nn.one_hot(none, self.num_classes, dtype=dtype)
-            x = x + dense(width, dtype, "map_label")(one_hot * np.sqrt(self.num_classes))
+            x = x + dense(width, dtype, "map_label")(one_hot * self.num_classes**0.5)
         if self.augment_dim:
             shape = (images.shape[0], self.augment_dim)
             given = jnp.zeros(shape) if augmentation is None else augmentation
