@@ -6,6 +6,7 @@ Three kinds: "edm" (SongUNet), "score_sde" (DDPM++, its averaged weights) and "g
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +105,19 @@ def with_averages(model: Mapping[str, Any], shadows: Sequence[Any]) -> StateDict
 # --- conversion -------------------------------------------------------------------------------
 
 
-def expected_shapes(
-    network: nn.Module, image_shape: tuple[int, int, int]
-) -> dict[str, tuple[int, ...]]:
-    """``{"params/...": shape}`` of all variables of a diffusion network on images of a shape."""
+@lru_cache(maxsize=16)
+def _shapes(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     condition = jax.ShapeDtypeStruct((1,), jnp.float32)
     variables = jax.eval_shape(network.init, jax.random.key(0), images, condition)
     return {k: v.shape for k, v in traverse_util.flatten_dict(variables, sep="/").items()}
+
+
+def expected_shapes(
+    network: nn.Module, image_shape: tuple[int, int, int]
+) -> dict[str, tuple[int, ...]]:
+    """``{"params/...": shape}`` of all variables of a diffusion network on images of a shape."""
+    return dict(_shapes(network, tuple(image_shape)))
 
 
 def resample_filters(network: nn.Module, sources: Iterable[str]) -> dict[str, np.ndarray]:

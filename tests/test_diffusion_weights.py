@@ -1,5 +1,7 @@
 """Published diffusion weights: names both ways, sizes, the averaged list, faults in one line."""
 
+from functools import cache
+
 import jax
 import numpy as np
 import pytest
@@ -23,8 +25,13 @@ GOLDEN = [
 ]
 
 
+@cache
+def _stored(name):
+    return diffusion_weights.read(ROOT / "tests" / "golden" / f"{name}.npz")
+
+
 def weights(name):
-    return dict(diffusion_weights.read(ROOT / "tests" / "golden" / f"{name}.npz"))
+    return dict(_stored(name))
 
 
 @pytest.mark.parametrize(("name", "kind", "fields"), GOLDEN, ids=[g[0] for g in GOLDEN])

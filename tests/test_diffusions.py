@@ -10,8 +10,22 @@ from jax.tree_util import Partial
 from purify_jax import diffusion_weights, diffusions
 from purify_jax.diffusions import EDM, VE, VP, BoundNetwork, DiscreteVP, LinearSchedule
 
+
+def _understood(options):
+    """Those of XLA's options that this version of it has."""
+    one = jax.jit(lambda x: x).lower(1.0)
+    found = {}
+    for name, value in options.items():
+        try:
+            one.compile(compiler_options={name: value})
+        except jax.errors.JaxRuntimeError:
+            continue
+        found[name] = value
+    return found
+
+
 #: Most of the time here is XLA's; its optimisations are not what these tests are about.
-QUICK = {"xla_backend_optimization_level": 0}
+QUICK = _understood({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
 
 
 def compiled(function, *arguments):
