@@ -206,19 +206,21 @@ def guided(
     *,
     t_star: float = 0.036,
     num_rounds: int = 4,
-    guidance: float = 60_000.0,
+    guidance: float = 2 * 60_000 / 3072,
     epsilon: float = 8 / 255,
     clip_denoised: bool = True,
 ) -> Trace:
     """GDMP: ancestral DDPM steps pulled towards the diffused input (Wang et al. 2022, 2205.14969).
 
     ``num_rounds`` times: diffuse to step K = t*·N, then for k = K − 1 … 0
-    u ← μ(u, û₀) − β_k·a_k·∇ mean((u − u_k')²) + √β_k·n, with û₀ the denoised image, μ the posterior
-    mean, u_k' the input diffused to step k with fresh noise, and
-    a_k = 3·``guidance``·√(1 − ᾱ_k)/(2·``epsilon``·√ᾱ_k); no noise at k = 0.
+    u ← μ(u, û₀) + β_k·a_k·(u_k' − u) + √β_k·n, with û₀ the denoised image, μ the posterior mean,
+    u_k' the input diffused to step k with fresh noise, and
+    a_k = ``guidance``·3·√(1 − ᾱ_k)/(2·``epsilon``·√ᾱ_k); no noise at k = 0.
 
-    The published code averages the squared difference over the whole batch, which weakens the
-    pull as the batch grows; here the mean is per image, its behaviour at batch size 1.
+    guidance: a pull per pixel. The published code scales by 60,000 the gradient of a squared
+      difference averaged over all pixels of the whole batch, so its pull weakens as images and
+      batches grow; the default is its value for one 32×32×3 image. Above t* = 0.12 that pull
+      exceeds 2 a step and the images diverge: lower it there.
     """
     check_at_least("num_rounds", num_rounds, 1)
     check_at_least("epsilon", epsilon, 1e-6)
@@ -235,10 +237,11 @@ def guided(
         betas * np.sqrt(before) / (1 - bars),
         (1 - before) * np.sqrt(1 - betas) / (1 - bars),
         variances,
-        variances * scales * 2 / images[0].size,
+        variances * scales,
         np.arange(schedule.num_steps) > 0,
         np.arange(schedule.num_steps) == count - 1,
     ]
+    start = float(bars[min(count, schedule.num_steps - 1)])
     target = signed(images)
 
     def step(state: Array, index: Array, row: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -247,11 +250,12 @@ def guided(
         draws = normal_like(fold_keys(keys, index), jnp.stack([state] * 3, axis=1))
         draws = jnp.moveaxis(draws, 1, 0)
         kept, spread = jnp.sqrt(bar), jnp.sqrt(1 - bar)
-        state = jnp.where(first > 0, kept * state + spread * draws[0], state)
+        diffused = math.sqrt(start) * state + math.sqrt(1 - start) * draws[0]
+        state = jnp.where(first > 0, diffused, state)
         level = jnp.full(state.shape[0], spread / kept, state.dtype)
         noise = diffusion.noise(state / kept, level)
         clean = (state - spread * noise) / kept
-        clean = jnp.clip(clean, *(2 * b - 1 for b in BOUNDS)) if clip_denoised else clean
+        clean = jnp.clip(clean, *map(signed, BOUNDS)) if clip_denoised else clean
         mean = towards_clean * clean + towards_state * state
         mean = mean + guidance * pull * (kept * target + spread * draws[1] - state)
         moved = mean + noisy * jnp.sqrt(variance) * draws[2]

@@ -21,6 +21,7 @@ from purify_jax.diffusion_sizes import KINDS
 from purify_jax.networks.diffusion import SongUNet
 from purify_jax.torch_weights import Entry, StateDict, read_state_dict
 from purify_jax.torch_weights import _read_torch as read_torch
+from purify_jax.torch_weights import _weights as find_weights
 from purify_jax.types import InputError
 
 #: score_sde's table of noise levels, which no computation here needs.
@@ -36,7 +37,8 @@ def read(path: str | Path) -> StateDict:
     Args:
       path: as for ``torch_weights.read_state_dict``. Besides a plain state_dict, a score_sde
         checkpoint: a dict of "model" (with or without ``module.``) and "ema", whose
-        ``shadow_params`` are the averaged weights in the model's order; the averaged ones are taken.
+        ``shadow_params`` are the averaged weights in the model's order, or a dict with a state_dict
+        under "ema"; the averaged weights are taken.
         In an ``.npz``, keys that begin with "param/" are the weights and all others are ignored.
 
     Raises InputError for a file that cannot be read, and for EDM's published ``.pkl`` files.
@@ -48,16 +50,15 @@ def read(path: str | Path) -> StateDict:
             "EDM's own code runs: torch.save(pickle.load(open(path, 'rb'))['ema'].state_dict(), 'edm.pt')"
         )
     if path.suffix in (".pth", ".pt") and path.is_file():
-        averaged = _read_averages(path)
-        if averaged is not None:
-            return averaged
-    state = read_state_dict(path)
+        state = _read_checkpoint(path)
+    else:
+        state = read_state_dict(path)
     weights = {k.removeprefix("param/"): v for k, v in state.items() if k.startswith("param/")}
-    return {k.removeprefix("module."): v for k, v in (weights or state).items()}
+    return {k.removeprefix("module."): np.asarray(v) for k, v in (weights or state).items()}
 
 
-def _read_averages(path: Path) -> StateDict | None:
-    """The averaged weights of a score_sde checkpoint, or None where the file is not one."""
+def _read_checkpoint(path: Path) -> Mapping[str, Any]:
+    """The weights of a PyTorch file, the averaged ones where it has them; no code is unpickled."""
     try:
         loaded = read_torch(path)
     except InputError:
@@ -65,12 +66,15 @@ def _read_averages(path: Path) -> StateDict | None:
     except Exception as error:  # PyTorch raises its own types for a damaged or unsafe file
         reason = str(error).split("\n")[0][:200]
         raise InputError(f"source: {path} cannot be read: {reason}") from error
-    if not isinstance(loaded, Mapping) or not isinstance(loaded.get("ema"), Mapping):
-        return None
-    model, shadows = loaded.get("model"), loaded["ema"].get("shadow_params")
-    if not isinstance(model, Mapping) or not isinstance(shadows, (list, tuple)):
-        raise InputError(f"source: {path} has no model with averaged shadow_params")
-    return with_averages(model, shadows)
+    ema = loaded.get("ema") if isinstance(loaded, Mapping) else None
+    if isinstance(ema, Mapping) and "shadow_params" in ema:
+        if not isinstance(loaded.get("model"), Mapping):
+            raise InputError(f"source: {path} has averaged parameters but no model to name them")
+        return with_averages(loaded["model"], ema["shadow_params"])
+    found = find_weights(loaded, ema is not None)
+    if found is None:
+        raise InputError(f"source: {path} holds no state_dict")
+    return found
 
 
 def with_averages(model: Mapping[str, Any], shadows: Sequence[Any]) -> StateDict:

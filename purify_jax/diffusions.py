@@ -31,12 +31,12 @@ from purify_jax.types import Array, ScoreFn, per_image
 NetworkFn: TypeAlias = Callable[[Array, Array], Array]
 
 
-def signed(images: Array) -> Array:
+def signed(images: Any) -> Any:
     """Pixels in [0, 1] → [-1, 1]."""
     return 2.0 * images - 1.0
 
 
-def pixels(images: Array) -> Array:
+def pixels(images: Any) -> Any:
     """Signed images in [-1, 1] → [0, 1]."""
     return 0.5 * (images + 1.0)
 

@@ -107,7 +107,7 @@ def test_gdmp_without_guidance_samples_and_with_it_stays_near(name):
     run, free = compiled(run, keys, images, 0.0)
     assert abs(float(free.mean()) - MEAN) < 0.08 * SPREAD
     assert abs(float(free.std()) / SPREAD - 1) < 0.06
-    pulled = run(keys, images, 50.0)
+    pulled = run(keys, images, 5.0)
     distance = lambda x: float(jnp.abs(x - images).mean())
     assert distance(pulled) < 0.8 * distance(free)
 

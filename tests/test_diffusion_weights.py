@@ -117,9 +117,17 @@ def test_score_sde_checkpoint_files(tmp_path):
         torch.save(checkpoint, tmp_path / "checkpoint.pth")
         found = diffusion_weights.read(tmp_path / "checkpoint.pth")
         assert all(np.array_equal(found[k], state[k] + 1) for k in state if k != "sigmas")
-    torch.save({"ema": {"decay": 0.9}}, tmp_path / "half.pth")
-    with pytest.raises(InputError, match="no model with averaged shadow_params"):
-        diffusion_weights.read(tmp_path / "half.pth")
+    model = {name: tensors[name] for name in ("all_modules.0.weight", "all_modules.0.bias")}
+    torch.save({"model": model, "ema": {k: v + 1 for k, v in model.items()}}, tmp_path / "dict.pt")
+    found = diffusion_weights.read(tmp_path / "dict.pt")
+    assert all(np.array_equal(found[k], state[k] + 1) for k in model)
+    for content, message in (
+        ({"ema": {"shadow_params": shadows}}, "averaged parameters but no model to name them"),
+        ({"step": 7}, "holds no state_dict"),
+    ):
+        torch.save(content, tmp_path / "half.pth")
+        with pytest.raises(InputError, match=message):
+            diffusion_weights.read(tmp_path / "half.pth")
 
 
 def test_edm_files_with_and_without_the_models_prefix(tmp_path):

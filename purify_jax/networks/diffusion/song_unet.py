@@ -92,7 +92,7 @@ class SongUNet(nn.Module):
                 x = block(f"{at}_down", x, x.shape[-1], down)
                 if self.residual_input:
                     # Convolution and filter share one border, so the filter pads nothing itself.
-                    border = 1 + len(self.resample_filter) // 2 - 1
+                    border = len(self.resample_filter) // 2
                     y = conv(x.shape[-1], dtype, f"{at}_aux_residual", border=border)(pyramid)
                     x = pyramid = (x + halve(y, self.resample_filter, pad=False)) * _HALF
             skips.append(x)
