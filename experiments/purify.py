@@ -38,7 +38,8 @@ def main(argv: list[str]) -> None:
     """Image files in, image files out."""
     del argv
     if bool(FLAGS.ebm) == bool(FLAGS.model):
-        raise InputError("ebm: expected --ebm=FILE or --model=NAME, one of them")
+        given = "both" if FLAGS.ebm else "neither"
+        raise InputError(f"ebm, model: got {given}, expected --ebm=FILE or --model=NAME")
     load = lambda: pj.load_model(FLAGS.ebm, ("energy", "score"))
     model = pj.pretrained.load(FLAGS.model).ebm if FLAGS.model else load()
     purifier = pj.models.model_purifier(

@@ -104,7 +104,8 @@ def _run(part: plans.Part, plan: plans.Plan, results: Path) -> None:
 def _take_shipped_model(part: plans.Part) -> None:
     """Puts the published model where a training that is done, but not on this machine, left it."""
     target = part.folder / "model.safetensors"
-    shipped = Path("pretrained") / f"{FLAGS.suite}_{part.name}.safetensors"
+    folder = next((f for f in pj.pretrained.folders() if f.is_dir()), Path("pretrained"))
+    shipped = folder / f"{FLAGS.suite}_{part.name}.safetensors"
     if target.exists() or not shipped.exists():
         return
     pj.pretrained.load(FLAGS.suite)  # checks the digests

@@ -36,6 +36,8 @@ _NAMES = (
     "choice",  # of targets, and of the best result
     "direction",  # of SPSA
     "predict",  # a prediction, beside a statistic of the same image
+    "level",  # a random noise level, and
+    "noise",  # the noise of that level
     "crop",  # augmentation of a classifier's training images
 )
 #: What is folded into an image's key so that two purposes share no randomness. The noise before the

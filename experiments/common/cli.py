@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -74,17 +75,33 @@ def run(main: Callable[[list[str]], None]) -> None:
             _fail(f"saving: {full[error.errno]}; what was saved before is as it was")
 
     logging.set_verbosity(logging.WARNING)
-    sys.argv = [_shipped_config(argument) for argument in sys.argv]
+    sys.argv = _with_shipped_configs(sys.argv)
     app.run(guarded)
 
 
-def _shipped_config(argument: str) -> str:
-    """``--config=mnist``, and a config's path in the checkout, name the config that ships."""
-    flag, _, value = argument.partition("=")
-    if flag not in ("--config", "-config") or Path(value).is_file():
-        return argument
-    shipped = CONFIGS / f"{Path(value).stem}.py"
-    return f"{flag}={shipped}" if shipped.is_file() else argument
+def _with_shipped_configs(arguments: list[str]) -> list[str]:
+    """``--config=mnist`` and ``--config=experiments/configs/mnist.py`` name the config that ships.
+
+    Any other path is left as it is, so that one that does not exist is an error.
+    """
+    changed = []
+    for argument in arguments:
+        flag, _, value = argument.partition("=")
+        if changed and changed[-1] in ("--config", "-config"):
+            flag, value = "", argument
+        if flag in ("--config", "-config", "") and (found := _shipped_config(value)):
+            changed.append(f"{flag}={found}" if flag else found)
+        else:
+            changed.append(argument)
+    return changed
+
+
+def _shipped_config(value: str) -> str | None:
+    bare = re.fullmatch(r"(?:experiments/configs/)?(\w+)\.py|(\w+)", value)
+    if bare is None or Path(value).is_file() or (bare[1] and "/" not in value):
+        return None
+    shipped = CONFIGS / f"{bare[1] or bare[2]}.py"
+    return str(shipped) if shipped.is_file() else None
 
 
 def _fail(message: str, at_once: bool = False) -> None:

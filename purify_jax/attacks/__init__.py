@@ -1,7 +1,7 @@
 """Attacks: gradients, the loops that follow them, and suites of both."""
 
 from purify_jax.attacks import norms, suites
-from purify_jax.attacks.auto_pgd import apgd, apgd_targeted
+from purify_jax.attacks.auto_pgd import apgd
 from purify_jax.attacks.averages import average_draws, eot
 from purify_jax.attacks.gradients import (
     blind,
@@ -15,6 +15,7 @@ from purify_jax.attacks.gradients import (
 )
 from purify_jax.attacks.projected_gradient import pgd
 from purify_jax.attacks.square_search import square
+from purify_jax.attacks.targeted import apgd_targeted
 
 __all__ = [
     "apgd",

@@ -4,22 +4,18 @@ Croce & Hein 2020, arXiv 2003.01690, algorithm 1, with the constants of the publ
 a randomised defense pass an ``eot`` gradient; the schedule then follows the mean loss.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purify_jax import losses
 from purify_jax.arrays import per_image
-from purify_jax.attacks.averages import average_draws, eot
-from purify_jax.attacks.gradients import exact
 from purify_jax.attacks.norms import Norm, check_epsilon, get, l2
 from purify_jax.checks import InputError, check_at_least, check_count, check_images
-from purify_jax.keys import fold_keys, stream
+from purify_jax.keys import fold_keys
 from purify_jax.pytrees import pytree, static
-from purify_jax.types import BOUNDS, Array, Attack, GradientFn, Keys, LossFn, PredictFn
+from purify_jax.types import BOUNDS, Array, Attack, GradientFn, Keys, PredictFn
 
 
 class _State(NamedTuple):
@@ -77,7 +73,7 @@ class APGD:
             return self._one_start(keys, images, labels)[0]
         restart = lambda r: self._one_start(fold_keys(keys, r), images, labels)
         results, loss, fooled = jax.lax.map(restart, jnp.arange(self.num_restarts))
-        return _pick(results, jnp.where(fooled, jnp.inf, loss))
+        return pick(results, jnp.where(fooled, jnp.inf, loss))
 
     def _is_fooled(self, keys: Keys, images: Array, labels: Array) -> Array:
         if self.predict is None:
@@ -184,95 +180,6 @@ def apgd(
     )
 
 
-@pytree
-class TargetedAPGD:
-    """See :func:`apgd_targeted`."""
-
-    defense: Any
-    epsilon: float
-    norm: str = static()
-    num_steps: int = static()
-    num_targets: int = static()
-    num_samples: int = static()
-    samples_at_once: int | None = static()
-    targets_at_once: int | None = static()
-    loss_fn: Callable[[Array], LossFn] = static()
-    deterministic: bool = static()
-
-    def __call__(self, keys: Keys, images: Array, labels: Array) -> Array:
-        # The choice of targets and of the best result needs draws of its own.
-        mean = average_draws(self.defense, self.num_samples, self.samples_at_once)
-        choose_keys = stream(keys, "choice")
-        log_probs = mean(choose_keys, images)
-        is_label = jax.nn.one_hot(labels, log_probs.shape[-1], dtype=bool)
-        order = jnp.argsort(-jnp.where(is_label, -jnp.inf, log_probs), axis=-1)
-        count = min(self.num_targets, log_probs.shape[-1] - 1)
-
-        def towards(target: Array) -> tuple[Array, Array]:
-            loss_fn = self.loss_fn(labels)
-            gradient = eot(exact(self.defense, loss_fn), self.num_samples, self.samples_at_once)
-            fooled = None
-            if self.deterministic:
-                fooled = lambda k, x: _relabel(self.defense(k, x), labels, target)
-            run = apgd(
-                gradient,
-                norm=self.norm,
-                epsilon=self.epsilon,
-                num_steps=self.num_steps,
-                predict=fooled,
-            )
-            adversarial = run(keys, images, target)
-            return adversarial, losses.margin(mean(choose_keys, adversarial), labels)
-
-        results, margins = jax.lax.map(towards, order.T[:count], batch_size=self.targets_at_once)
-        return _pick(results, margins)
-
-
-def apgd_targeted(
-    defense: PredictFn,
-    *,
-    norm: str = "linf",
-    epsilon: float,
-    num_steps: int = 100,
-    num_targets: int = 9,
-    num_samples: int = 1,
-    samples_at_once: int | None = None,
-    targets_at_once: int | None = None,
-    loss_fn: Callable[[Array], LossFn] = losses.targeted_dlr,
-    deterministic: bool = True,
-) -> Attack:
-    """APGD-T: Auto-PGD towards each of the ``num_targets`` runner-up classes, side by side.
-
-    The targeted DLR loss (Croce & Hein 2020, equation 7) on the classes that follow the label in
-    the clean prediction. Of the targets' results the one with the largest margin is kept.
-    ``num_targets`` is lowered to the number of other classes.
-    """
-    check_ball(norm, epsilon)
-    check_count("num_steps", num_steps)
-    check_count("num_targets", num_targets)
-    check_count("num_samples", num_samples)
-    return TargetedAPGD(
-        defense=defense,
-        epsilon=epsilon,
-        norm=norm,
-        num_steps=num_steps,
-        num_targets=num_targets,
-        num_samples=num_samples,
-        samples_at_once=samples_at_once,
-        targets_at_once=targets_at_once,
-        loss_fn=loss_fn,
-        deterministic=deterministic,
-    )
-
-
-def _relabel(log_probs: Array, labels: Array, target: Array) -> Array:
-    # ``apgd`` calls an image fooled when its prediction is not the label it was given (here the
-    # target); what counts is whether it is not the true label.
-    right = jnp.argmax(log_probs, axis=-1) == labels
-    shown = jnp.where(right, target, (target + 1) % log_probs.shape[-1])
-    return jax.nn.one_hot(shown, log_probs.shape[-1])
-
-
 def _review(state: _State, reviewed: Array, window: Array, rho: float) -> _State:
     oscillates = state.increases <= window * rho
     stalled = ~state.reduced_last & (state.loss_last_check >= state.best_loss)
@@ -309,7 +216,7 @@ def _where(condition: Array, yes: Array, no: Array) -> Array:
     return jnp.where(per_image(condition, yes), yes, no)
 
 
-def _pick(results: Array, values: Array) -> Array:
+def pick(results: Array, values: Array) -> Array:
     """Per image, the result of the highest value: ``[n, batch, ...]``, ``[n, batch]`` → ``[batch, ...]``."""
     best = jnp.argmax(values, axis=0)
     return jax.vmap(lambda rows, i: rows[i], in_axes=(1, 0))(results, best)

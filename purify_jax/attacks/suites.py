@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 from purify_jax import losses
 from purify_jax.attacks import gradients as g
-from purify_jax.attacks.auto_pgd import apgd, apgd_targeted
+from purify_jax.attacks.auto_pgd import apgd
 from purify_jax.attacks.averages import eot as mean_gradient
 from purify_jax.attacks.projected_gradient import pgd
 from purify_jax.attacks.square_search import square
+from purify_jax.attacks.targeted import apgd_targeted
 from purify_jax.checks import InputError, check_count
 from purify_jax.defense import Defense, undefended
 from purify_jax.purifiers import score_of

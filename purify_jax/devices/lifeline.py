@@ -54,27 +54,46 @@ def connect(host: str) -> None:
 
 
 def listen(host: str, peers: int) -> socket.socket:
-    """A server on the host's own address (on all, where that is not an address of this machine)."""
+    """A server on the host's own address.
+
+    On all addresses where that is none of this machine's, or where a host's name leads back to the
+    machine itself (as many do in their own /etc/hosts), so that other hosts reach it; the secret
+    still keeps strangers out.
+    """
     try:
-        return socket.create_server((host, 0), backlog=peers + 8)
-    except OSError:  # behind a translated address, say; the secret still keeps strangers out
+        address = socket.gethostbyname(host)
+        if address.startswith("127.") and host not in ("localhost", address):
+            address = ""
+        return socket.create_server((address, 0), backlog=peers + 8)
+    except OSError:
         return socket.create_server(("", 0), backlog=peers + 8)
 
 
 def accept(server: socket.socket, secret: bytes, peers: int) -> list[socket.socket]:
     """The connections of ``peers`` processes that show the secret; all others are closed.
 
-    Raises TimeoutError if not all have come after :data:`PATIENCE` seconds.
+    Everybody is heard at the same time, so that a silent stranger delays nobody. Raises TimeoutError
+    if not all have come after :data:`PATIENCE` seconds.
     """
     found: list[socket.socket] = []
+    enough = threading.Lock()
+
+    def introduce(line: socket.socket) -> None:
+        genuine = hmac.compare_digest(_received(line, len(secret)), secret)
+        with enough:
+            if genuine and len(found) < peers:
+                found.append(line)
+                return
+        line.close()
+
     deadline = time.monotonic() + PATIENCE
     while len(found) < peers:
-        server.settimeout(max(deadline - time.monotonic(), 0.001))
-        line, _ = server.accept()
-        if hmac.compare_digest(_received(line, len(secret)), secret):
-            found.append(line)
-        else:
-            line.close()
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{peers - len(found)} of {peers} processes have not connected")
+        server.settimeout(0.1)
+        with suppress(TimeoutError):
+            line, _ = server.accept()
+            threading.Thread(target=introduce, args=(line,), daemon=True).start()
     return found
 
 

@@ -27,7 +27,10 @@ def dirac_kernel(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -
     if outputs < inputs:
         return kernel
     return (
-        kernel.at[..., :inputs].set(0).at[height // 2, width // 2, :, :inputs].set(jnp.eye(inputs, dtype=dtype))
+        kernel.at[..., :inputs]
+        .set(0)
+        .at[height // 2, width // 2, :, :inputs]
+        .set(jnp.eye(inputs, dtype=dtype))
     )
 
 

@@ -96,7 +96,9 @@ class WideResNet(nn.Module):
                 x = _WideBlock(features, stride, self.use_bias, dtype, name=name)(x, train)
         x = nn.relu(_norm(train, "bn1", dtype)(x))
         x = jnp.mean(x, axis=(1, 2))
-        return nn.Dense(self.num_outputs, dtype=dtype, name="linear")(x).astype(images.dtype)
+        return nn.Dense(self.num_outputs, dtype=dtype, name="linear")(x).astype(
+            jnp.promote_types(images.dtype, jnp.float32)
+        )
 
 
 class _PreActBlock(nn.Module):
@@ -142,4 +144,6 @@ class PreActResNet18(nn.Module):
         if self.final_norm:
             x = nn.relu(_norm(train, "bn", dtype)(x))
         x = jnp.mean(x, axis=(1, 2))
-        return nn.Dense(self.num_outputs, dtype=dtype, name="linear")(x).astype(images.dtype)
+        return nn.Dense(self.num_outputs, dtype=dtype, name="linear")(x).astype(
+            jnp.promote_types(images.dtype, jnp.float32)
+        )

@@ -12,6 +12,7 @@ from purify_jax.purifiers.adp import (
 )
 from purify_jax.purifiers.chains import MALA, Langevin, langevin, mala
 from purify_jax.purifiers.compression import jpeg
+from purify_jax.purifiers.diffpure import DiffusionPurifier, diffusion_purifier
 from purify_jax.purifiers.diffusions import (
     Annealed,
     GradualNoise,
@@ -52,6 +53,7 @@ __all__ = [
     "Annealed",
     "Constant",
     "Curvature",
+    "DiffusionPurifier",
     "Filter",
     "GradualNoise",
     "LadderPurifier",
@@ -65,6 +67,7 @@ __all__ = [
     "adaptive",
     "annealed",
     "constant",
+    "diffusion_purifier",
     "filtered",
     "finite_difference",
     "gaussian_blur",

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from purify_jax.checks import InputError
 from purify_jax.networks.diffusion.blocks import (
     Attention,
     GroupNorm,
@@ -21,7 +22,7 @@ from purify_jax.networks.diffusion.blocks import (
 )
 from purify_jax.networks.diffusion.resampling import double, halve
 from purify_jax.networks.precision import compute_dtype
-from purify_jax.types import Array, InputError
+from purify_jax.types import Array
 
 
 class ADM(nn.Module):

@@ -1,7 +1,7 @@
 """Published diffusion networks ↔ this package's variables, strictly: every key used, every one filled.
 
 Three kinds: "edm" (SongUNet), "score_sde" (DDPM++, its averaged weights) and "guided_diffusion"
-(ADM). Names are those of :mod:`purify_jax.diffusion_names`, sizes are read off the weights.
+(ADM). Names are those of :mod:`purify_jax.models.diffusion_names`, sizes are read off the weights.
 """
 
 import re
@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from purify_jax.diffusion_names import declared_order, layout, published_name
-from purify_jax.diffusion_sizes import KINDS
+from purify_jax.checks import InputError
+from purify_jax.models.diffusion_names import declared_order, layout, published_name
+from purify_jax.models.diffusion_sizes import KINDS
+from purify_jax.models.torch_weights import Entry, StateDict, read_state_dict
+from purify_jax.models.torch_weights import _read_torch as read_torch
+from purify_jax.models.torch_weights import _weights as find_weights
 from purify_jax.networks.diffusion import SongUNet
-from purify_jax.torch_weights import Entry, StateDict, read_state_dict
-from purify_jax.torch_weights import _read_torch as read_torch
-from purify_jax.torch_weights import _weights as find_weights
-from purify_jax.types import InputError
 
 #: score_sde's table of noise levels, which no computation here needs.
 _UNUSED = re.compile(r"(^|\.)sigmas$")

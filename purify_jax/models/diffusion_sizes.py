@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from purify_jax.checks import InputError
 from purify_jax.networks.diffusion import ADM, DDPMpp, SongUNet
-from purify_jax.types import InputError
 
 StateDict = Mapping[str, np.ndarray]
 

@@ -9,11 +9,11 @@ import safetensors.numpy
 from conftest import ROOT
 from test_diffusion_networks import PUBLISHED
 
-from purify_jax import diffusion_weights
-from purify_jax.diffusion_names import declared_order, layout, published_name
-from purify_jax.diffusion_sizes import KINDS
+from purify_jax.checks import InputError
+from purify_jax.models import diffusion_weights
+from purify_jax.models.diffusion_names import declared_order, layout, published_name
+from purify_jax.models.diffusion_sizes import KINDS
 from purify_jax.networks.diffusion import ADM, DDPMpp, SongUNet
-from purify_jax.types import InputError
 
 GOLDEN = [
     ("edm_ddpmpp", "edm", {}),

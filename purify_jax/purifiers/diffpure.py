@@ -9,7 +9,6 @@ Noise depends on an image's key and the step alone; ``first_noise`` and ``step_n
 where a reference fixed the draws.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -17,23 +16,14 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import register_dataclass
 
-from purify_jax.diffusions import Diffusion, LinearSchedule, pixels, signed
-from purify_jax.types import (
-    BOUNDS,
-    Array,
-    InputError,
-    Keys,
-    PurifyInfo,
-    check_at_least,
-    check_images,
-    fold_keys,
-    l2_norm,
-    normal_like,
-)
+from purify_jax.arrays import l2_norm
+from purify_jax.checks import InputError, check_at_least, check_count, check_images
+from purify_jax.diffusions import Diffusion, LinearSchedule, pixels, score_at, signed
+from purify_jax.keys import fold_keys, normal_like, stream
+from purify_jax.pytrees import Replaceable, pytree, static
+from purify_jax.types import BOUNDS, Array, Keys, PurifyInfo, ScoreFn
 
-_START = 2**31  # folded into the keys for the noise before the steps, far from any step's index
 _SCHEDULE = LinearSchedule()
 
 
@@ -87,7 +77,7 @@ def diffuse(
     if not 0 <= step < schedule.num_steps:
         raise InputError(f"t_star: got {t_star}, expected {1 / schedule.num_steps} to 1")
     kept = float(schedule.alphas_bar()[step])
-    noise = normal_like(fold_keys(keys, _START), images) if first_noise is None else first_noise
+    noise = normal_like(stream(keys, "start"), images) if first_noise is None else first_noise
     return math.sqrt(kept) * signed(images) + math.sqrt(1 - kept) * noise
 
 
@@ -196,92 +186,28 @@ def ddim(
     return Trace(pixels(state), sizes, norms)
 
 
-# --- guidance by the input --------------------------------------------------------------------
-
-
-def guided(
-    diffusion: Diffusion,
-    keys: Keys,
-    images: Array,
-    *,
-    t_star: float = 0.036,
-    num_rounds: int = 4,
-    guidance: float = 2 * 60_000 / 3072,
-    epsilon: float = 8 / 255,
-    clip_denoised: bool = True,
-) -> Trace:
-    """GDMP: ancestral DDPM steps pulled towards the diffused input (Wang et al. 2022, 2205.14969).
-
-    ``num_rounds`` times: diffuse to step K = t*·N, then for k = K − 1 … 0
-    u ← μ(u, û₀) + β_k·a_k·(u_k' − u) + √β_k·n, with û₀ the denoised image, μ the posterior mean,
-    u_k' the input diffused to step k with fresh noise, and
-    a_k = ``guidance``·3·√(1 − ᾱ_k)/(2·``epsilon``·√ᾱ_k); no noise at k = 0.
-
-    guidance: a pull per pixel. The published code scales by 60,000 the gradient of a squared
-      difference averaged over all pixels of the whole batch, so its pull weakens as images and
-      batches grow; the default is its value for one 32×32×3 image. Above t* = 0.12 that pull
-      exceeds 2 a step and the images diverge: lower it there.
-    """
-    check_at_least("num_rounds", num_rounds, 1)
-    check_at_least("epsilon", epsilon, 1e-6)
-    schedule = diffusion.schedule
-    betas, bars = schedule.betas(), schedule.alphas_bar()
-    before = np.append(1.0, bars[:-1])
-    count = round(t_star * schedule.num_steps)
-    if not 1 <= count <= schedule.num_steps:
-        raise InputError(f"t_star: got {t_star}, expected {1 / schedule.num_steps} to 1")
-    variances = np.append(betas[1] * (1 - before[1]) / (1 - bars[1]), betas[1:])
-    scales = 3 * np.sqrt((1 - bars) / bars) / (2 * epsilon)
-    columns = [
-        bars,
-        betas * np.sqrt(before) / (1 - bars),
-        (1 - before) * np.sqrt(1 - betas) / (1 - bars),
-        variances,
-        variances * scales,
-        np.arange(schedule.num_steps) > 0,
-        np.arange(schedule.num_steps) == count - 1,
-    ]
-    start = float(bars[min(count, schedule.num_steps - 1)])
-    target = signed(images)
-
-    def step(state: Array, index: Array, row: Array) -> tuple[Array, tuple[Array, Array]]:
-        bar, towards_clean, towards_state, variance, pull, noisy, first = row
-        # Three draws an image at once: to diffuse the state, the input, and for the step itself.
-        draws = normal_like(fold_keys(keys, index), jnp.stack([state] * 3, axis=1))
-        draws = jnp.moveaxis(draws, 1, 0)
-        kept, spread = jnp.sqrt(bar), jnp.sqrt(1 - bar)
-        diffused = math.sqrt(start) * state + math.sqrt(1 - start) * draws[0]
-        state = jnp.where(first > 0, diffused, state)
-        level = jnp.full(state.shape[0], spread / kept, state.dtype)
-        noise = diffusion.noise(state / kept, level)
-        clean = (state - spread * noise) / kept
-        clean = jnp.clip(clean, *map(signed, BOUNDS)) if clip_denoised else clean
-        mean = towards_clean * clean + towards_state * state
-        mean = mean + guidance * pull * (kept * target + spread * draws[1] - state)
-        moved = mean + noisy * jnp.sqrt(variance) * draws[2]
-        return moved, step_info(variance, noise / spread)
-
-    table = np.stack([np.asarray(c, np.float64)[count - 1 :: -1] for c in columns], axis=1)
-    state, sizes, norms = scan_steps(step, target, np.tile(table, (num_rounds, 1)))
-    return Trace(pixels(state), sizes, norms)
-
-
 # --- as Purifier ------------------------------------------------------------------------------
 
 
-@register_dataclass
-@dataclasses.dataclass(frozen=True)
-class DiffusionPurifier:
+@pytree
+class DiffusionPurifier(Replaceable):
     """(keys ``[batch]``, images) → (purified ``[restarts, batch, h, w, c]``, info), in [0, 1].
 
-    method: one of the functions above, or ``likelihood_purifier.likelihood_maximisation``.
+    method: one of the functions above, ``guidance.guided`` or ``likelihood.likelihood_maximisation``.
     settings: its keyword arguments, as sorted pairs.
     """
 
     diffusion: Diffusion
-    method: Callable[..., Trace] = dataclasses.field(metadata={"static": True})
-    settings: tuple[tuple[str, Any], ...] = dataclasses.field(default=(), metadata={"static": True})
-    num_restarts: int = dataclasses.field(default=1, metadata={"static": True})
+    method: Callable[..., Trace] = static()
+    settings: tuple[tuple[str, Any], ...] = static(())
+    num_restarts: int = static(1)
+    restarts_at_once: int | None = static(None)
+    is_deterministic: bool = static(False)
+
+    @property
+    def score_fn(self) -> ScoreFn:
+        """The score at a small noise, 0.01 of a pixel's range: what the images' density looks like."""
+        return score_at(self.diffusion, 0.01)
 
     def __call__(self, keys: Keys, images: Array) -> tuple[Array, PurifyInfo]:
         check_images(images)
@@ -291,15 +217,30 @@ class DiffusionPurifier:
                 self.diffusion, fold_keys(keys, index), images, **dict(self.settings)
             )
 
-        trace = jax.vmap(restart)(jnp.arange(self.num_restarts))
+        indices, at_once = jnp.arange(self.num_restarts), self.restarts_at_once
+        if at_once is None or at_once >= self.num_restarts:
+            trace = jax.vmap(restart)(indices)
+        else:
+            trace = jax.lax.map(restart, indices, batch_size=at_once)
         sizes, norms = (jnp.moveaxis(a, 1, 0) for a in (trace.step_sizes, trace.score_norms))
         steps = jnp.full((self.num_restarts, images.shape[0]), sizes.shape[0], jnp.int32)
         return jnp.clip(trace.images, *BOUNDS), PurifyInfo(sizes, norms, steps)
 
 
-def purifier(
-    method: Callable[..., Trace], diffusion: Diffusion, *, num_restarts: int = 1, **settings: Any
+def diffusion_purifier(
+    method: Callable[..., Trace],
+    diffusion: Diffusion,
+    *,
+    num_restarts: int = 1,
+    restarts_at_once: int | None = None,
+    **settings: Any,
 ) -> DiffusionPurifier:
-    """A ``Purifier`` of one such function, e.g. ``purifier(ddim, diffusion, num_steps=5)``."""
-    check_at_least("num_restarts", num_restarts, 1)
-    return DiffusionPurifier(diffusion, method, tuple(sorted(settings.items())), num_restarts)
+    """A ``Purifier`` of one such function, e.g. ``diffusion_purifier(ddim, diffusion, num_steps=5)``."""
+    check_count("num_restarts", num_restarts)
+    return DiffusionPurifier(
+        diffusion=diffusion,
+        method=method,
+        settings=tuple(sorted(settings.items())),
+        num_restarts=num_restarts,
+        restarts_at_once=restarts_at_once,
+    )

@@ -7,8 +7,9 @@ import pytest
 from conftest import ROOT
 from jax.tree_util import Partial
 
-from purify_jax import diffusion_weights, diffusions
+from purify_jax import diffusions
 from purify_jax.diffusions import EDM, VE, VP, BoundNetwork, DiscreteVP, LinearSchedule
+from purify_jax.models import diffusion_weights
 
 
 def _understood(options):
@@ -41,7 +42,7 @@ def nhwc(array):
 def bound(name, kind, **fields):
     state = diffusion_weights.read(ROOT / "tests" / "golden" / f"{name}.npz")
     network, variables, _ = diffusion_weights.import_network(kind, state, **fields)
-    return BoundNetwork(network, variables)
+    return BoundNetwork(network=network, variables=variables)
 
 
 def close(found, expected):
@@ -67,7 +68,9 @@ def test_edm_golden(golden, name):
     data = golden(name)
     sigma = jnp.asarray(data["condition"])
     # Through the public units: pixels in [0, 1], in which the noise is half as large.
-    use = lambda network, u: diffusions.signed(EDM(network)(diffusions.pixels(u), sigma / 2))
+    use = lambda network, u: diffusions.signed(
+        EDM(network=network)(diffusions.pixels(u), sigma / 2)
+    )
     denoised, raw, gradient = output_and_gradient(
         bound(name, "edm"), use, nhwc(data["input"]), nhwc(data["weights"])
     )
@@ -81,11 +84,11 @@ def test_edm_golden_with_and_without_classes(golden):
     network = bound("edm_ddpmpp_cond", "edm")
     # The second half of the batch has no class.
     labels = jnp.concatenate([jnp.asarray(data["labels"], jnp.int32), jnp.full(2, -1)])
-    network = BoundNetwork(network.network, network.variables, labels)
+    network = network.replace(labels=labels)
     images = jnp.tile(nhwc(data["input"]), (2, 1, 1, 1))
     sigma = jnp.tile(jnp.asarray(data["condition"]), 2)
     denoise = lambda d, x: diffusions.signed(d(diffusions.pixels(x), sigma / 2))
-    _, found = compiled(denoise, EDM(network), images)
+    _, found = compiled(denoise, EDM(network=network), images)
     assert close(found[:2], data["denoised"])
     assert close(found[2:], data["denoised_no_label"])
 
@@ -93,8 +96,8 @@ def test_edm_golden_with_and_without_classes(golden):
 def test_score_sde_golden(golden):
     data = golden("score_sde_ddpmpp")
     t = jnp.asarray(data["condition"])
-    std = VP(None).schedule.std(t)[:, None, None, None]
-    use = lambda network, state: -VP(network).noise_at(state, t) / std
+    std = VP(network=None).schedule.std(t)[:, None, None, None]
+    use = lambda network, state: -VP(network=network).noise_at(state, t) / std
     score, raw, gradient = output_and_gradient(
         bound("score_sde_ddpmpp", "score_sde"), use, nhwc(data["input"]), nhwc(data["weights"])
     )
@@ -117,7 +120,7 @@ def test_guided_diffusion_golden(golden):
     fixed = lambda x, condition: jnp.where((condition == steps)[:, None, None, None], output, 0.0)
     bars = jnp.asarray(LinearSchedule().alphas_bar(), jnp.float32)[data["condition"]]
     sigma = jnp.sqrt((1 - bars) / bars)
-    noise = DiscreteVP(fixed).noise(images, sigma)
+    noise = DiscreteVP(network=fixed).noise(images, sigma)
     np.testing.assert_array_equal(noise, output[..., :3])
 
 
@@ -159,10 +162,10 @@ def _ve(x, condition):
 
 
 GAUSSIAN = {
-    "edm": EDM(Partial(_edm)),
-    "vp": VP(Partial(_vp)),
-    "discrete": DiscreteVP(Partial(_discrete)),
-    "ve": VE(Partial(_ve)),
+    "edm": EDM(network=Partial(_edm)),
+    "vp": VP(network=Partial(_vp)),
+    "discrete": DiscreteVP(network=Partial(_discrete)),
+    "ve": VE(network=Partial(_ve)),
 }
 
 
@@ -215,7 +218,7 @@ def test_schedule_inverts_and_agrees_with_its_discrete_steps():
     continuous = schedule.mean(jnp.arange(1, 1001) / 1000) ** 2
     np.testing.assert_allclose(np.sqrt(bars), np.sqrt(continuous), atol=2e-3)
     levels = jnp.asarray(np.sqrt((1 - bars) / bars), jnp.float32)
-    np.testing.assert_array_equal(DiscreteVP(None).step(levels), np.arange(1000))
+    np.testing.assert_array_equal(DiscreteVP(network=None).step(levels), np.arange(1000))
 
 
 def test_images_and_signed_are_inverse():
@@ -234,7 +237,9 @@ def test_variables_are_leaves_and_new_ones_do_not_compile_again():
             return variables["scale"] * images
 
     network = Scale()
-    make = lambda scale: VE(BoundNetwork(network, {"scale": jnp.float32(scale)}))
+    make = lambda scale: VE(
+        network=BoundNetwork(network=network, variables={"scale": jnp.float32(scale)})
+    )
     run = jax.jit(lambda score, x: score(x))
     images = jnp.ones((1, 2, 2, 1))
     first, second = (run(diffusions.score_at(make(s), 0.1), images) for s in (1.0, 2.0))

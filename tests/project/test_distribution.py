@@ -65,9 +65,27 @@ def test_the_command_lists_what_there_is():
     assert len(wrong.stderr.strip().splitlines()) == 1
 
 
+def test_a_config_that_does_not_exist_is_not_replaced_by_one_that_ships(tmp_path):
+    run = lambda config: _command(
+        "train_ebm", config, "--config.ebm.steps=0", f"--workdir={tmp_path / 'w'}", cwd=tmp_path,
+        PYTHONPATH=str(ROOT),
+    )  # fmt: skip
+    # The shipped one is read, and its value refused; a path elsewhere is not found.
+    for shipped in ("--config=digits", "--config=experiments/configs/digits.py"):
+        assert "config.ebm.steps: got 0" in run(shipped).stderr
+    wrong = run("--config=/nowhere/digits.py")
+    assert wrong.returncode != 0
+    assert "config.ebm.steps" not in wrong.stderr
+    assert not (tmp_path / "w").exists()
+
+
 def test_a_shipped_model_by_name_needs_no_file(tmp_path):
     done = _command(
-        "export", "--model=digits", f"--output={tmp_path / 'd.npz'}", cwd=tmp_path, PYTHONPATH=str(ROOT)
+        "export",
+        "--model=digits",
+        f"--output={tmp_path / 'd.npz'}",
+        cwd=tmp_path,
+        PYTHONPATH=str(ROOT),
     )
     assert done.returncode == 0, done.stderr
     both = _command("export", "--model=digits", "--ebm=x", "--output=y")
@@ -79,7 +97,9 @@ def test_a_shipped_model_by_name_needs_no_file(tmp_path):
 @pytest.mark.slow
 def test_an_installed_wheel_works_outside_the_checkout(tmp_path):
     source, wheels, site = tmp_path / "source", tmp_path / "wheels", tmp_path / "site"
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     for name in files.stdout.splitlines():
         if not name.startswith(("results/", "tests/")):
             (source / name).parent.mkdir(parents=True, exist_ok=True)

@@ -9,18 +9,18 @@ from test_diffusion_networks import shapes
 from test_diffusions import GAUSSIAN, MEAN, QUICK, SPREAD, bound, close, compiled, nhwc
 
 from purify_jax import diffusions
-from purify_jax.diffusion_purifiers import (
+from purify_jax.checks import InputError
+from purify_jax.diffusions import VE, VP, BoundNetwork
+from purify_jax.networks.diffusion import DDPMpp
+from purify_jax.purifiers.diffpure import (
     ddim,
     diffuse,
-    guided,
+    diffusion_purifier,
     probability_flow,
-    purifier,
     reverse_sde,
 )
-from purify_jax.diffusions import VE, VP, BoundNetwork
-from purify_jax.likelihood_purifier import likelihood_maximisation
-from purify_jax.networks.diffusion import DDPMpp
-from purify_jax.types import InputError
+from purify_jax.purifiers.guidance import guided
+from purify_jax.purifiers.likelihood import likelihood_maximisation
 
 SHORT = [
     (reverse_sde, {"t_star": 0.05, "dt": 0.02}, 3),
@@ -41,7 +41,7 @@ def test_diffpure_golden_with_its_stored_noise(golden):
     run = lambda diffusion: reverse_sde(
         diffusion, keys, images, t_star=0.02, first_noise=first, step_noise=steps
     )
-    _, trace = compiled(run, VP(bound("diffpure_vp", "score_sde")))
+    _, trace = compiled(run, VP(network=bound("diffpure_vp", "score_sde")))
     assert trace.step_sizes.shape == trace.score_norms.shape == (20, 2)
     assert close(diffusions.signed(trace.images), data["purified"])
 
@@ -116,7 +116,9 @@ def test_gdmp_rounds_begin_anew_from_the_purified_image():
     # With a denoiser that knows the answer, every round ends at it.
     answer = 0.25
     knows = VE(
-        lambda x, condition: (2 * answer - 1 - x) / (2 * jnp.exp(condition))[:, None, None, None]
+        network=lambda x, condition: (
+            (2 * answer - 1 - x) / (2 * jnp.exp(condition))[:, None, None, None]
+        )
     )
     trace = guided(
         knows, keys_for(2), jnp.ones((2, 2, 2, 1)), t_star=0.01, num_rounds=3, guidance=0.0
@@ -142,7 +144,7 @@ def test_likelihood_maximisation_climbs_to_the_mode():
 
 @pytest.mark.parametrize(("method", "settings", "steps"), SHORT, ids=NAMES)
 def test_purifiers_have_the_librarys_form(method, settings, steps):
-    purify = purifier(method, GAUSSIAN["vp"], num_restarts=2, **settings)
+    purify = diffusion_purifier(method, GAUSSIAN["vp"], num_restarts=2, **settings)
     images = jax.random.uniform(jax.random.key(0), (3, 4, 4, 3))
     keys = keys_for(3)
     arguments = purify, keys, images
@@ -175,7 +177,7 @@ def test_gradients_are_exact(method, settings, steps):
 
 def test_exact_gradients_store_one_image_a_step():
     network = DDPMpp(features=8, multipliers=(1,), num_blocks=1)
-    diffusion = VP(BoundNetwork(network, shapes(network, 8)))
+    diffusion = VP(network=BoundNetwork(network=network, variables=shapes(network, 8)))
     images = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)
 
     def memory(count):
@@ -201,6 +203,6 @@ def test_bad_settings_are_named():
     with pytest.raises(InputError, match="t_star: got 0"):
         ddim(GAUSSIAN["vp"], keys, images, t_star=0.0)
     with pytest.raises(InputError, match="num_restarts: got 0"):
-        purifier(ddim, GAUSSIAN["vp"], num_restarts=0)
+        diffusion_purifier(ddim, GAUSSIAN["vp"], num_restarts=0)
     with pytest.raises(InputError, match="images: got rank 2"):
-        purifier(ddim, GAUSSIAN["vp"])(keys, jnp.ones((2, 2)))
+        diffusion_purifier(ddim, GAUSSIAN["vp"])(keys, jnp.ones((2, 2)))

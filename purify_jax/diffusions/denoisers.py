@@ -23,9 +23,10 @@ from typing import Any, TypeAlias
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial, register_dataclass
 
-from purify_jax.types import Array, ScoreFn, per_image
+from purify_jax.arrays import per_image
+from purify_jax.pytrees import Partial, Replaceable, pytree, static
+from purify_jax.types import Array, ScoreFn
 
 #: (scaled signed images, condition ``[batch]``) → raw output; a pytree.
 NetworkFn: TypeAlias = Callable[[Array, Array], Array]
@@ -41,17 +42,16 @@ def pixels(images: Any) -> Any:
     return 0.5 * (images + 1.0)
 
 
-@register_dataclass
-@dataclasses.dataclass(frozen=True)
-class BoundNetwork:
+@pytree
+class BoundNetwork(Replaceable):
     """A linen network with its variables as leaves: (images, condition) → raw output.
 
     labels: class of the images, for a network with classes: int scalar or ``[batch]``.
     """
 
-    network: nn.Module = dataclasses.field(metadata={"static": True})
     variables: Mapping[str, Any]
     labels: Any = None
+    network: nn.Module = static()
 
     def __call__(self, images: Array, condition: Array) -> Array:
         if self.labels is None:
@@ -116,7 +116,7 @@ class LinearSchedule:
 class Diffusion:
     """What the diffusions share; each says in :meth:`noise` how its network predicts the noise."""
 
-    schedule: LinearSchedule = LinearSchedule()
+    schedule: Any = LinearSchedule()
 
     def noise(self, images: Array, sigma: Array) -> Array:
         """ε̂ in signed images u = clean + s·ε of noise s = ``sigma``, given ``[batch]``."""
@@ -147,8 +147,7 @@ def _each(values: Any, images: Array) -> Array:
     return jnp.broadcast_to(jnp.asarray(values, images.dtype), images.shape[:1])
 
 
-@register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class EDM(Diffusion):
     """EDM's preconditioning (Karras et al. 2022, arXiv 2206.00364, equation 7, table 1).
 
@@ -159,7 +158,7 @@ class EDM(Diffusion):
     """
 
     network: NetworkFn
-    sigma_data: float = dataclasses.field(default=0.5, metadata={"static": True})
+    sigma_data: float = static(0.5)
 
     def noise(self, images: Array, sigma: Array) -> Array:
         scale = per_image(jnp.sqrt(sigma**2 + self.sigma_data**2), images)
@@ -168,8 +167,7 @@ class EDM(Diffusion):
         return per_image(sigma, images) * images / scale**2 - self.sigma_data / scale * output
 
 
-@register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class VP(Diffusion):
     """Continuous variance-preserving ε-prediction: ε̂ = F(state, 999·t) (score_sde, DiffPure).
 
@@ -178,9 +176,7 @@ class VP(Diffusion):
     """
 
     network: NetworkFn
-    schedule: LinearSchedule = dataclasses.field(
-        default=LinearSchedule(), metadata={"static": True}
-    )
+    schedule: LinearSchedule = static(LinearSchedule())
 
     def noise(self, images: Array, sigma: Array) -> Array:
         return self.noise_at(images / per_image(_root(sigma), images), self.schedule.time(sigma))
@@ -190,8 +186,7 @@ class VP(Diffusion):
         return self.network(state, label)[..., : state.shape[-1]]
 
 
-@register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class DiscreteVP(Diffusion):
     """ε-prediction at integer steps: ε̂ = F(state, k), as DDPM and guided-diffusion are trained.
 
@@ -200,9 +195,7 @@ class DiscreteVP(Diffusion):
     """
 
     network: NetworkFn
-    schedule: LinearSchedule = dataclasses.field(
-        default=LinearSchedule(), metadata={"static": True}
-    )
+    schedule: LinearSchedule = static(LinearSchedule())
 
     def noise(self, images: Array, sigma: Array) -> Array:
         output = self.network(images / per_image(_root(sigma), images), self.step(sigma))
@@ -216,8 +209,7 @@ class DiscreteVP(Diffusion):
         return jnp.searchsorted(between, jnp.log(sigma)).astype(sigma.dtype)
 
 
-@register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class VE(Diffusion):
     """Variance exploding: D(u; s) = u + s·F(u; ln(s/2)) (Karras et al. 2022, table 1)."""
 

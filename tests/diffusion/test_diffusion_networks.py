@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_diffusions import compiled
 
-from purify_jax import diffusion_weights
+from purify_jax.models import diffusion_weights
 from purify_jax.networks.diffusion import ADM, DDPMpp, SongUNet, edm_ncsnpp
 from purify_jax.networks.diffusion.blocks import Attention
 from purify_jax.networks.diffusion.resampling import BINOMIAL, BOX, double, halve

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purify_jax.diffusion_purifiers import Trace, scan_steps, step_info
+from purify_jax.checks import check_at_least
 from purify_jax.diffusions import Diffusion
-from purify_jax.types import Array, Keys, check_at_least, fold_keys, normal_like
+from purify_jax.keys import fold_keys, normal_like, stream
+from purify_jax.purifiers.diffpure import Trace, scan_steps, step_info
+from purify_jax.types import Array, Keys
 
 
 def likelihood_maximisation(
@@ -45,8 +47,10 @@ def likelihood_maximisation(
             lambda key: jax.random.uniform(
                 key, (), x.dtype, minval=sigma_range[0], maxval=sigma_range[1]
             )
-        )(fold_keys(now, 1))
-        gradient, score = jax.grad(error, has_aux=True)(x, sigma, normal_like(now, x))
+        )(stream(now, "level"))
+        gradient, score = jax.grad(error, has_aux=True)(
+            x, sigma, normal_like(stream(now, "noise"), x)
+        )
         gradient = 0.5 * gradient  # with respect to signed images, whose Adam has the eps 1e-8
         first = decays[0] * first + (1 - decays[0]) * gradient
         second = decays[1] * second + (1 - decays[1]) * gradient**2

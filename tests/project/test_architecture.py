@@ -10,7 +10,7 @@ PACKAGE = ROOT / "purify_jax"
 #: A room imports only from rooms before it (and from itself).
 ORDER = [
     "arrays", "checks", "keys", "types", "pytrees", "atomic",
-    "data", "noise", "corruptions", "networks", "energy", "losses",
+    "data", "noise", "corruptions", "networks", "diffusions", "energy", "losses",
     "purifiers", "defense", "models", "devices", "training", "attacks", "evaluation", "reporting",
     "command",
 ]  # fmt: skip
