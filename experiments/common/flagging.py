@@ -52,7 +52,8 @@ def define_data() -> None:
 def training_config(name: str) -> ConfigDict:
     """The config of the flags; InputError unless its section ``name`` makes sense."""
     config = FLAGS.config
-    from_config.settings(config, name)
+    if config[name].get("recipe") != "airbench":
+        from_config.settings(config, name)
     return config
 
 

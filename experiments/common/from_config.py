@@ -93,6 +93,8 @@ def train_classifier(
     """
     section = config.classifier
     description = {**section.network.to_dict(), "num_outputs": dataset.num_classes}
+    if section.get("recipe") == "airbench":
+        return _train_airbench(config, networks.build(description), dataset, workdir, progress)
     return pj.train_classifier(
         networks.build(description),
         dataset,
@@ -106,4 +108,35 @@ def train_classifier(
         progress=progress,
         stream=stream,
         shard_parameters=shard_parameters,
+    )
+
+
+#: The fields of a config section that the short recipe reads.
+_RECIPE = (
+    "batch_size",
+    "microbatches",
+    "whitening_images",
+    "whitening_steps",
+    "label_smoothing",
+    "crop_padding",
+    "filter_rate",
+    "bias_rate",
+    "head_rate",
+    "weight_decay",
+    "steps_per_dispatch",
+    "checkpoint_every",
+)
+
+
+def _train_airbench(config, network, dataset, workdir, progress: bool) -> Trained:
+    section = config.classifier
+    return pj.training.train_airbench(
+        network,
+        dataset,
+        num_steps=section.steps,
+        **{name: section[name] for name in _RECIPE if name in section},
+        seed=config.seed,
+        metadata=_about(config, "classifier"),
+        workdir=workdir,
+        progress=progress,
     )

@@ -62,7 +62,25 @@ def noise_score(model: Model) -> NoiseScore:
             f"model: its file gives the scale {name!r}, expected one of {sorted(noise.SCALES)} "
             "under metadata.training.scale"
         )
+    if getattr(model.network, "noise_conditional", False):
+        return ConditionalScore(
+            params=model.params, network=model.network, scale=noise.SCALES[name]
+        )
     return ScaledScore(score_fn=score_fn(model), scale=noise.SCALES[name])
+
+
+@pytree
+class ConditionalScore:
+    """The score of a network that is told σ; see :func:`noise_score`."""
+
+    params: Params
+    network: nn.Module = static()
+    scale: Any = static()
+
+    def __call__(self, images: Array, sigma: Array) -> Array:
+        sigma = jnp.asarray(sigma)
+        output = self.network.apply({"params": self.params}, images, sigma)
+        return self.scale(sigma) * output  # type: ignore[operator]
 
 
 @pytree

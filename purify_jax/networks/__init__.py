@@ -11,11 +11,22 @@ from purify_jax.checks import InputError
 from purify_jax.networks.convnet import ConvNet
 from purify_jax.networks.mlp import MLP
 from purify_jax.networks.ncsnv2 import NCSNv2
+from purify_jax.networks.shuffled_unet import NoiseConditionalUNet, ShuffledUNet
 from purify_jax.networks.unet import UNet
 from purify_jax.networks.whitened_convnet import WhitenedConvNet
 from purify_jax.networks.wide_resnet import PreActResNet18, WideResNet
 
-_NETWORKS = (MLP, ConvNet, UNet, NCSNv2, WhitenedConvNet, WideResNet, PreActResNet18)
+_NETWORKS = (
+    MLP,
+    ConvNet,
+    UNet,
+    NCSNv2,
+    ShuffledUNet,
+    NoiseConditionalUNet,
+    WhitenedConvNet,
+    WideResNet,
+    PreActResNet18,
+)
 #: What a model file may name as its network.
 BY_NAME: Mapping[str, type[nn.Module]] = MappingProxyType({n.__name__: n for n in _NETWORKS})
 
@@ -49,7 +60,9 @@ __all__ = [
     "MLP",
     "ConvNet",
     "NCSNv2",
+    "NoiseConditionalUNet",
     "PreActResNet18",
+    "ShuffledUNet",
     "UNet",
     "WhitenedConvNet",
     "WideResNet",

@@ -1,6 +1,7 @@
 """Training: score models and classifiers in one call each, and the parts that they are made of."""
 
 from purify_jax.training import augmentation, compiling, feeding
+from purify_jax.training.airbench import train_airbench
 from purify_jax.training.augmentation import crop_and_purify, random_crop, random_flip
 from purify_jax.training.checkpoints import SaveError, TrainingCheckpoints
 from purify_jax.training.classifier import train_classifier
@@ -37,6 +38,7 @@ __all__ = [
     "random_crop",
     "random_flip",
     "scan_steps",
+    "train_airbench",
     "train_classifier",
     "train_score_model",
     "train_step",

@@ -1,7 +1,6 @@
 """The settings of a training run, checked in one place, and what they make."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,17 +92,10 @@ def run(
     progress: bool,
     stream: bool | None,
     shard_parameters: bool,
-    optimizer: optax.GradientTransformation | None = None,
-    prepare: Callable[[Any], Any] | None = None,
-    augment: Any = None,
 ) -> FitResult:
-    """Initialises a network and trains it on all devices; what both kinds of training share.
-
-    prepare: a change of the initial state (a whitened first layer, say).
-    augment: (keys, images, indices, epoch) → images, for what depends on which image it is and when.
-    """
+    """Initialises a network and trains it on all devices; what both kinds of training share."""
     mesh = sharding.default_mesh()
-    optimizer = settings.optimizer() if optimizer is None else optimizer
+    optimizer = settings.optimizer()
     state = init_state(network, optimizer, key, dataset.image_shape)
     steps = scan_steps(
         loss_fn,
@@ -113,12 +105,10 @@ def run(
         ema_decay=settings.ema_decay,
         mesh=mesh,
         shard_parameters=shard_parameters,
-        augment=augment,
-        size=len(dataset),
     )
     return fit(
         steps,
-        state if prepare is None else prepare(state),
+        state,
         dataset,
         num_steps=settings.num_steps,
         batch_size=settings.batch_size,

@@ -197,8 +197,6 @@ def scan_steps(
     ema_decay: float = 0.999,
     mesh: Mesh | None = None,
     shard_parameters: bool = False,
-    augment: Any = None,
-    size: int | None = None,
 ) -> "RunSteps":
     """A jitted function (state, images, labels, indices ``[K, batch]``) → (state, mean metrics).
 
@@ -206,20 +204,16 @@ def scan_steps(
     K steps are one dispatch. The state is donated. With a ``mesh`` each batch is split over its
     devices; the batch must be a multiple of their number, and with ``shard_parameters`` large
     arrays of the state are split too. Streamed data come as batches: images ``[K, batch, h, w, c]``,
-    labels ``[K, batch]``, and the same indices. ``augment`` maps (keys, images, indices, epoch) to
-    images; an epoch are ``size`` images.
+    labels ``[K, batch]``, and indices that are not looked at.
     """
 
-    def advance(loss_fn, state: TrainState, batch: Array, labels: Array, indices: Array):
+    def advance(loss_fn, state: TrainState, batch: Array, labels: Array) -> tuple[TrainState, dict]:
         keys = image_keys(jax.random.fold_in(key, state.step), jnp.arange(batch.shape[0]))
         keys, batch = sharding.split(mesh, (keys, batch))
         if batch.dtype == jnp.uint8:
             batch = batch.astype(jnp.float32) / 255
         if flip:
             batch = random_flip(fold_keys(keys, FLIP), batch)
-        if augment is not None:
-            epoch = state.step * batch.shape[0] // (size or batch.shape[0])
-            batch = augment(keys, batch, indices, epoch)
         state, metrics = train_step(loss_fn, optimizer, state, keys, batch, labels, ema_decay)
         if shard_parameters and mesh is not None:
             shardings = sharding.large_arrays_split(mesh, state)
@@ -229,13 +223,13 @@ def scan_steps(
     def one(loss_fn, carry: tuple, indices: Array) -> tuple[tuple, dict]:
         state, images, labels = carry
         indices = sharding.split(mesh, indices)
-        state, metrics = advance(loss_fn, state, images[indices], labels[indices], indices)
+        state, metrics = advance(loss_fn, state, images[indices], labels[indices])
         return (state, images, labels), metrics
 
     def run(loss_fn, state: TrainState, images: Array, labels: Array, indices: Array):
         if images.ndim == 5:
             streamed = lambda state, batch: advance(loss_fn, state, *batch)
-            state, metrics = jax.lax.scan(streamed, state, (images, labels, indices))
+            state, metrics = jax.lax.scan(streamed, state, (images, labels))
         else:
             resident = lambda carry, chosen: one(loss_fn, carry, chosen)
             (state, _, _), metrics = jax.lax.scan(resident, (state, images, labels), indices)
