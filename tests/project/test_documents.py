@@ -53,3 +53,9 @@ def test_every_module_is_in_the_architecture():
     for path in (ROOT / "purify_jax").glob("*.py"):
         if path.stem != "__init__":
             assert f"`{path.stem}`" in text, path.stem
+
+
+def test_the_architecture_figure_is_that_of_the_imports():
+    names: dict = {"__file__": str(ROOT / "docs" / "figure.py"), "__name__": "figure"}
+    exec((ROOT / "docs" / "figure.py").read_text(), names)
+    assert names["figure"]() in (ROOT / "docs" / "architecture.md").read_text()
