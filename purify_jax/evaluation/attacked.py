@@ -59,6 +59,7 @@ def evaluate(
     on_batch: Callable[[str, int, list[Record]], None] | None = None,
     keep_images: Callable[[str, np.ndarray, np.ndarray], None] | None = None,
     mesh: Mesh | None = None,
+    shard_parameters: bool = False,
 ) -> list[Record]:
     """Runs attacks against a defense on a data set; returns the records, "clean" first.
 
@@ -83,6 +84,7 @@ def evaluate(
       on_batch: called with (attack, images done, records of the batch), for progress.
       keep_images: called with (attack, indices, adversarial images).
       mesh: devices to split each batch over (``sharding.data_mesh()``); one device by default.
+      shard_parameters: split large parameters over the devices too, for those that no device holds.
 
     Raises InputError for bad images or labels, or a file that belongs to another evaluation.
     """
@@ -101,13 +103,15 @@ def evaluate(
         "shared_keys": shared_keys,
     }
     file = RecordFile(path, {**identify, **(header or {})})
-    scorer = sharding.over_images(score(defense, draws), mesh, batch_axis=1)
+    scorer = sharding.over_images(
+        score(defense, draws), mesh, batch_axis=1, split_large=shard_parameters
+    )
     everything: dict[str, Attack] = {"clean": Partial(_unchanged), **attacks}
     records: list[Record] = []
     fallen: set[int] = set()
     try:
         for name, attack in everything.items():
-            run = sharding.over_images(attack, mesh)
+            run = sharding.over_images(attack, mesh, split_large=shard_parameters)
             todo = [i for i in range(len(dataset)) if not (drop_fallen and i in fallen)]
             skipped = sorted(set(range(len(dataset))) - set(todo))
             done: list[Record] = []

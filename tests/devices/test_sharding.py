@@ -54,6 +54,10 @@ if images:
     found["certificates"] = certification.certify(
         jax.random.key(0), defense, test.take(images), sigma=0.2, n0=5, n=40, batch_size=images,
         samples_at_once=20, mesh=mesh)
+if mesh is not None and images:
+    found["split"] = pj.evaluate(
+        jax.random.key(0), defense, {"pgd": attack}, test.take(images), draws=2, batch_size=images,
+        mesh=mesh, shard_parameters=True)
 if mesh is not None:
     split = jax.device_put(dict(ebm.params), sharding.large_arrays_split(mesh, dict(ebm.params)))
     found["shares"] = sorted({x.size // x.addressable_shards[0].data.size
@@ -89,7 +93,10 @@ def run(folder, devices, steps, images=0, **placement):
 
 def assert_same(one, other):
     assert other["norm"] == pytest.approx(one["norm"], rel=1e-5)
-    for a, b in zip(one["records"], other["records"], strict=True):
+    everything = [*other["records"], *other.get("split", [])]
+    for a, b in zip(
+        one["records"] * (len(everything) // len(one["records"])), everything, strict=True
+    ):
         assert (a["attack"], a["index"], a["one_draw"]) == (b["attack"], b["index"], b["one_draw"])
         assert a["loss"] == pytest.approx(b["loss"], abs=0.02)
     assert other["corrupted"] == one["corrupted"]
