@@ -20,7 +20,7 @@ from benchmarks.settings import Settings, torch_or_none
 from experiments.common import provenance
 from purify_jax.atomic import write_atomically
 from purify_jax.models import pretrained
-from purify_jax.reporting import report
+from purify_jax.models.versions import versions
 
 SECTIONS: dict[str, Callable[[Settings], list[dict[str, Any]]]] = {
     "network": networks.forward_and_gradient,
@@ -71,7 +71,7 @@ def main() -> None:
         "commit": provenance.commit(),
         "date": time.strftime("%Y-%m-%d"),
         "settings": chosen,
-        "versions": {**report.versions(), "torch": torch.__version__ if torch else None},
+        "versions": {**versions(), "torch": torch.__version__ if torch else None},
         "processor": _processor(),
         "matmul_peak_flops_per_s": timing.matmul_peak(),
         "sections": {},

@@ -16,7 +16,7 @@ def _unchanged(images: Array) -> Array:
 
 
 #: The purifier that does nothing: one restart, zero steps. The undefended case.
-identity = Filter(function=Partial(_unchanged))
+identity = Filter(function=Partial(_unchanged), bounds=None)
 
 
 def filtered(function: Callable[[Array], Array]) -> Filter:

@@ -120,10 +120,12 @@ def step_info(images: Array, size: Any, score: Array) -> tuple[Array, Array]:
 class Filter:
     """A deterministic map of images as a purifier of one restart and no steps.
 
-    function: images → images; the result is clipped to [0, 1].
+    function: images → images. bounds: the result is clipped to them; None for a map that stays inside
+    by itself, since clipping halves the derivative of a pixel that lies on the bound.
     """
 
     function: Any
+    bounds: tuple[float, float] | None = static(BOUNDS)
     num_restarts: int = static(1)
     is_deterministic: bool = static(True)
     score_fn: None = static(None)
@@ -134,4 +136,4 @@ class Filter:
         check_images(images)
         none = jnp.zeros((0, 1, images.shape[0]), images.dtype)
         info = PurifyInfo(none, none, jnp.zeros((1, images.shape[0]), jnp.int32))
-        return jnp.clip(self.function(images), *BOUNDS)[None], info
+        return clip_to(self.bounds, self.function(images))[None], info
