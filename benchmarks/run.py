@@ -21,6 +21,7 @@ from experiments.common import provenance
 from purify_jax.atomic import write_atomically
 from purify_jax.models import pretrained
 from purify_jax.models.versions import versions
+from purify_jax.reporting import report
 
 SECTIONS: dict[str, Callable[[Settings], list[dict[str, Any]]]] = {
     "network": networks.forward_and_gradient,

@@ -47,6 +47,6 @@ def test_an_image_grid_shows_the_images():
 
 
 def test_versions_name_what_numbers_depend_on():
-    found = report.versions()
+    found = reporting.versions()
     assert {"purify_jax", "jax", "numpy", "python", "device"} <= set(found)
     assert "unknown" not in found.values()
