@@ -7,6 +7,7 @@ import re
 import numpy as np
 from PIL import Image
 
+from purify_jax import reporting
 from purify_jax.reporting import plots, report
 
 
