@@ -54,6 +54,20 @@ def train_ebm(
 ) -> Trained:
     """Trains the energy model of ``config.ebm``."""
     section = config.ebm
+    if section.get("loss") == "edm":
+        return pj.training.train_denoiser(
+            networks.build(section.network.to_dict()),
+            dataset,
+            settings(config, "ebm"),
+            log_sigma_mean=section.log_sigma_mean,
+            log_sigma_std=section.log_sigma_std,
+            purification=config.purification.to_dict(),
+            metadata=_about(config, "ebm"),
+            workdir=workdir,
+            progress=progress,
+            stream=stream,
+            shard_parameters=shard_parameters,
+        )
     if section.sigma_schedule not in _LEVELS:
         raise InputError(
             f"ebm.sigma_schedule: got {section.sigma_schedule!r}, expected one of {sorted(_LEVELS)}"

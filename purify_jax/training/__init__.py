@@ -5,6 +5,7 @@ from purify_jax.training.airbench import train_airbench
 from purify_jax.training.augmentation import crop_and_purify, random_crop, random_flip
 from purify_jax.training.checkpoints import SaveError, TrainingCheckpoints
 from purify_jax.training.classifier import train_classifier
+from purify_jax.training.edm import train_denoiser
 from purify_jax.training.loop import Diverged, FitResult, fit
 from purify_jax.training.score_model import train_score_model
 from purify_jax.training.settings import Settings, Trained
@@ -40,6 +41,7 @@ __all__ = [
     "scan_steps",
     "train_airbench",
     "train_classifier",
+    "train_denoiser",
     "train_score_model",
     "train_step",
 ]

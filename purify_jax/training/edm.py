@@ -1,6 +1,9 @@
 """Training of noise-conditional denoisers, weighted as by Karras et al. 2022 (EDM, arXiv 2206.00364)."""
 
-from collections.abc import Callable
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -8,8 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from purify_jax.arrays import per_image
+from purify_jax.checks import check_at_least
+from purify_jax.data import Dataset
 from purify_jax.keys import LEVEL, NOISE, fold_keys, normal_like
+from purify_jax.models.files import Model
+from purify_jax.models.versions import versions
 from purify_jax.pytrees import Partial, pytree, static
+from purify_jax.training import settings as runs
+from purify_jax.training.settings import Settings, Trained
 from purify_jax.types import Array, Keys
 
 #: (noisy images, σ ``[batch]``) → what denoising adds to them, D(x; σ) − x.
@@ -73,3 +82,59 @@ class EDMLoss:
 def edm_loss(network: nn.Module, draw_sigmas: Callable[[Keys], Array]) -> EDMLoss:
     """:func:`denoising_loss` of a network (images, σ) → displacement, for ``training.scan_steps``."""
     return EDMLoss(network=network, draw_sigmas=draw_sigmas)
+
+
+def train_denoiser(
+    network: nn.Module,
+    dataset: Dataset,
+    settings: Settings,
+    *,
+    log_sigma_mean: float = -1.9,
+    log_sigma_std: float = 1.2,
+    purification: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    workdir: str | Path | None = None,
+    progress: bool = True,
+    stream: bool | None = None,
+    shard_parameters: bool = False,
+) -> Trained:
+    """Trains a noise-conditional denoiser with EDM's loss: ln σ ~ N(mean, std²), σ in [0, 1] units.
+
+    Args:
+      network: (noisy images, σ) → D(x; σ) − x with a ``data_std``, a ``NoiseConditionalUNet`` say.
+      dataset: images; labels are not looked at.
+      settings: steps, batch size, learning rate and the like.
+      log_sigma_mean, log_sigma_std: of the noise levels; the published −1.2 for images in [−1, 1] is
+        −1.9 here.
+      purification, metadata: see :func:`purify_jax.train_score_model`.
+      workdir: a folder for checkpoints and metrics; a run that was killed continues from it.
+
+    Returns the model (role "score", with averaged parameters), and whether training finished.
+    """
+    check_at_least("log_sigma_std", log_sigma_std, 0.0)
+    state, finished = runs.run(
+        edm_loss(network, log_normal(log_sigma_mean, log_sigma_std)),
+        network,
+        dataset,
+        settings,
+        runs.run_key(settings, 0),
+        workdir=workdir,
+        description="denoiser",
+        progress=progress,
+        stream=stream,
+        shard_parameters=shard_parameters,
+    )
+    about = {
+        "dataset": dataset.name,
+        "purification": dict(purification or {}),
+        "training": {"log_sigma_mean": log_sigma_mean, "log_sigma_std": log_sigma_std,
+                     **dataclasses.asdict(settings)},
+        "versions": versions(),
+        **(metadata or {}),
+    }  # fmt: skip
+    # What the purifiers read: the scaling of the output, and the smallest level, two standard
+    # deviations below the median.
+    smallest = math.exp(log_sigma_mean - 2 * log_sigma_std)
+    about["training"] = {**about["training"], "scale": "per_variance", "sigma_min": smallest}
+    variables = {"params": state.ema_params}
+    return Trained(Model("score", network, variables, dataset.image_shape, about), finished)

@@ -1,6 +1,7 @@
 """The short recipe: closed forms of its parts, and a training that learns."""
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -183,16 +184,15 @@ def test_parts_of_a_batch_add_up_to_the_gradient_of_their_sum():
     twice = np.concatenate([np.arange(4), np.arange(4)])[None]
     network = networks.WhitenedConvNet(num_outputs=3, features=(4, 6, 8))
     optimizer = muon.nesterov(optax.linear_schedule(1e-3, 0.0, 10), 0.0, 0.0)
-    ends = []
+    moved = []
     for microbatches in (1, 2):
         state = training.init_state(network, optimizer, jax.random.key(0), dataset.image_shape)
         state = state.replace(ema_params={}, ema_batch_stats={})
+        start = jax.flatten_util.ravel_pytree(state.params)[0]
         run = airbench.scan_steps(
             network, optimizer, jax.random.key(1), crop_padding=0, microbatches=microbatches
         )
-        ends.append(run(state, jnp.asarray(dataset.images), jnp.asarray(dataset.labels), twice)[0])
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
-        ends[0].params,
-        ends[1].params,
-    )
+        end = run(state, jnp.asarray(dataset.images), jnp.asarray(dataset.labels), twice)[0]
+        moved.append(np.asarray(jax.flatten_util.ravel_pytree(end.params)[0] - start))
+    # Not to the digit: where a pool's values nearly tie, rounding decides which one is largest.
+    assert np.linalg.norm(moved[0] - moved[1]) < 0.02 * np.linalg.norm(moved[0])
