@@ -11,6 +11,7 @@ from purify_jax import energy
 from purify_jax import purifiers as pur
 from purify_jax.checks import InputError
 from purify_jax.keys import image_keys
+from purify_jax.purifiers import adp
 
 
 @pytest.mark.parametrize(("name", "threshold"), [("nostop", 0.0), ("stop", 0.01)])
@@ -19,7 +20,7 @@ def test_the_published_update_rule(golden, name, threshold, monkeypatch):
     data = golden("adp_trajectory")
     to_last = lambda a: jnp.asarray(np.moveaxis(a, -3, -1))
     mu, a, gain, x, noise = (to_last(data[k]) for k in ("mu", "a", "gain", "x", "noise"))
-    monkeypatch.setattr(pur, "normal_like", lambda keys, images: noise)
+    monkeypatch.setattr(adp, "normal_like", lambda keys, images: noise)
     purifier = pur.purifier(
         lambda v: gain * jnp.tanh(a * (mu - v)),
         pur.adaptive(rate=0.05),
