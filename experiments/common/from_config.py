@@ -43,6 +43,15 @@ def _about(config: ConfigDict, section: str) -> dict[str, Any]:
     }
 
 
+def sigmas(section: ConfigDict) -> pj.types.Array:
+    """The noise levels, [L], of a section "ebm"; InputError names the field."""
+    if section.sigma_schedule not in _LEVELS:
+        raise InputError(
+            f"ebm.sigma_schedule: got {section.sigma_schedule!r}, expected one of {sorted(_LEVELS)}"
+        )
+    return _LEVELS[section.sigma_schedule](section.sigma_max, section.sigma_min, section.num_sigmas)
+
+
 def train_ebm(
     config: ConfigDict,
     dataset: pj.data.Dataset,
@@ -68,17 +77,11 @@ def train_ebm(
             stream=stream,
             shard_parameters=shard_parameters,
         )
-    if section.sigma_schedule not in _LEVELS:
-        raise InputError(
-            f"ebm.sigma_schedule: got {section.sigma_schedule!r}, expected one of {sorted(_LEVELS)}"
-        )
     return pj.train_score_model(
         networks.build(section.network.to_dict()),
         dataset,
         settings(config, "ebm"),
-        sigmas=_LEVELS[section.sigma_schedule](
-            section.sigma_max, section.sigma_min, section.num_sigmas
-        ),
+        sigmas=sigmas(section),
         role=section.role,
         scale=section.scale,
         patterns=section.get("patterns", 0.0),

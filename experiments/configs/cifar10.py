@@ -21,6 +21,6 @@ def get_config() -> ConfigDict:
         {"name": "ConvNet", "features": (32, 64, 128), "hidden": 256}
     )
     config.classifier.update({"flip": True, "crop_padding": 4, "steps": 6000})
-    config.purifiers.update({"noise_scale": 0.1, "num_restarts": 2})
+    config.purification.update({"noise_scale": 0.1, "num_restarts": 2})
     config.attack.epsilon = 8 / 255
     return config

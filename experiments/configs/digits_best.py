@@ -14,6 +14,6 @@ from experiments.configs import digits
 def get_config() -> ConfigDict:
     """Gradual noise 0.125, 0.125, 0.25; a classifier trained on purified images."""
     config = digits.get_config()
-    config.purifiers.update({"method": "gradual", "num_steps": 4})
+    config.purification.update({"method": "gradual", "num_steps": 4})
     config.classifier.purified = 0.8
     return config

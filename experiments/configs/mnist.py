@@ -35,6 +35,6 @@ def get_config() -> ConfigDict:
     config.classifier.update(
         {"learning_rate": 2e-3, "steps": 4000, "checkpoint_every": 1000, "ema_decay": 0.999}
     )
-    config.purifiers.update({"rate": 0.5, "num_steps": 5, "noise_scale": 0.3})
+    config.purification.update({"rate": 0.5, "num_steps": 5, "noise_scale": 0.3})
     config.attack.epsilon = 0.3
     return config

@@ -45,9 +45,14 @@ def test_every_suite_has_a_config_that_builds(name):
     plan = plans.plan(name, None, tables.ROOT / "runs", "DIR")
     config = importlib.import_module(f"experiments.configs.{name}").get_config()
     assert config.purification.method in pj.models.METHODS
-    assert from_config.network(config.ebm) is not None
-    assert from_config.network(config.classifier, 10) is not None
-    from_config.optimizer(config.ebm), from_config.sigmas(config.ebm)
+    pj.networks.build(config.ebm.network.to_dict())
+    pj.networks.build({**config.classifier.network.to_dict(), "num_outputs": 10})
+    levels = from_config.sigmas(config.ebm)
+    assert levels.shape == (config.ebm.num_sigmas,)
+    assert float(levels.max()) == pytest.approx(config.ebm.sigma_max)
+    assert float(levels.min()) == pytest.approx(config.ebm.sigma_min)
+    for section in ("ebm", "classifier"):
+        assert from_config.settings(config, section).num_steps == config[section].steps
     # The full plan is the config's own number of steps, and purified training gets its purifier.
     steps = f"--config.ebm.steps={config.ebm.steps}"
     trained = [p for p in plan.parts if p.name in ("ebm", "demo")]
