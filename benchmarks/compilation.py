@@ -15,6 +15,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import app, flags
 
 import purify_jax as pj
@@ -55,8 +56,9 @@ def _exact_gradient(how: str) -> dict:
     """The exact gradient through 2 steps of NCSNv2, one image, a linear classifier behind it."""
     network = pj.networks.NCSNv2(features=FLAGS.features)
     images = jnp.zeros((1, 32, 32, 3))
-    shapes = jax.eval_shape(network.init, jax.random.key(0), images)
-    params = jax.tree.map(lambda s: jnp.full(s.shape, 0.01, s.dtype), shapes)["params"]
+    shapes = jax.eval_shape(network.init, jax.random.key(0), images)["params"]
+    draws = np.random.default_rng(0)  # a constant of one repeated value would be stored as one value
+    params = jax.tree.map(lambda s: jnp.asarray(draws.normal(0, 0.01, s.shape), s.dtype), shapes)
     score_fn = pj.energy.score_from_network(network, params)
     purifier = pj.purifier(score_fn, num_steps=2, num_restarts=1)
     defense = pj.defend(purifier, lambda x: x.reshape(x.shape[0], -1)[:, :10])
