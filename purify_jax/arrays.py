@@ -7,7 +7,11 @@ Array = jax.Array
 
 
 def per_image(values: Array, images: Array) -> Array:
-    """Reshapes ``[batch]`` values so that they broadcast over ``[batch, ...]`` images."""
+    """Reshapes ``[batch]`` values so that they broadcast over ``[batch, ...]`` images.
+
+    >>> per_image(jnp.arange(2), jnp.zeros((2, 8, 8, 1))).shape
+    (2, 1, 1, 1)
+    """
     return values.reshape(values.shape + (1,) * (images.ndim - values.ndim))
 
 
@@ -17,7 +21,13 @@ def dot(a: Array, b: Array) -> Array:
 
 
 def l2_norm(a: Array) -> Array:
-    """Euclidean norm per image, with gradient 0 (not NaN) where the array is zero."""
+    """Euclidean norm per image, with gradient 0 (not NaN) where the array is zero.
+
+    >>> l2_norm(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    [5.0, 0.0]
+    >>> jax.grad(lambda a: l2_norm(a).sum())(jnp.zeros((1, 2))).tolist()
+    [[0.0, 0.0]]
+    """
     squared = dot(a, a)
     positive = squared > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)

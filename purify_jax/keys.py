@@ -52,7 +52,15 @@ LEVEL, NOISE, FLIP, SHARE, PATTERN = range(5)
 
 
 def image_keys(key: Array, indices: Array | np.ndarray) -> Keys:
-    """One key per image, from a run's key and each image's global index ``[batch]``."""
+    """One key per image, from a run's key and each image's global index ``[batch]``.
+
+    An image's key does not depend on the batch that it is in:
+
+    >>> together = image_keys(jax.random.key(0), np.arange(4))
+    >>> alone = image_keys(jax.random.key(0), np.array([3]))
+    >>> bool(together[3] == alone[0])
+    True
+    """
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(indices, jnp.uint32))
 
 

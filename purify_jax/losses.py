@@ -77,6 +77,9 @@ def margin(log_probs: Array, labels: Array) -> Array:
     """max_{j≠y} z_j − z_y: positive exactly when the image is misclassified.
 
     The loss of Carlini & Wagner 2017 (arXiv 1608.04644, f₆) without its floor.
+
+    >>> margin(jnp.array([[2.0, 0.5, -1.0]]), jnp.array([0])).tolist()
+    [-1.5]
     """
     return _largest_other(log_probs, labels) - _of_label(log_probs, labels)
 

@@ -16,6 +16,9 @@ def geometric(largest: float, smallest: float, num_levels: int) -> Array:
 
     NCSNv2 on CIFAR-10 uses 232 levels from 50 to 0.01 (Song & Ermon 2020, arXiv 2006.09011,
     section 3, pixels in [0, 1]).
+
+    >>> geometric(1.0, 0.25, 3).tolist()
+    [1.0, 0.5, 0.25]
     """
     _check(largest, smallest, num_levels)
     return jnp.asarray(np.geomspace(largest, smallest, num_levels), jnp.float32)

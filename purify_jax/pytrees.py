@@ -97,5 +97,13 @@ def jit(function: Callable) -> Callable:
 
     ``pj.jit(attack)(keys, images, labels)``. All callables of one structure (the same networks, the
     same numbers of steps) share one compiled program, whatever their parameters, σ, λ and ε.
+
+    >>> import jax.numpy as jnp
+    >>> traced = []
+    >>> def scaled(by, x):
+    ...     traced.append(by)
+    ...     return by * x
+    >>> [float(jit(Partial(scaled, jnp.float32(by)))(3.0)) for by in (1, 2)], len(traced)
+    ([3.0, 6.0], 1)
     """
     return _Jitted(function)

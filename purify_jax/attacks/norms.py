@@ -124,6 +124,10 @@ def project_into(norm: Norm, images: Array, adversarial: Array, epsilon: float) 
 
     Clipping moves every pixel towards the clean image, which lies inside the bounds, so the
     result is still inside the ball.
+
+    >>> clean, far = jnp.array([[0.5, 0.95]]), jnp.array([[0.2, 1.2]])
+    >>> project_into(linf, clean, far, 0.1).tolist() == jnp.array([[0.4, 1.0]]).tolist()
+    True
     """
     return jnp.clip(images + norm.project(adversarial - images, epsilon), *BOUNDS)
 

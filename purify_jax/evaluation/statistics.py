@@ -18,7 +18,11 @@ class Interval(NamedTuple):
 
 
 def wilson(successes: int, total: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a binomial share (Wilson 1927), by scipy."""
+    """Wilson's score interval of a binomial share (Wilson 1927), by scipy.
+
+    >>> print(wilson(90, 100))
+    0.900 [0.826, 0.945]
+    """
     if total == 0:
         return Interval(float("nan"), 0.0, 1.0, 0)
     interval = stats.binomtest(int(successes), int(total)).proportion_ci(confidence, "wilson")
