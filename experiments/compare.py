@@ -24,6 +24,7 @@ from purify_jax.checks import InputError
 from purify_jax.corruptions import BENCHMARK
 from purify_jax.devices import sharding
 from purify_jax.evaluation import corrupted, evaluate_corrupted
+from purify_jax.evaluation.passes import network_passes
 from purify_jax.keys import image_keys
 from purify_jax.reporting import plots
 from purify_jax.reporting.pages import write_results
@@ -34,6 +35,7 @@ flags.DEFINE_integer("steps", 20, "Attack steps.")
 flags.DEFINE_integer("eot", 4, "Draws whose gradients are averaged (EOT).")
 flags.DEFINE_integer("draws", 4, "Scoring draws.")
 flags.DEFINE_integer("chain_steps", 200, "Steps of the Langevin chains.")
+flags.DEFINE_integer("diffusion_steps", 20, "Steps of DiffPure.")
 flags.DEFINE_integer("severity", 3, "Severity of the corruptions.")
 flags.DEFINE_list("only", None, "Only these purifiers.")
 FLAGS = flags.FLAGS
@@ -42,7 +44,8 @@ NOTE = (
     "Accuracy of one draw with Wilson's 95% interval. blind: PGD on the bare classifier; BPDA+EOT: "
     "the purifier's gradient taken as the identity; exact+EOT: through everything. The lowest of "
     "the three is the one to believe. Corrupted: mean over the 15 corruptions at one severity. "
-    "Time: one batch, compiled, median of five. All purifiers share one score network; their "
+    "Time: one batch, compiled, median of five. Passes: forward passes of the score network for one "
+    "image, all restarts together. All purifiers share one score network; their "
     "settings follow from its noise scale and were not tuned on these images."
 )
 
@@ -70,6 +73,11 @@ def _purifiers(ebm: pj.models.Model, chain_steps: int):
         "probability flow": make(method="probability_flow", num_steps=5),
         "reverse SDE": make(method="reverse_sde", num_steps=5),
         "gradual noise": make(method="gradual", num_steps=4),
+        "DiffPure SDE": make(method="diffpure_sde", num_steps=FLAGS.diffusion_steps),
+        "DiffPure ODE": make(method="diffpure_ode", num_steps=FLAGS.diffusion_steps),
+        "DDIM": make(method="ddim", num_steps=5),
+        "GDMP": make(method="gdmp"),
+        "likelihood": make(method="likelihood_maximisation", num_steps=5),
         "Gaussian blur": purifiers.gaussian_blur(0.6),
         "JPEG 50": purifiers.jpeg(50),
     }
@@ -80,7 +88,16 @@ def main(argv: list[str]) -> None:
     del argv
     loaded = loading.load()
     dataset = loaded.dataset.take(FLAGS.images)
-    options = ("norm", "epsilon", "steps", "eot", "draws", "chain_steps", "severity")
+    options = (
+        "norm",
+        "epsilon",
+        "steps",
+        "eot",
+        "draws",
+        "chain_steps",
+        "diffusion_steps",
+        "severity",
+    )
     everything = _purifiers(loaded.ebm, FLAGS.chain_steps)
     chosen = FLAGS.only or list(everything)
     for name in chosen:
@@ -94,6 +111,7 @@ def main(argv: list[str]) -> None:
         if not path.exists():
             defense = loaded.undefended.replace(purifier=everything[name])
             row = _measure(name, defense, dataset, changed)
+            row["passes"] = _passes(type(loaded.ebm.network), everything[name], dataset)
             write_atomically(path, json.dumps(row, indent=2) + "\n")
         rows[name] = json.loads(path.read_text())
     _write(workdir, rows, options)
@@ -127,6 +145,12 @@ def _measure(name, defense, dataset, changed) -> dict:
     return row
 
 
+def _passes(network, purifier, dataset) -> int:
+    images, _ = dataset.batch(np.arange(1))
+    keys = image_keys(jax.random.key(FLAGS.seed), np.arange(1))
+    return network_passes(network, purifier, keys, images)
+
+
 def _seconds(defense, dataset) -> float:
     """Median seconds of one batch, compiled."""
     count = min(FLAGS.batch_size, len(dataset))
@@ -145,12 +169,19 @@ def _seconds(defense, dataset) -> float:
 def _write(workdir, rows: dict, options) -> None:
     shares = ("clean", "blind", "BPDA+EOT", "exact+EOT")
     interval = lambda cell: f"{cell[0]:.3f} [{cell[1]:.3f}, {cell[2]:.3f}]"
-    columns = ["purifier", *shares, f"corrupted (severity {FLAGS.severity})", "ms per image"]
+    columns = [
+        "purifier",
+        *shares,
+        f"corrupted (severity {FLAGS.severity})",
+        "passes",
+        "ms per image",
+    ]
     body = [
         [
             name,
             *(interval(row[s]) for s in shares),
             f"{row['corrupted']:.3f}",
+            str(row["passes"]),
             f"{row['milliseconds']:.3f}",
         ]
         for name, row in rows.items()

@@ -13,10 +13,22 @@ from absl import flags
 import purify_jax as pj
 from experiments.common import cli
 from purify_jax.checks import InputError
-from purify_jax.models import torch_weights
+from purify_jax.models import diffusion_weights, torch_weights
 
-flags.DEFINE_enum("kind", None, sorted(torch_weights.KINDS), "Architecture.", required=True)
+flags.DEFINE_enum(
+    "kind",
+    None,
+    [*sorted(torch_weights.KINDS), *sorted(diffusion_weights.KINDS)],
+    "Architecture.",
+    required=True,
+)
 flags.DEFINE_string("source", None, "Weights: .pth, .pt, .npz or .safetensors.", required=True)
+flags.DEFINE_integer(
+    "head_channels", None, "Channels of an attention head of a guided_diffusion network (64)."
+)
+flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "What floating-point parameters are stored as."
+)
 flags.DEFINE_string("out", None, "Model file to write (.safetensors).", required=True)
 flags.DEFINE_bool("ema", False, "Take the averaged weights of the checkpoint.")
 flags.DEFINE_list("image_shape", ["32", "32", "3"], "height,width,channels of the images.")
@@ -30,19 +42,34 @@ def main(argv: list[str]) -> None:
     if len(FLAGS.image_shape) != 3 or not all(part.isdigit() for part in FLAGS.image_shape):
         raise InputError(f"image_shape: got {FLAGS.image_shape}, expected height,width,channels")
     height, width, channels = map(int, FLAGS.image_shape)
-    state = torch_weights.read_state_dict(FLAGS.source, ema=FLAGS.ema)
-    model, table = torch_weights.import_model(FLAGS.kind, state, (height, width, channels))
+    model, table = _import((height, width, channels))
     if not FLAGS.quiet:
         print(pj.reporting.text_table(["published", "here", "shape there"], table))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     print(f"{len(table)} tensors, {parameters:,} parameters")
     print(_forward(model))
-    pj.models.save_model(FLAGS.out, model)
+    pj.models.save_model(FLAGS.out, model, FLAGS.dtype)
     print(f"model: {FLAGS.out}")
+
+
+def _import(image_shape: tuple[int, int, int]):
+    """(model, table) of the flags: a diffusion takes the averaged weights wherever it has them."""
+    if FLAGS.kind in torch_weights.KINDS:
+        if FLAGS.head_channels is not None:
+            raise InputError(f"head_channels: {FLAGS.kind} has no such setting, expected none")
+        state = torch_weights.read_state_dict(FLAGS.source, ema=FLAGS.ema)
+        return torch_weights.import_model(FLAGS.kind, state, image_shape)
+    fields = {} if FLAGS.head_channels is None else {"head_channels": FLAGS.head_channels}
+    if fields and FLAGS.kind != "guided_diffusion":
+        raise InputError(f"head_channels: {FLAGS.kind} has no such setting, expected none")
+    state = diffusion_weights.read(FLAGS.source)
+    return diffusion_weights.import_diffusion(FLAGS.kind, state, image_shape, **fields)
 
 
 def _forward(model: pj.models.Model) -> str:
     """One forward pass: against the source's own x and y if it has them, else finite at least."""
+    if model.role == "diffusion":
+        return _denoised(model)
     run = jax.jit(lambda x: model.network.apply(model.variables, x))
     if FLAGS.source.endswith(".npz"):
         data = np.load(FLAGS.source)
@@ -60,6 +87,15 @@ def _forward(model: pj.models.Model) -> str:
         raise InputError("source: the output of a forward pass is not finite")
     spread = f"mean {float(output.mean()):.3g}, standard deviation {float(output.std()):.3g}"
     return f"forward pass: output {tuple(output.shape)}, finite, {spread}"
+
+
+def _denoised(model: pj.models.Model) -> str:
+    """One denoising of random images: it must be finite."""
+    images = jax.random.uniform(jax.random.key(0), (1, *model.image_shape), jnp.float32)
+    output = pj.jit(pj.models.diffusion(model))(images, jnp.full(1, 0.1))
+    if not bool(jnp.all(jnp.isfinite(output))):
+        raise InputError("source: the denoised images are not finite")
+    return f"D(x; 0.1) of one random image: {tuple(output.shape)}, mean {float(output.mean()):.3g}"
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     if bool(FLAGS.ebm) == bool(FLAGS.model):
         given = "both" if FLAGS.ebm else "neither"
         raise InputError(f"ebm, model: got {given}, expected --ebm=FILE or --model=NAME")
-    load = lambda: pj.load_model(FLAGS.ebm, ("energy", "score"))
+    load = lambda: pj.load_model(FLAGS.ebm, pj.models.SCORE_ROLES)
     model = pj.pretrained.load(FLAGS.model).ebm if FLAGS.model else load()
     purifier = pj.models.model_purifier(
         model,

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     workdir = claim_workdir(FLAGS.workdir, {"classifier": flagging.section(config, "classifier")})
     purifier = None
     if FLAGS.ebm:
-        ebm = pj.models.load_model(FLAGS.ebm, ("energy", "score"))
+        ebm = pj.models.load_model(FLAGS.ebm, pj.models.SCORE_ROLES)
         purifier = pj.models.model_purifier(ebm, num_restarts=1)
     model, finished = from_config.train_classifier(
         config, dataset, workdir, FLAGS.progress, purifier, **flagging.placement()

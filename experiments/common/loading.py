@@ -50,7 +50,7 @@ def read_models(needs_ebm: bool) -> tuple[pj.models.Model | None, pj.models.Mode
     classifier = pj.load_model(FLAGS.classifier, ("classifier",))
     if not FLAGS.ebm:
         return None, classifier
-    ebm = pj.load_model(FLAGS.ebm, ("energy", "score"))
+    ebm = pj.load_model(FLAGS.ebm, pj.models.SCORE_ROLES)
     if ebm.image_shape != classifier.image_shape:
         raise InputError(
             f"ebm: made for images {ebm.image_shape}, expected the classifier's "

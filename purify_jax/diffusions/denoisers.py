@@ -219,6 +219,21 @@ class VE(Diffusion):
         return -self.network(images, jnp.log(0.5 * sigma))
 
 
+@pytree
+class FromScore(Diffusion):
+    """A diffusion whose noise prediction is a score's: ε̂ = −σ·∇ log p_σ(x), in pixel units.
+
+    noise_score: (images in [0, 1], σ ``[batch]``) → ∇ log p_σ. Any model that was trained by denoising
+    score matching over several levels has one (``models.noise_score``).
+    """
+
+    noise_score: Callable[[Array, Array], Array]
+
+    def noise(self, images: Array, sigma: Array) -> Array:
+        level = 0.5 * sigma
+        return -per_image(level, images) * self.noise_score(pixels(images), level)
+
+
 def _root(sigma: Array) -> Array:
     return jnp.sqrt(1 + sigma**2)
 

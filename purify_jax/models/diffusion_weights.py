@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from purify_jax.checks import InputError
+from purify_jax.models import files
 from purify_jax.models.diffusion_names import declared_order, layout, published_name
 from purify_jax.models.diffusion_sizes import KINDS
+from purify_jax.models.files import Model
 from purify_jax.models.torch_weights import Entry, StateDict, read_state_dict
 from purify_jax.models.torch_weights import _read_torch as read_torch
 from purify_jax.models.torch_weights import _weights as find_weights
@@ -111,10 +112,7 @@ def with_averages(model: Mapping[str, Any], shadows: Sequence[Any]) -> StateDict
 
 @lru_cache(maxsize=16)
 def _shapes(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    condition = jax.ShapeDtypeStruct((1,), jnp.float32)
-    variables = jax.eval_shape(network.init, jax.random.key(0), images, condition)
-    return {k: v.shape for k, v in traverse_util.flatten_dict(variables, sep="/").items()}
+    return files.expected_shapes(network, image_shape)
 
 
 def expected_shapes(
@@ -181,6 +179,34 @@ def export(kind: str, network: nn.Module, variables: Mapping[str, Any]) -> dict[
         source = published_name(kind, target)
         state[source] = layout(kind, source, array.ndim).to_published(np.asarray(array))
     return {**state, **resample_filters(network, state)}
+
+
+#: kind → what its file predicts (``models.DIFFUSIONS``), the smallest σ it was trained at in pixel units.
+_FORMS = {
+    "edm": ("edm", 0.001),
+    "score_sde": ("vp", 0.005),
+    "guided_diffusion": ("discrete_vp", 0.005),
+}
+#: How an imported diffusion purifies unless told otherwise: DiffPure at t* = 0.1, that is σ = 0.17.
+_PURIFICATION = {"method": "diffpure_sde", "noise_scale": 0.17, "num_steps": 100, "num_restarts": 1}
+
+
+def import_diffusion(
+    kind: str,
+    state: StateDict,
+    image_shape: tuple[int, int, int] = (32, 32, 3),
+    **fields: Any,
+) -> tuple[Model, list[Entry]]:
+    """:func:`import_network` as a model of the role "diffusion" → (model, table)."""
+    network, variables, table = import_network(kind, state, image_shape, **fields)
+    form, smallest = _FORMS[kind]
+    metadata = {
+        "imported": kind,
+        "diffusion": {"form": form},
+        "training": {"sigma_min": smallest},
+        "purification": dict(_PURIFICATION),
+    }
+    return Model("diffusion", network, variables, image_shape, metadata), table
 
 
 def import_network(

@@ -25,7 +25,8 @@ from purify_jax.types import Params
 class Model:
     """A network with its variables and what is needed to use it.
 
-    role: what the network's output is: "energy", "score" or "classifier".
+    role: what the network's output is: "energy", "score", "classifier", or "diffusion": what the
+      diffusion that the metadata name predicts (``models.diffusion``).
     variables: ``{"params": ...}`` and, where the network has them, ``{"batch_stats": ...}``.
     image_shape: ``(height, width, channels)`` that it was trained on.
     metadata: anything else worth keeping, as JSON: data set, purification settings, versions.
@@ -43,7 +44,9 @@ class Model:
         return self.variables["params"]
 
 
-ROLES = ("energy", "score", "classifier")
+#: The roles of models that purify.
+SCORE_ROLES = ("energy", "score", "diffusion")
+ROLES = (*SCORE_ROLES, "classifier")
 
 
 def save_model(path: str | Path, model: Model, dtype: Any = None) -> None:
@@ -102,8 +105,8 @@ def _widen(array: np.ndarray) -> jax.Array:
 
 def expected_shapes(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """``{"params/...": shape}`` of all variables of a network on images of a shape."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(network.init, jax.random.key(0), images)
+    inputs = networks.example_inputs(network, image_shape)
+    variables = jax.eval_shape(network.init, jax.random.key(0), *inputs)
     return {k: v.shape for k, v in traverse_util.flatten_dict(variables, sep="/").items()}
 
 

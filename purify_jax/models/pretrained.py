@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from purify_jax.checks import InputError
 from purify_jax.defense import Defense, defend
 from purify_jax.models.files import Model, load_model
-from purify_jax.models.settings import logits_fn, model_purifier
+from purify_jax.models.methods import model_purifier
+from purify_jax.models.settings import logits_fn
 from purify_jax.purifiers import Purifier
 from purify_jax.types import LogitsFn
 

@@ -5,50 +5,56 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 
-from purify_jax import energy, noise, purifiers
+from purify_jax import diffusions, energy, noise
+from purify_jax.arrays import per_image
 from purify_jax.checks import InputError
+from purify_jax.diffusions import BoundNetwork, Diffusion
 from purify_jax.models.files import Model
-from purify_jax.purifiers import (
-    ADP,
-    Purifier,
-    StepRule,
-    adaptive,
-    constant,
-    finite_difference,
-    jacobian_vector_product,
-    purifier,
-    secant,
-)
-from purify_jax.pytrees import Partial, pytree, static
-from purify_jax.types import Array, EnergyFn, LogitsFn, NoiseScore, Params, ScoreFn
+from purify_jax.pytrees import pytree, static
+from purify_jax.types import Array, LogitsFn, NoiseScore, Params, ScoreFn
 
-#: How a model was meant to be used when its file says nothing: the published settings.
-PUBLISHED: Mapping[str, Any] = {
-    "method": "adp",
-    "curvature": "finite_difference",
-    "rate": 0.05,
-    "max_step": 0.1,
-    "num_steps": 10,
-    "noise_scale": 0.25,
-    "num_restarts": 10,
-    "stop_threshold": 1e-3,
+#: What ``metadata["diffusion"]["form"]`` may say of a model of the role "diffusion".
+DIFFUSIONS: Mapping[str, Callable[..., Diffusion]] = {
+    "edm": diffusions.EDM,
+    "vp": diffusions.VP,
+    "discrete_vp": diffusions.DiscreteVP,
+    "ve": diffusions.VE,
 }
-_CURVATURES: Mapping[str, Callable[[], Any]] = {
-    "finite_difference": finite_difference,
-    "jacobian_vector_product": jacobian_vector_product,
-    "secant": secant,
-}
+#: σ in pixel units at which a diffusion serves as one score, unless its file says another.
+REFERENCE_SIGMA = 0.1
 
 
 def score_fn(model: Model) -> ScoreFn:
-    """The score of an energy or score model; InputError for a classifier."""
+    """The score of an energy or score model; of a diffusion, at one σ. InputError for a classifier."""
     if model.role == "energy":
         return energy.score_from_energy_network(model.network, model.params)
     if model.role == "score":
         return energy.score_from_network(model.network, model.params)
-    raise InputError(f"model: got a {model.role}, expected an energy or a score model")
+    if model.role == "diffusion":
+        given = model.metadata.get("diffusion", {}).get("reference_sigma", REFERENCE_SIGMA)
+        return diffusions.score_at(diffusion(model), given)
+    raise InputError(f"model: got a {model.role}, expected an energy, score or diffusion model")
+
+
+def diffusion(model: Model) -> Diffusion:
+    """A model as a diffusion: a denoiser D(x; σ) and what diffusion purifiers ask of it.
+
+    Of the role "diffusion", by the form in its metadata; an energy or score model by its
+    :func:`noise_score`. Raises InputError for a classifier or an unknown form.
+    """
+    if model.role != "diffusion":
+        return diffusions.FromScore(noise_score=noise_score(model))
+    given = dict(model.metadata.get("diffusion", {}))
+    form = str(given.get("form"))
+    if form not in DIFFUSIONS:
+        raise InputError(
+            f"model: its file gives the diffusion {form!r}, expected one of {sorted(DIFFUSIONS)} "
+            "under metadata.diffusion.form"
+        )
+    bound = BoundNetwork(variables=dict(model.variables), network=model.network)
+    more = {"sigma_data": given["sigma_data"]} if "sigma_data" in given else {}
+    return DIFFUSIONS[form](network=bound, **more)
 
 
 def noise_score(model: Model) -> NoiseScore:
@@ -56,6 +62,8 @@ def noise_score(model: Model) -> NoiseScore:
 
     Raises InputError for a classifier, or a model whose file does not say how it was trained.
     """
+    if model.role == "diffusion":
+        return diffusions.noise_score(diffusion(model))
     name = model.metadata.get("training", {}).get("scale")
     if name not in noise.SCALES:
         raise InputError(
@@ -80,7 +88,7 @@ class ConditionalScore:
     def __call__(self, images: Array, sigma: Array) -> Array:
         sigma = jnp.asarray(sigma)
         output = self.network.apply({"params": self.params}, images, sigma)
-        return self.scale(sigma) * output  # type: ignore[operator]
+        return _times(self.scale(sigma), output)
 
 
 @pytree
@@ -91,7 +99,12 @@ class ScaledScore:
     scale: Any = static()
 
     def __call__(self, images: Array, sigma: Array) -> Array:
-        return self.scale(jnp.asarray(sigma)) * self.score_fn(images)
+        return _times(self.scale(jnp.asarray(sigma)), self.score_fn(images))
+
+
+def _times(factors: Array, output: Any) -> Array:
+    """Factors, a scalar or one per image, times an output."""
+    return per_image(factors, output) * output if factors.ndim else factors * output
 
 
 def smallest_sigma(model: Model) -> float:
@@ -120,125 +133,3 @@ class NetworkLogits:
 def network_logits(network: nn.Module, variables: Params) -> NetworkLogits:
     """Images → logits of a linen network with all its variables (``{"params": ...}`` and others)."""
     return NetworkLogits(network=network, variables=dict(variables))
-
-
-def step_rule(settings: Mapping[str, Any]) -> StepRule:
-    """The step rule that settings describe: a curvature estimate by name, or "constant"."""
-    name = settings["curvature"]
-    if name == "constant":
-        return constant(settings["rate"])
-    if name not in _CURVATURES:
-        raise InputError(f"curvature: got {name!r}, expected one of {[*_CURVATURES, 'constant']}")
-    return adaptive(settings["rate"], _CURVATURES[name](), max_step=settings["max_step"])
-
-
-def model_purifier(model: Model, **overrides: Any) -> Purifier:
-    """The purifier of a model with the settings in its file, some of them overridden.
-
-    Settings, with defaults :data:`PUBLISHED`: method (one of :data:`METHODS`), curvature, rate,
-    max_step, num_steps, noise_scale, num_restarts, stop_threshold. An override of None leaves a
-    setting as it is. The method "adp" gives an ``ADP``.
-    """
-    given = {name: value for name, value in overrides.items() if value is not None}
-    unknown = sorted(given.keys() - PUBLISHED.keys())
-    if unknown:
-        raise InputError(f"purification: got {unknown}, expected some of {sorted(PUBLISHED)}")
-    settings = {**PUBLISHED, **model.metadata.get("purification", {}), **given}
-    method = settings["method"]
-    if method not in METHODS:
-        raise InputError(f"method: got {method!r}, expected one of {sorted(METHODS)}")
-    return METHODS[method](model, settings)
-
-
-def adp_purifier(model: Model, **overrides: Any) -> ADP:
-    """:func:`model_purifier` for what needs ADP's step rule and noise; InputError for other methods."""
-    made = model_purifier(model, **overrides)
-    if not isinstance(made, ADP):
-        raise InputError("method: the model's purifier is not ADP, expected method = 'adp'")
-    return made
-
-
-def _adp(model: Model, settings: Mapping[str, Any]) -> Purifier:
-    return purifier(
-        score_fn(model),
-        step_rule(settings),
-        num_steps=settings["num_steps"],
-        noise_scale=settings["noise_scale"],
-        num_restarts=settings["num_restarts"],
-        stop_threshold=settings["stop_threshold"],
-    )
-
-
-def _ladder(model: Model, settings: Mapping[str, Any]) -> list[float]:
-    """``num_steps`` levels in geometric progression from the noise scale to about σ_min."""
-    sigma = settings["noise_scale"]
-    last = min(smallest_sigma(model), sigma / 4)
-    return np.geomspace(sigma, last, settings["num_steps"]).tolist()
-
-
-def _on_ladder(build: Callable[..., Purifier]) -> Callable[[Model, Mapping[str, Any]], Purifier]:
-    return lambda model, settings: build(
-        noise_score(model), _ladder(model, settings), num_restarts=settings["num_restarts"]
-    )
-
-
-def _gradual(model: Model, settings: Mapping[str, Any]) -> Purifier:
-    sigma = settings["noise_scale"]
-    return purifiers.gradual(
-        noise_score(model),
-        (sigma / 2, sigma / 2, sigma),
-        smallest=min(smallest_sigma(model), sigma / 4),
-        steps_per_stage=settings["num_steps"],
-        num_restarts=settings["num_restarts"],
-    )
-
-
-def _tweedie(model: Model, settings: Mapping[str, Any]) -> Purifier:
-    return purifiers.tweedie(
-        noise_score(model), settings["noise_scale"], num_restarts=settings["num_restarts"]
-    )
-
-
-def _chain(model: Model, settings: Mapping[str, Any]) -> tuple[ScoreFn, dict[str, Any]]:
-    """The score at the smallest level, and steps of 0.3 of it; the noise scale plays no part."""
-    sigma, score = smallest_sigma(model), noise_score(model)
-    names = ("num_steps", "num_restarts")
-    return Partial(_at_level, score, jnp.asarray(sigma, jnp.float32)), {
-        "step_size": 0.3 * sigma,
-        **{name: settings[name] for name in names},
-    }
-
-
-def _at_level(score: NoiseScore, sigma: Array, images: Array) -> Array:
-    return score(images, sigma)
-
-
-def _langevin(model: Model, settings: Mapping[str, Any]) -> Purifier:
-    coldest, chain = _chain(model, settings)
-    return purifiers.langevin(coldest, **chain)
-
-
-def _divided(energy_fn: EnergyFn, variance: float, images: Array) -> Array:
-    return energy_fn(images) / variance
-
-
-def _mala(model: Model, settings: Mapping[str, Any]) -> Purifier:
-    coldest, chain = _chain(model, settings)
-    energy_fn = None
-    if model.role == "energy" and model.metadata["training"]["scale"] == "per_variance":
-        bare = energy.energy_from_network(model.network, model.params)
-        energy_fn = Partial(_divided, bare, smallest_sigma(model) ** 2)
-    return purifiers.mala(coldest, energy_fn, **chain)
-
-
-#: method → (model, settings) → purifier. What each setting means for it is in its builder.
-METHODS: Mapping[str, Callable[[Model, Mapping[str, Any]], Purifier]] = {
-    "adp": _adp,
-    "tweedie": _tweedie,
-    "annealed": _on_ladder(purifiers.annealed),
-    "probability_flow": _on_ladder(purifiers.probability_flow),
-    "reverse_sde": _on_ladder(purifiers.reverse_sde),
-    "gradual": _gradual,
-    "langevin": _langevin,
-    "mala": _mala,
-}

@@ -117,6 +117,9 @@ def _published_name(kind: str, target: str) -> str:
     name = ".".join([*parts, _LEAVES.get(leaf, leaf)])
     if kind in ("wide_resnet_bias", "preact_resnet18"):
         name = name.replace(".shortcut.", ".shortcut.0.")
+    if kind == "resnet":
+        name = name.replace(".downsample_conv.", ".downsample.0.")
+        name = name.replace(".downsample_norm.", ".downsample.1.")
     if kind == "wide_resnet":
         name = re.sub(r"^layer(\d)\.(\d+)\.", r"block\1.layer.\2.", name)
         name = name.replace(".shortcut.", ".convShortcut.")
@@ -195,6 +198,19 @@ def _preact(state: StateDict) -> nn.Module:
     return networks.PreActResNet18(outputs, features, final_norm="bn.weight" in state)
 
 
+def _resnet(state: StateDict) -> nn.Module:
+    outputs = _first_shape(state, "fc.weight", "resnet")[0]
+    features, inner = (
+        _first_shape(state, key, "resnet")[0] for key in ("conv1.weight", "layer1.0.conv2.weight")
+    )
+    groups = {int(m[1]) for k in state if (m := re.match(r"layer(\d+)\.", k))}
+    blocks = [
+        len({m[1] for k in state if (m := re.match(rf"layer{group}\.(\d+)\.", k))})
+        for group in sorted(groups)
+    ]
+    return networks.ResNet(outputs, tuple(blocks), features, max(1, inner // max(1, features)))
+
+
 #: kind → (role, state_dict → network with the sizes that the weights have).
 KINDS = {
     "ncsnv2": ("score", _ncsnv2),
@@ -207,6 +223,7 @@ KINDS = {
         lambda state: _wide_resnet(state, "wide_resnet", r"block1.layer.", "fc", False),
     ),
     "preact_resnet18": ("classifier", _preact),
+    "resnet": ("classifier", _resnet),
 }
 
 
@@ -217,7 +234,8 @@ def import_model(
 
     Args:
       kind: "ncsnv2", "wide_resnet_bias" (convolutions with bias, own normalisation), "wide_resnet"
-        (RobustBench's, without), or "preact_resnet18".
+        (RobustBench's, without), "preact_resnet18", or "resnet" (torchvision's with bottlenecks:
+        ResNet-50, WideResNet-50-2).
       state: from :func:`read_state_dict`.
       image_shape: (height, width, channels) that the model takes.
 

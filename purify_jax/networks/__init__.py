@@ -6,11 +6,15 @@ from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from purify_jax.checks import InputError
 from purify_jax.networks.convnet import ConvNet
+from purify_jax.networks.diffusion import ADM, DDPMpp, SongUNet
 from purify_jax.networks.mlp import MLP
 from purify_jax.networks.ncsnv2 import NCSNv2
+from purify_jax.networks.resnet import ResNet
 from purify_jax.networks.shuffled_unet import NoiseConditionalUNet, ShuffledUNet
 from purify_jax.networks.unet import UNet
 from purify_jax.networks.whitened_convnet import WhitenedConvNet
@@ -26,6 +30,10 @@ _NETWORKS = (
     WhitenedConvNet,
     WideResNet,
     PreActResNet18,
+    ResNet,
+    SongUNet,
+    DDPMpp,
+    ADM,
 )
 #: What a model file may name as its network.
 BY_NAME: Mapping[str, type[nn.Module]] = MappingProxyType({n.__name__: n for n in _NETWORKS})
@@ -55,17 +63,32 @@ def build(description: Mapping[str, Any]) -> nn.Module:
         raise InputError(f"network {name}: {error}") from error
 
 
+def example_inputs(
+    network: nn.Module, image_shape: tuple[int, ...]
+) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """What a network is called with, as shapes: images, and a condition ``[1]`` if it takes one."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    if getattr(network, "takes_condition", False):
+        return images, jax.ShapeDtypeStruct((1,), jnp.float32)
+    return (images,)
+
+
 __all__ = [
+    "ADM",
     "BY_NAME",
     "MLP",
     "ConvNet",
+    "DDPMpp",
     "NCSNv2",
     "NoiseConditionalUNet",
     "PreActResNet18",
+    "ResNet",
     "ShuffledUNet",
+    "SongUNet",
     "UNet",
     "WhitenedConvNet",
     "WideResNet",
     "build",
     "describe",
+    "example_inputs",
 ]

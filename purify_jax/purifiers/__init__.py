@@ -4,6 +4,7 @@ The paper's (:func:`purifier`), Markov chains, diffusions, and filters as contro
 over restarts and steps and are pytrees.
 """
 
+from purify_jax.purifiers import diffpure, guidance, likelihood
 from purify_jax.purifiers.adp import (
     ADP,
     PublishedPixelScaling,
@@ -67,17 +68,20 @@ __all__ = [
     "adaptive",
     "annealed",
     "constant",
+    "diffpure",
     "diffusion_purifier",
     "filtered",
     "finite_difference",
     "gaussian_blur",
     "gradual",
+    "guidance",
     "held_constant",
     "identity",
     "is_deterministic",
     "jacobian_vector_product",
     "jpeg",
     "langevin",
+    "likelihood",
     "mala",
     "probability_flow",
     "published_pixel_scaling",

@@ -6,10 +6,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify_jax.checks import InputError, check_at_least
-from purify_jax.diffusions import Diffusion, pixels, signed
+from purify_jax.diffusions import Diffusion, LinearSchedule, pixels, signed
 from purify_jax.keys import fold_keys, normal_like
 from purify_jax.purifiers.diffpure import Trace, scan_steps, step_info
 from purify_jax.types import BOUNDS, Array, Keys
+
+PUBLISHED_GUIDANCE = 2 * 60_000 / 3072
+
+
+def stable(t_star: float, schedule: LinearSchedule, epsilon: float = 8 / 255) -> float:
+    """The published guidance, or less where a step from t* would overshoot the input.
+
+    A step pulls by ``guidance``·β_k·3·√(1 − ᾱ_k)/(2ε·√ᾱ_k) of the distance to the diffused input; above
+    1 it lands behind it, above 2 the images diverge.
+    """
+    count = round(t_star * schedule.num_steps)
+    bars = schedule.alphas_bar()[:count]
+    pulls = schedule.betas()[:count] * 3 * np.sqrt((1 - bars) / bars) / (2 * epsilon)
+    return float(min(PUBLISHED_GUIDANCE, 1 / pulls.max()))
 
 
 def guided(
@@ -19,7 +33,7 @@ def guided(
     *,
     t_star: float = 0.036,
     num_rounds: int = 4,
-    guidance: float = 2 * 60_000 / 3072,
+    guidance: float = PUBLISHED_GUIDANCE,
     epsilon: float = 8 / 255,
     clip_denoised: bool = True,
 ) -> Trace:

@@ -5,7 +5,7 @@ variance. Layers are numbered as in the published ``state_dict``.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -53,6 +53,9 @@ class ADM(nn.Module):
     num_classes: int = 0
     learned_variance: bool = True
     dtype: str = "float32"
+
+    #: Called with (images, condition): see ``networks.example_inputs``.
+    takes_condition: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, images: Array, condition: Array, labels: Array | None = None) -> Array:

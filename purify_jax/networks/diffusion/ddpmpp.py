@@ -4,7 +4,7 @@ Raw output: the predicted noise ε. Layers are numbered as in the published ``al
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -42,6 +42,9 @@ class DDPMpp(nn.Module):
     num_blocks: int = 4
     attention_resolutions: Sequence[int] = (16,)
     dtype: str = "float32"
+
+    #: Called with (images, condition): see ``networks.example_inputs``.
+    takes_condition: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, images: Array, condition: Array) -> Array:

@@ -6,7 +6,7 @@ layers follow the published ``state_dict``, ``enc.32x32_block0.conv0`` as ``enc_
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -59,6 +59,9 @@ class SongUNet(nn.Module):
     residual_input: bool = False
     resample_filter: Sequence[int] = BOX
     dtype: str = "float32"
+
+    #: Called with (images, condition): see ``networks.example_inputs``.
+    takes_condition: ClassVar[bool] = True
 
     @nn.compact
     def __call__(
