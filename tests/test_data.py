@@ -42,6 +42,37 @@ def test_batches_depend_on_seed_and_step_alone():
     assert len(data.batch_indices(0, 5, 250, 100)) == 250
 
 
+def test_fit_averages_and_cuts_the_centre():
+    # Stripes of two pixels, which a filter that only picks pixels would turn into one of the greys.
+    stripes = np.tile(np.repeat(np.array([0, 200], np.uint8), 2), 16)[None, :, None]
+    image = np.broadcast_to(stripes, (32, 64, 1))
+    small = data.fit(image, 8)
+    assert small.shape == (8, 8, 1)
+    assert abs(int(small[4, 4, 0]) - 100) <= 12
+    # The left third black, the right third white: the central square of a 3 : 1 image is grey.
+    thirds = np.repeat(np.array([0, 120, 255], np.uint8), 30)[None, :, None]
+    square = data.fit(np.broadcast_to(thirds, (30, 90, 1)), 30)
+    assert set(np.unique(square)) == {120}
+    colour = np.zeros((10, 20, 3), np.uint8) + np.array([10, 20, 30], np.uint8)
+    np.testing.assert_array_equal(data.fit(colour, 5), np.broadcast_to([10, 20, 30], (5, 5, 3)))
+    assert data.fit(colour, None) is colour
+
+
+def test_a_folder_of_any_sizes_becomes_one_size(tmp_path):
+    for i, shape in enumerate([(40, 30), (16, 16), (300, 20)]):
+        _write(tmp_path / "test" / "cat" / f"{i}.png", 60 + i, shape)
+    with pytest.raises(InputError, match="image_size makes them equal"):
+        data.load_split("folder", "test", tmp_path)
+    found = data.load_split("folder", "test", tmp_path, image_size=16)
+    assert found.images.shape == (3, 16, 16, 1)
+    assert found.images[:, 8, 8, 0].tolist() == [60, 61, 62]
+    for size in (0, -1, 2.5):
+        with pytest.raises(InputError, match="image_size"):
+            data.load_split("folder", "test", tmp_path, image_size=size)
+    with pytest.raises(InputError, match="digits have 8 pixels"):
+        data.load_split("digits", "test", image_size=16)
+
+
 def _write(path, value, shape=(8, 8)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full(shape, value, np.uint8)).save(path)

@@ -66,14 +66,14 @@ def prepared(monkeypatch, tmp_path):
     (tmp_path / "set").mkdir()
     labels = np.arange(SIZE, dtype=np.int32) % 10
 
-    def load(name, split, data_dir, lazy):
+    def load(name, split, data_dir, lazy, image_size):
         source = _Source()
         if lazy:
             return data.Dataset(name, split, data.Records(source, (2, 2, 1)), labels, 10)
         images = np.stack([r["image"] for r in source.__getitems__(range(SIZE))])
         return data.Dataset(name, split, images, labels, 10)
 
-    monkeypatch.setattr(data, "_load_tfds", load)
+    monkeypatch.setattr(data.datasets, "_load_tfds", load)
     return lambda split, lazy: pj.load_split("set", split, tmp_path, lazy=lazy)
 
 

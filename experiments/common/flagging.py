@@ -13,7 +13,7 @@ FLAGS = flags.FLAGS
 
 
 def define_training() -> None:
-    """--config, --workdir, --data_dir, --progress, --stream, --shard_parameters."""
+    """--config, --workdir, --data_dir, --image_size, --progress, --stream, --shard_parameters."""
     config_flags.DEFINE_config_file(
         "config",
         str(cli.CONFIGS / "digits.py"),
@@ -28,13 +28,25 @@ def define_training() -> None:
     flags.DEFINE_bool(
         "shard_parameters", False, "Split large parameters over the devices, not only batches."
     )
+    define_image_size()
     define_data()
+
+
+def define_image_size() -> None:
+    """--image_size."""
+    flags.DEFINE_integer(
+        "image_size", None, "Resize images to this shorter side, and cut the central square."
+    )
 
 
 def training_data(config: ConfigDict) -> pj.data.Dataset:
     """The training split of the config."""
     return pj.data.load_split(
-        config.dataset, config.train_split, FLAGS.data_dir, lazy=bool(FLAGS.stream)
+        config.dataset,
+        config.train_split,
+        FLAGS.data_dir,
+        lazy=bool(FLAGS.stream),
+        image_size=FLAGS.image_size,
     )
 
 

@@ -27,6 +27,7 @@ def define(images: int, batch_size: int, ebm_required: bool = False) -> None:
     flags.DEFINE_integer("num_steps", None, "Purification steps (default: the model's).")
     flags.DEFINE_integer("num_restarts", None, "Purification restarts (default: the model's).")
     flags.DEFINE_float("noise_scale", None, "Purification noise (default: the model's).")
+    flagging.define_image_size()
     flagging.define_data()
 
 
@@ -102,7 +103,7 @@ def load() -> Loaded:
         defense = pj.defend(purifier, logits_fn)
     name = FLAGS.dataset or classifier.metadata["dataset"]
     FLAGS.dataset = name  # results and work directories name it, whether it was given or not
-    dataset = pj.data.load_split(name, FLAGS.split, FLAGS.data_dir)
+    dataset = pj.data.load_split(name, FLAGS.split, FLAGS.data_dir, image_size=FLAGS.image_size)
     if dataset.image_shape != tuple(classifier.image_shape):
         raise InputError(
             f"dataset: images are {dataset.image_shape}, expected the model's {classifier.image_shape}"
@@ -114,7 +115,8 @@ def settings(*more: str) -> dict[str, Any]:
     """The flags that a run's results depend on, for its work directory and its results."""
     common = ("model", "ebm", "classifier", "dataset", "split", "images", "batch_size", "seed")
     purifier = ("num_steps", "num_restarts", "noise_scale")
-    return {name: FLAGS[name].value for name in (*common, *purifier, *more)}
+    sized = () if FLAGS.image_size is None else ("image_size",)
+    return {name: FLAGS[name].value for name in (*common, *purifier, *sized, *more)}
 
 
 def claim(*more: str) -> Path:

@@ -109,7 +109,7 @@ def test_methods_by_name_run_on_a_score_model_and_are_counted(method, shipped):
     keys = pj.image_keys(jax.random.key(0), np.arange(16))
     purified, info = pj.jit(purifier)(keys, images)
     assert purified.shape == (3, 16, 8, 8, 1)
-    assert info.step_sizes.shape[1] == passes
+    assert info.step_sizes.shape[0] == passes
     # It denoises: the result is nearer to the data than the noise that it started from.
     distance = float(jnp.sqrt(jnp.mean((purified - images) ** 2)))
     assert distance < 0.2, distance

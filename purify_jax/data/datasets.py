@@ -1,4 +1,4 @@
-"""Data: images in memory, and batches that depend on the seed and the step alone."""
+"""Labelled images: in memory, or left on disk until they are asked for."""
 
 import dataclasses
 import functools
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from purify_jax.checks import InputError, check_labels
+from purify_jax.checks import InputError, check_count, check_labels
+from purify_jax.data.images import fit, image_files, read_image, to_float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,26 +51,25 @@ class Dataset:
         return dataclasses.replace(self, images=self.images[:count], labels=self.labels[:count])
 
 
-def to_float(images: np.ndarray) -> np.ndarray:
-    """uint8 in 0-255 → float32 in [0, 1]; floats as they are."""
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / np.float32(255)
-    return images.astype(np.float32)
-
-
 class Records:
     """Images of a prepared data set that are read when they are asked for, ``[n, h, w, c]``."""
 
     def __init__(
-        self, source: Any, shape: tuple[int, ...], start: int = 0, stop: int | None = None
+        self,
+        source: Any,
+        shape: tuple[int, ...],
+        start: int = 0,
+        stop: int | None = None,
+        image_size: int | None = None,
     ):
-        self._source, self._start = source, start
+        self._source, self._start, self._image_size = source, start, image_size
         self.shape = ((len(source) if stop is None else stop) - start, *shape)
         self.dtype = np.dtype(np.uint8)
 
     def part(self, start: int, stop: int) -> "Records":
         """The images start..stop, still unread."""
-        return Records(self._source, self.shape[1:], self._start + start, self._start + stop)
+        start, stop = self._start + start, self._start + stop
+        return Records(self._source, self.shape[1:], start, stop, self._image_size)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -77,11 +77,18 @@ class Records:
     def __getitem__(self, chosen: Any) -> np.ndarray:
         """The images of an array of indices, or of a slice."""
         indices = (self._start + np.arange(len(self))[chosen]).tolist()
-        return np.stack([r["image"] for r in self._source.__getitems__(indices)])
+        return np.stack(
+            [fit(r["image"], self._image_size) for r in self._source.__getitems__(indices)]
+        )
 
 
 def load_split(
-    name: str, split: str, data_dir: str | Path | None = None, *, lazy: bool = False
+    name: str,
+    split: str,
+    data_dir: str | Path | None = None,
+    *,
+    lazy: bool = False,
+    image_size: int | None = None,
 ) -> Dataset:
     """Loads a split of a data set into memory.
 
@@ -95,18 +102,24 @@ def load_split(
       data_dir: folder of prepared data sets; not needed for "digits".
       lazy: leave the images of a tensorflow-datasets set on disk (:class:`Records`); training
         streams them. The others are loaded.
+      image_size: resize every image so that its shorter side has so many pixels, and cut out the square
+        in the centre (:func:`fit`); the images may then differ in size. As they are by default.
 
     Raises InputError for an unknown data set or split, or a missing or empty ``data_dir``.
     """
     match = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
     if not match:
         raise InputError(f"split: got {split!r}, expected a name or a slice such as train[:80%]")
+    if image_size is not None:
+        check_count("image_size", image_size)
+        if name == "digits":
+            raise InputError("image_size: digits have 8 pixels a side, expected no other size")
     if name == "digits":
         whole = _load_digits(match[1])
     elif name == "folder":
-        whole = _load_folder(match[1], _checked_dir(name, data_dir))
+        whole = _load_folder(match[1], _checked_dir(name, data_dir), image_size)
     else:
-        whole = _load_tfds(name, match[1], _checked_dir(name, data_dir), lazy)
+        whole = _load_tfds(name, match[1], _checked_dir(name, data_dir), lazy, image_size)
     start, stop = _position(match[2], 0, len(whole)), _position(match[3], len(whole), len(whole))
     chosen = slice(start, max(start, stop))
     if start >= stop:
@@ -157,7 +170,9 @@ def _load_digits(split: str) -> Dataset:
     return Dataset("digits", split, images[parts[split]], labels[parts[split]], 10)
 
 
-def _load_tfds(name: str, split: str, data_dir: Path, lazy: bool) -> Dataset:
+def _load_tfds(
+    name: str, split: str, data_dir: Path, lazy: bool, image_size: int | None
+) -> Dataset:
     import tensorflow_datasets as tfds
 
     if not (data_dir / name).is_dir():
@@ -180,14 +195,25 @@ def _load_tfds(name: str, split: str, data_dir: Path, lazy: bool) -> Dataset:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"dataset: {name!r} in {data_dir} cannot be read: {reason}") from error
     if lazy:
-        return _lazy(name, split, builder, source, num_classes)
+        return _lazy(name, split, builder, source, num_classes, image_size)
     records = source.__getitems__(range(len(source)))
-    images = np.stack([record["image"] for record in records])
+    images = _stacked([fit(record["image"], image_size) for record in records], name)
     labels = np.array([record["label"] for record in records], np.int32)
     return Dataset(name, split, images, labels, num_classes)
 
 
-def _load_folder(split: str, data_dir: Path) -> Dataset:
+def _stacked(images: list[np.ndarray], where: str) -> np.ndarray:
+    shapes = {image.shape for image in images}
+    if len(shapes) > 1:
+        shown = sorted(shapes)
+        few = f"{shown[:3]} and {len(shown) - 3} more" if len(shown) > 3 else str(shown)
+        raise InputError(
+            f"images: those of {where} have shapes {few}, expected one (image_size makes them equal)"
+        )
+    return np.stack(images)
+
+
+def _load_folder(split: str, data_dir: Path, image_size: int | None) -> Dataset:
     root = data_dir / split
     classes = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     if not classes:
@@ -198,7 +224,7 @@ def _load_folder(split: str, data_dir: Path) -> Dataset:
     for label, name in enumerate(classes):
         for path in image_files(root / name):
             try:
-                images.append(read_image(path))
+                images.append(fit(read_image(path), image_size))
                 labels.append(label)
             except InputError as error:
                 logging.warning("%s (skipped)", error)
@@ -207,41 +233,23 @@ def _load_folder(split: str, data_dir: Path) -> Dataset:
         logging.warning("%s: %d unreadable images skipped", root, len(skipped))
     if not images:
         raise InputError(f"data_dir: no readable images in {root}, expected *.png or *.jpg")
-    shapes = {image.shape for image in images}
-    if len(shapes) > 1:
-        raise InputError(f"data_dir: images in {root} have shapes {sorted(shapes)}, expected one")
-    return Dataset("folder", split, np.stack(images), np.array(labels, np.int32), len(classes))
+    return Dataset(
+        "folder", split, _stacked(images, str(root)), np.array(labels, np.int32), len(classes)
+    )
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The PNG and JPEG files of a folder, sorted by name."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
-
-
-def read_image(path: Path, channels: int | None = None) -> np.ndarray:
-    """An image file as uint8 ``[h, w, c]``; grey or RGB as the file is, or as ``channels`` says.
-
-    Raises InputError if the file cannot be read as an image.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            grey = (
-                image.mode in ("1", "L", "LA", "I", "I;16") if channels is None else channels == 1
-            )
-            array = np.asarray(image.convert("L" if grey else "RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"image: {path} cannot be read: {error}") from error
-    return array[..., None] if array.ndim == 2 else array
-
-
-def _lazy(name: str, split: str, builder: Any, source: Any, num_classes: int) -> Dataset:
+def _lazy(
+    name: str, split: str, builder: Any, source: Any, num_classes: int, image_size: int | None
+) -> Dataset:
     import tensorflow_datasets as tfds
 
     shape = builder.info.features["image"].shape
+    if image_size is not None:
+        shape = (image_size, image_size, shape[-1])
     if None in shape:
-        raise InputError(f"dataset: images of {name!r} are {shape}, expected one size for all")
+        raise InputError(
+            f"dataset: images of {name!r} are {shape}, expected one size for all (image_size)"
+        )
     # Labels are small: all of them, without decoding an image.
     skip = {"image": tfds.decode.SkipDecoding()}
     undecoded = builder.as_data_source(split=split, decoders=skip)
@@ -250,21 +258,5 @@ def _lazy(name: str, split: str, builder: Any, source: Any, num_classes: int) ->
         for start in range(0, len(source), 1000)
         for record in undecoded.__getitems__(range(start, min(start + 1000, len(source))))
     ]
-    records: Any = Records(source, shape)
+    records: Any = Records(source, shape, image_size=image_size)
     return Dataset(name, split, records, np.array(labels, np.int32), num_classes)
-
-
-@functools.lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(size)
-
-
-def batch_indices(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
-    """The indices ``[batch_size]`` of the batch at ``step``: a function of its arguments alone.
-
-    Every epoch is a fresh permutation of ``size`` images; a batch may straddle two epochs.
-    """
-    position = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs = position // size
-    rows = [_permutation(seed, int(e), size) for e in np.unique(epochs)]
-    return np.stack(rows)[epochs - epochs[0], position % size]
