@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import accuracy, memory, networks, purification, startup, timing
+from benchmarks import accuracy, diffusion, memory, networks, purification, startup, timing
 from benchmarks.settings import Settings, torch_or_none
 from experiments.common import provenance
 from purify_jax.atomic import write_atomically
@@ -29,6 +29,8 @@ SECTIONS: dict[str, Callable[[Settings], list[dict[str, Any]]]] = {
     "gradients": purification.gradients,
     "training": networks.dsm_training,
     "memory": memory.measure,
+    "diffusion": diffusion.measure,
+    "adm": diffusion.published_adm,
     "startup": startup.measure,
 }
 #: Sizes that fill a GPU; the defaults of ``Settings`` fit two CPU cores.

@@ -44,6 +44,19 @@ def purify(
     return x
 
 
+def diffpure(noise: Score, images: Tensor, steps: int, t_star: float = 0.1) -> Tensor:
+    """DiffPure's reverse SDE by Euler, as a Python loop: u ← u + β·(½u − ε̂/std)·dt + √(β·dt)·n."""
+    integral = lambda t: 0.5 * t**2 * 19.9 + 0.1 * t
+    kept = torch.exp(torch.tensor(-integral(t_star)))
+    u = kept.sqrt() * (2 * images - 1) + (1 - kept).sqrt() * torch.randn_like(images)
+    for step in range(steps):
+        t = t_star * (1 - step / steps)
+        std = torch.sqrt(1 - torch.exp(torch.tensor(-integral(t))))
+        size = (0.1 + 19.9 * t) * t_star / steps
+        u = u + size * (0.5 * u - noise(u) / std) + size**0.5 * torch.randn_like(u)
+    return 0.5 * (u + 1)
+
+
 def purify_restarts(score: Score, images: Tensor, restarts: int, **settings: float) -> Tensor:
     """All restarts, one after the other, without gradients; ``[restarts, batch, c, h, w]``."""
     with torch.no_grad():

@@ -1,5 +1,7 @@
 """Diffusion models as files: what they denoise, purify and cost; names of methods; one line for damage."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -199,3 +201,27 @@ def test_the_binary_imports_and_refuses(run_binary, tmp_path):
     assert "which runs code when opened" in done.stderr
     assert "Traceback" not in done.stderr
     assert not other.exists()
+
+
+def test_the_document_runs_and_its_units_are_right(model_files, digits_test, monkeypatch):
+    text = (ROOT / "docs" / "diffusion.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    ebm, classifier = model_files
+    for old, new in {
+        "score_sde.safetensors": str(ebm), '"classifier.safetensors': f'"{classifier}',
+        "num_steps=100": "num_steps=2", "num_steps=20": "num_steps=2",
+    }.items():  # fmt: skip
+        assert old in block
+        block = block.replace(old, new)
+    monkeypatch.setattr(pj, "load_split", lambda *_: digits_test)
+    names: dict = {}
+    exec(compile(block, "diffusion.md", "exec"), names)
+    moved = np.abs(names["adversarial"] - names["images"])
+    assert 0 < moved.max() <= 8 / 255 + 1e-6
+    times, sigmas = (
+        [float(cell) for cell in re.findall(r"0\.\d+", line)]
+        for line in text.splitlines()
+        if line.startswith(("| DiffPure's t", "| σ in pixel units"))
+    )
+    schedule = diffusions.LinearSchedule()
+    np.testing.assert_allclose(0.5 * schedule.sigma(jnp.array(times)), sigmas, atol=6e-4)

@@ -1,0 +1,101 @@
+"""Memory of exact gradients through DiffPure: against steps, beside PyTorch's graph, and at ADM's size.
+
+JAX's figure is the temporary memory of XLA's compiled program; PyTorch's, the bytes of the tensors
+that autograd keeps. Nothing runs, and no weights are made: neither depends on them.
+"""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import purify_jax as pj
+from benchmarks.settings import Settings, torch_or_none
+from purify_jax import attacks, diffusions, networks, purifiers
+from purify_jax.networks.diffusion import ADM
+from purify_jax.purifiers import diffpure
+
+
+def measure(settings: Settings) -> list[dict[str, Any]]:
+    """Rows for NCSNv2 as the ε network of a VP diffusion, and for PyTorch's graph of the same."""
+    network, variables, _ = settings.jax_network()
+    rows: list[dict[str, Any]] = []
+    first = 0.0
+    for steps in (10, 100):
+        megabytes = gradient_bytes(network, variables, (settings.images, 32, 32, 3), steps) / 1e6
+        stored = steps * settings.images * 32 * 32 * 3 * 4 / 1e6
+        first = first or megabytes - stored
+        rows.append(
+            {
+                "what": f"DiffPure, NCSNv2 of {settings.features} features, {settings.images} images",
+                "steps": steps,
+                "MB": megabytes,
+                "of it stored images, MB": stored,
+                "that without stored images": (megabytes - stored) / first,
+            }
+        )
+    if torch := torch_or_none():
+        from benchmarks import torch_published
+
+        module, _ = settings.torch_network(torch, None)
+        x = settings.torch_images(torch, None, settings.images)
+        for steps in (1, 2, 4, 10):
+            leaf = x.clone().requires_grad_(True)
+            run = lambda leaf=leaf, steps=steps: torch_published.diffpure(module, leaf, steps)
+            megabytes = torch_published.stored_bytes(run) / 1e6
+            rows.append(
+                {
+                    "what": f"PyTorch graph, the same, {settings.images} images",
+                    "steps": steps,
+                    "MB": megabytes,
+                    "times the first row": megabytes / rows[0]["MB"],
+                }
+            )
+    return rows
+
+
+def published_adm(settings: Settings) -> list[dict[str, Any]]:
+    """ADM 256×256 with 150 steps of DiffPure: memory of one image's exact gradient, and what fits."""
+    del settings
+    network, shape = ADM(), (1, 256, 256, 3)
+    inputs = networks.example_inputs(network, shape[1:])
+    variables = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+    parameters = sum(4 * leaf.size for leaf in jax.tree.leaves(variables)) / 2**30
+    temporary = gradient_bytes(network, variables, shape, 150) / 2**30
+    device = device_bytes() / 2**30
+    return [
+        {
+            "what": "DiffPure, ADM 256×256, exact gradient of one image",
+            "steps": 150,
+            "parameters, GiB": parameters,
+            "temporary, GiB": temporary,
+            "device, GiB": device,
+            "images at once": max(0, int((device - parameters) // temporary)),
+        }
+    ]
+
+
+def gradient_bytes(network: Any, variables: Any, shape: tuple[int, ...], steps: int) -> int:
+    """Temporary bytes of the compiled exact gradient through DiffPure and a mean over pixels."""
+
+    def gradient(variables: Any, keys: Any, images: Any, labels: Any) -> Any:
+        takes = getattr(network, "takes_condition", False)
+        apply = lambda x, condition: network.apply(variables, x, *([condition] if takes else []))
+        purifier = purifiers.diffusion_purifier(
+            diffpure.reverse_sde, diffusions.VP(network=apply), t_star=0.1, dt=0.1 / steps
+        )
+        defense = pj.defend(purifier, lambda x: jnp.mean(x, axis=(1, 2)))
+        return attacks.exact(defense)(keys, images, labels)[0]
+
+    keys = jax.eval_shape(lambda: pj.image_keys(jax.random.key(0), jnp.arange(shape[0])))
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    labels = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
+    compiled = jax.jit(gradient).lower(variables, keys, images, labels).compile()
+    return int(compiled.memory_analysis().temp_size_in_bytes)
+
+
+def device_bytes() -> int:
+    """Memory of the device that JAX computes on; the machine's on a CPU."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return int(stats.get("bytes_limit", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
