@@ -36,7 +36,7 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
             }
         )
     if torch := torch_or_none():
-        from benchmarks import torch_published
+        from benchmarks.peers import torch_published
 
         module, _ = settings.torch_network(torch, None)
         x = settings.torch_images(torch, None, settings.images)

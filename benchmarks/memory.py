@@ -87,7 +87,7 @@ def _compiled(
 
 
 def _torch_graph(settings: Settings, torch: Any) -> list[dict[str, Any]]:
-    from benchmarks import torch_published
+    from benchmarks.peers import torch_published
 
     module, _ = settings.torch_network(torch, None)
     x = settings.torch_images(torch, None, settings.images)

@@ -67,7 +67,7 @@ def dsm_training(settings: Settings) -> list[dict[str, Any]]:
 
         runs[label] = dispatch
     if torch := torch_or_none():
-        from benchmarks import torch_published
+        from benchmarks.peers import torch_published
 
         module, _ = settings.torch_network(torch, None)
         average, _ = settings.torch_network(torch, None)

@@ -45,7 +45,7 @@ def purify(settings: Settings) -> list[dict[str, Any]]:
             runs[label] = lambda f=function: jax.block_until_ready(f(keys, images))
             flops[label] = calls * per_step
     if torch := torch_or_none():
-        from benchmarks import torch_published
+        from benchmarks.peers import torch_published
 
         for label, layout in settings.torch_layouts(torch).items():
             module, _ = settings.torch_network(torch, layout)
@@ -89,8 +89,8 @@ def gradients(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _torch_gradients(settings: Settings, torch: Any, kind: str) -> dict[str, Callable]:
-    from benchmarks import torch_published
-    from benchmarks.torch_wide_resnet import WideResNet
+    from benchmarks.peers import torch_published
+    from benchmarks.peers.torch_wide_resnet import WideResNet
 
     device = settings.torch_device(torch)
     classifier = WideResNet(settings.depth, settings.width).eval().requires_grad_(False).to(device)

@@ -72,7 +72,7 @@ class Settings:
 
     def torch_network(self, torch: Any, layout: Any) -> tuple[Any, Any]:
         """NCSNv2 in PyTorch, frozen, and a batch of images, in a memory layout."""
-        from benchmarks.torch_ncsnv2 import NCSNv2
+        from benchmarks.peers.torch_ncsnv2 import NCSNv2
 
         module = NCSNv2(self.features).eval().requires_grad_(False).to(self.torch_device(torch))
         return module, self.torch_images(torch, layout, self.network_batch)

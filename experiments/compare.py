@@ -24,8 +24,8 @@ from purify_jax.checks import InputError
 from purify_jax.corruptions import BENCHMARK
 from purify_jax.devices import sharding
 from purify_jax.evaluation import corrupted, evaluate_corrupted
-from purify_jax.evaluation.passes import network_passes
 from purify_jax.keys import image_keys
+from purify_jax.passes import network_passes
 from purify_jax.reporting import plots
 from purify_jax.reporting.pages import write_results
 

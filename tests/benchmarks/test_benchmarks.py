@@ -15,7 +15,7 @@ from purify_jax import attacks, energy, networks, purifiers
 
 
 def _ours(name):
-    """The path of a parameter of benchmarks.torch_ncsnv2 in networks.NCSNv2."""
+    """The path of a parameter of benchmarks.peers.torch_ncsnv2 in networks.NCSNv2."""
     name = re.sub(r"^begin", "begin_conv", name)
     name = re.sub(r"^end", "end_conv", name)
     name = re.sub(r"^norm\.", "normalizer.", name)
@@ -35,7 +35,7 @@ def _ours(name):
 def twins():
     """The same random NCSNv2 in PyTorch and, as a score function, in JAX; and two images."""
     torch = pytest.importorskip("torch")
-    from benchmarks.torch_ncsnv2 import NCSNv2
+    from benchmarks.peers.torch_ncsnv2 import NCSNv2
 
     torch.manual_seed(0)
     module = NCSNv2(8).eval().requires_grad_(False)
@@ -66,7 +66,7 @@ def _nchw(torch, images):
 
 def test_pytorch_network_purification_and_gradients_are_the_librarys(twins):
     torch, module, score_fn, images = twins
-    from benchmarks import torch_published
+    from benchmarks.peers import torch_published
 
     back = lambda x: x.numpy().transpose(0, 2, 3, 1)
     x = _nchw(torch, images)
@@ -100,7 +100,7 @@ def test_pytorch_network_purification_and_gradients_are_the_librarys(twins):
 
 def test_pytorchs_graph_grows_with_the_steps(twins):
     torch, module, _, images = twins
-    from benchmarks import torch_published
+    from benchmarks.peers import torch_published
 
     def stored(steps):
         leaf = _nchw(torch, images).requires_grad_(True)
@@ -113,7 +113,7 @@ def test_pytorchs_graph_grows_with_the_steps(twins):
 
 def test_wide_resnets_have_the_same_parameters():
     pytest.importorskip("torch")
-    from benchmarks.torch_wide_resnet import WideResNet
+    from benchmarks.peers.torch_wide_resnet import WideResNet
 
     theirs = sum(p.numel() for p in WideResNet(10, 2).parameters())
     network = networks.WideResNet(depth=10, width=2)

@@ -13,7 +13,17 @@ MODULES = [
     *(m.name for m in pkgutil.walk_packages(purify_jax.__path__, "purify_jax.")),
 ]
 #: Rooms in which at least one example is expected: a test that found none would prove nothing.
-WITH_EXAMPLES = {"keys", "arrays", "noise", "evaluation", "models", "losses", "pytrees", "attacks"}
+WITH_EXAMPLES = {
+    "passes",
+    "keys",
+    "arrays",
+    "noise",
+    "evaluation",
+    "models",
+    "losses",
+    "pytrees",
+    "attacks",
+}
 
 
 @pytest.fixture(scope="module")

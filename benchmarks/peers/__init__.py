@@ -1,0 +1,1 @@
+"""The PyTorch code that is measured beside the library's."""
