@@ -39,6 +39,7 @@ _NAMES = (
     "level",  # a random noise level, and
     "noise",  # the noise of that level
     "crop",  # augmentation of a classifier's training images
+    "attack",  # of a training step, beside the pass that trains
 )
 #: What is folded into an image's key so that two purposes share no randomness. The noise before the
 #: steps of a diffusion ("start") keeps the number that published results were made with.

@@ -9,6 +9,7 @@ import purify_jax as pj
 from purify_jax import networks, noise
 from purify_jax.checks import InputError
 from purify_jax.training import Settings, Trained
+from purify_jax.training.adversarial import Attack, TrainedDefense
 
 _LEVELS = {"geometric": noise.geometric, "linear": noise.linear}
 #: The fields of a config section that are settings of any training.
@@ -128,6 +129,44 @@ def train_classifier(
     )
 
 
+def train_defense(
+    config: ConfigDict,
+    dataset: pj.data.Dataset,
+    classifier: pj.models.Model,
+    ebm: pj.models.Model | None,
+    workdir: str | Path | None,
+    progress: bool = True,
+    *,
+    shard_parameters: bool = False,
+    stream: bool | None = None,
+) -> TrainedDefense:
+    """Trains the defense of ``config.defense``; without an ``ebm``, the classifier alone."""
+    section = config.defense
+    attack = Attack(
+        epsilon=section.epsilon,
+        norm=section.norm,
+        num_steps=section.attack_steps,
+        step_size=section.get("step_size"),
+    )
+    return pj.training.train_defense(
+        classifier,
+        dataset,
+        settings(config, "defense"),
+        attack,
+        ebm=ebm,
+        trainable=section.trainable if ebm is not None else "classifier",
+        purification=section.purification.to_dict(),
+        **{name: section[name] for name in _DEFENSE if name in section},
+        metadata={"dataset": config.dataset},
+        workdir=workdir,
+        progress=progress,
+        stream=stream,
+        shard_parameters=shard_parameters,
+    )
+
+
+#: Further fields of a section "defense".
+_DEFENSE = ("denoising_weight", "label_smoothing", "crop_padding", "probe_images", "probe_steps")
 #: The fields of a config section that the short recipe reads.
 _RECIPE = (
     "batch_size",

@@ -1,6 +1,7 @@
 """Training: score models and classifiers in one call each, and the parts that they are made of."""
 
-from purify_jax.training import augmentation, compiling, feeding
+from purify_jax.training import adversarial, augmentation, feeding
+from purify_jax.training.adversarial import train_defense
 from purify_jax.training.airbench import train_airbench
 from purify_jax.training.augmentation import crop_and_purify, random_crop, random_flip
 from purify_jax.training.checkpoints import SaveError, TrainingCheckpoints
@@ -28,9 +29,9 @@ __all__ = [
     "Trained",
     "TrainingCheckpoints",
     "adam",
+    "adversarial",
     "augmentation",
     "classification_loss",
-    "compiling",
     "crop_and_purify",
     "dsm_loss",
     "feeding",
@@ -41,6 +42,7 @@ __all__ = [
     "scan_steps",
     "train_airbench",
     "train_classifier",
+    "train_defense",
     "train_denoiser",
     "train_score_model",
     "train_step",

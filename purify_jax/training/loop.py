@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from purify_jax.checks import InputError, check_count
 from purify_jax.data import Dataset
-from purify_jax.devices import sharding
-from purify_jax.training import compiling, feeding
+from purify_jax.devices import compiling, sharding
+from purify_jax.training import feeding
 from purify_jax.training.checkpoints import TrainingCheckpoints
 from purify_jax.training.step import TrainState
 
@@ -51,6 +51,7 @@ def fit(
     mesh: Mesh | None = None,
     shard_parameters: bool = False,
     stream: bool | None = None,
+    watch: Callable[[int, TrainState], Mapping[str, float]] | None = None,
 ) -> FitResult:
     """Trains until ``num_steps``, from the newest checkpoint of ``workdir`` if there is one.
 
@@ -62,7 +63,9 @@ def fit(
     come from another number of devices; ``shard_parameters`` as in :func:`scan_steps`, and the
     state that is returned is whole on every device again. With ``stream`` the data stay where they
     are and a thread sends each dispatch's batches ahead, every process its own share; by default,
-    when they are no plain array or take more than ``feeding.RESIDENT_BYTES``.
+    when they are no plain array or take more than ``feeding.RESIDENT_BYTES``. ``watch`` is called before every
+    save with (step, state); what it returns joins the metrics, and what it raises ends the run
+    without that save.
 
     Raises InputError for zero steps or batch size, or a batch size that the devices cannot share
     evenly; Diverged for a loss that is not finite; SaveError if saving fails.
@@ -122,12 +125,15 @@ def fit(
                     f"the {description}, expected a finite one; the learning rate is the likely cause "
                     "(lower it, or clip gradients); the checkpoints before are as they were"
                 )
+            saves = step % checkpoint_every == 0 or step == num_steps
+            if watch is not None and saves:
+                values |= watch(step, state)
             if metrics_file is not None:
                 metrics_file.write(json.dumps({"step": step, **values}) + "\n")
                 metrics_file.flush()
             bar.update(len(indices))
             bar.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
-            if checkpoints is not None and (step % checkpoint_every == 0 or step == num_steps):
+            if checkpoints is not None and saves:
                 checkpoints.save(step, state)
             if terminated():
                 break

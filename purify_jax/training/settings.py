@@ -13,7 +13,7 @@ from purify_jax.data import Dataset
 from purify_jax.devices import sharding
 from purify_jax.models.files import Model
 from purify_jax.training.loop import FitResult, fit
-from purify_jax.training.step import adam, init_state, scan_steps
+from purify_jax.training.step import TrainState, adam, init_state, scan_steps
 
 SCHEDULES = ("cosine", "constant")
 
@@ -93,13 +93,41 @@ def run(
     stream: bool | None,
     shard_parameters: bool,
 ) -> FitResult:
-    """Initialises a network and trains it on all devices; what both kinds of training share."""
+    """Initialises a network and trains it on all devices; what the kinds of training share."""
+    state = init_state(network, settings.optimizer(), key, dataset.image_shape)
+    return run_from(
+        loss_fn,
+        state,
+        dataset,
+        settings,
+        key,
+        workdir=workdir,
+        description=description,
+        progress=progress,
+        stream=stream,
+        shard_parameters=shard_parameters,
+    )
+
+
+def run_from(
+    loss_fn: Any,
+    state: TrainState,
+    dataset: Dataset,
+    settings: Settings,
+    key: jax.Array,
+    *,
+    workdir: str | Path | None,
+    description: str,
+    progress: bool,
+    stream: bool | None,
+    shard_parameters: bool,
+    watch: Any = None,
+) -> FitResult:
+    """:func:`run` from a state, whose optimizer is that of the settings."""
     mesh = sharding.default_mesh()
-    optimizer = settings.optimizer()
-    state = init_state(network, optimizer, key, dataset.image_shape)
     steps = scan_steps(
         loss_fn,
-        optimizer,
+        settings.optimizer(),
         jax.random.fold_in(key, 1),
         flip=settings.flip,
         ema_decay=settings.ema_decay,
@@ -121,6 +149,7 @@ def run(
         mesh=mesh,
         shard_parameters=shard_parameters,
         stream=stream,
+        watch=watch,
     )
 
 

@@ -18,7 +18,8 @@ from conftest import ROOT, environment, keys_for
 import purify_jax as pj
 from purify_jax import energy, networks, noise, training
 from purify_jax.checks import InputError
-from purify_jax.training import compiling, feeding
+from purify_jax.devices import compiling
+from purify_jax.training import feeding
 
 
 def _command(workdir, steps=400):

@@ -1,0 +1,38 @@
+"""Adversarial training through the purifier, on CIFAR-10 and two CPU cores (rows C and D).
+
+Command: python -m experiments.train_defense --config=cifar10_defense --data_dir=DIR --workdir=runs/cifar10/defense \
+             --classifier=runs/cifar10/classifier/model.safetensors --ebm=runs/cifar10/edm/model.safetensors
+The control, row D, is the same without --ebm and with another --workdir.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """FGSM from a random start at Linf 8/255; classifier and purifier both train."""
+    config = ConfigDict({"dataset": "cifar10", "train_split": "train", "seed": 0})
+    config.defense = ConfigDict(
+        {
+            "epsilon": 8 / 255,
+            "norm": "linf",
+            "attack_steps": 1,
+            "trainable": "both",
+            "purification": {"method": "tweedie", "noise_scale": 0.1},
+            "denoising_weight": 0.1,
+            "label_smoothing": 0.1,
+            "crop_padding": 2,
+            "flip": True,
+            "probe_images": 256,
+            "probe_steps": 10,
+            "learning_rate": 1e-3,
+            "schedule": "cosine",
+            "warmup_steps": 50,
+            "weight_decay": 5e-4,
+            "ema_decay": 0.995,
+            "batch_size": 128,
+            "steps": 2000,
+            "steps_per_dispatch": 5,
+            "checkpoint_every": 50,
+        }
+    )
+    return config

@@ -1,0 +1,187 @@
+"""The loss of purifier-aware adversarial training, its attack, and the probe that sees it collapse."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from purify_jax import attacks, losses, noise
+from purify_jax.checks import InputError, check_at_least, check_count
+from purify_jax.defense import Defense, defend, undefended
+from purify_jax.keys import image_keys, stream
+from purify_jax.models.files import Model
+from purify_jax.models.methods import model_purifier
+from purify_jax.models.settings import network_logits, score_fn
+from purify_jax.pytrees import jit, pytree, static
+from purify_jax.training import edm
+from purify_jax.training.augmentation import random_crop
+from purify_jax.training.loop import Diverged
+from purify_jax.training.step import TrainState
+from purify_jax.types import Array
+
+
+class Collapsed(Diverged):
+    """The accuracy under a longer attack broke down; what was saved before is as it was."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """The attack of every training step: ``num_steps`` steps from a random start in the ball.
+
+    One step is FGSM (Wong et al. 2020, arXiv 2001.03994), of 1.25 ε by default; several are PGD, of 2.5 ε/T.
+    """
+
+    epsilon: float
+    norm: str = "linf"
+    num_steps: int = 1
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least("epsilon", self.epsilon, 0.0)
+        check_count("attack_steps", self.num_steps)
+        attacks.norms.get(self.norm)
+        if self.step_size is not None:
+            check_at_least("step_size", self.step_size, 0.0)
+
+    def on(self, defense: Defense) -> Any:
+        """As an attack by the exact gradient of a defense, one draw a step."""
+        default = 1.25 * self.epsilon if self.num_steps == 1 else None
+        return attacks.pgd(
+            attacks.exact(defense),
+            norm=self.norm,
+            epsilon=self.epsilon,
+            num_steps=self.num_steps,
+            step_size=default if self.step_size is None else self.step_size,
+            best_iterate=False,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The structure of the defense that trains: hashable, as it is part of the program."""
+
+    classifier: nn.Module
+    role: str | None = None
+    network: nn.Module | None = None
+    image_shape: tuple[int, int, int] = (0, 0, 0)
+    metadata: str = "{}"
+    purification: tuple[tuple[str, Any], ...] = ()
+
+    def ebm(self, params: Any) -> Model:
+        assert self.role is not None
+        assert self.network is not None
+        about = json.loads(self.metadata)
+        return Model(self.role, self.network, {"params": params}, self.image_shape, about)
+
+    def defense(self, params: Mapping[str, Any], batch_stats: Any) -> Defense:
+        stats = {"batch_stats": batch_stats} if batch_stats else {}
+        logits_fn = network_logits(self.classifier, {"params": params["classifier"], **stats})
+        if self.role is None:
+            return undefended(logits_fn)
+        return defend(
+            model_purifier(self.ebm(params["purifier"]), **dict(self.purification)), logits_fn
+        )
+
+
+@pytree
+class DefenseLoss:
+    """Cross-entropy on attacked images, through the whole defense, plus the denoising loss.
+
+    frozen: the parameters, by part, that do not train.
+    """
+
+    frozen: Any
+    denoising_weight: float
+    label_smoothing: float
+    parts: Parts = static()
+    attack: Attack = static()
+    crop_padding: int = static(0)
+
+    def __call__(self, params, batch_stats, keys, images, labels):
+        if self.crop_padding:
+            images = random_crop(stream(keys, "crop"), images, self.crop_padding)
+        whole = {**self.frozen, **params}
+        # The attack sees the defense as it will be deployed, with frozen batch statistics.
+        defense = jax.lax.stop_gradient(self.parts.defense(whole, batch_stats))
+        attacked = self.attack.on(defense)(stream(keys, "attack"), images, labels)
+        attacked = jax.lax.stop_gradient(attacked)
+        purifier = self.parts.defense(whole, batch_stats).purifier
+        purified = purifier(stream(keys, "predict"), attacked)[0][0]
+        logits, batch_stats = self._logits(whole["classifier"], batch_stats, purified)
+        targets = jax.nn.one_hot(labels, logits.shape[-1])
+        targets = optax.smooth_labels(targets, self.label_smoothing)
+        cross_entropy = optax.softmax_cross_entropy(logits, targets).mean()
+        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+        metrics = {"cross_entropy": cross_entropy, "attacked_accuracy": accuracy}
+        loss = cross_entropy
+        if "purifier" in params:
+            metrics["denoising"] = self._denoising(params["purifier"], keys, images)
+            loss = loss + self.denoising_weight * metrics["denoising"]
+        return loss, ({"loss": loss, **metrics}, batch_stats)
+
+    def _logits(self, params: Any, batch_stats: Any, images: Array) -> tuple[Array, Any]:
+        network, variables = self.parts.classifier, {"params": params}
+        if not batch_stats:
+            return jnp.asarray(network.apply(variables, images)), batch_stats
+        logits, updated = network.apply(
+            {**variables, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
+        )
+        return logits, updated["batch_stats"]
+
+    def _denoising(self, params: Any, keys: Array, images: Array) -> Array:
+        """EDM's loss of a network that is told σ; denoising score matching at the purifier's σ else."""
+        ebm = self.parts.ebm(params)
+        about = ebm.metadata["training"]
+        if getattr(ebm.network, "noise_conditional", False):
+            drawn = edm.log_normal(about["log_sigma_mean"], about["log_sigma_std"])
+            loss = edm.edm_loss(ebm.network, drawn)
+            return loss(params, {}, keys, images, None)[0]
+        sigma = dict(self.parts.purification)["noise_scale"]
+        scale = noise.SCALES[about["scale"]]
+        levels = jnp.full(1, sigma, images.dtype)
+        return losses.denoising_score_matching(score_fn(ebm), keys, images, levels, scale).mean()
+
+
+def parts_of(classifier: Model, ebm: Model | None, purification: Mapping[str, Any]) -> Parts:
+    """The structure of the two models' defense; InputError if they do not fit each other."""
+    if ebm is None:
+        return Parts(classifier.network)
+    if ebm.image_shape != classifier.image_shape:
+        raise InputError(
+            f"ebm: made for images {ebm.image_shape}, expected the classifier's {classifier.image_shape}"
+        )
+    known = {**ebm.metadata.get("purification", {}), **purification, "num_restarts": 1}
+    settings = tuple(sorted(known.items()))
+    model_purifier(ebm, **known)  # an unknown method or setting is said before anything compiles
+    about = json.dumps(dict(ebm.metadata), sort_keys=True)
+    return Parts(classifier.network, ebm.role, ebm.network, ebm.image_shape, about, settings)
+
+
+def watch(loss: DefenseLoss, probe: tuple, attack: Attack, key: Array) -> Any:
+    """A function (step, state) → {"probe_accuracy": ...} that raises :class:`Collapsed`."""
+    images, labels = jnp.asarray(probe[0]), jnp.asarray(probe[1])
+    keys = image_keys(key, np.arange(len(images)))
+    best = [0.0]
+
+    def probed(step: int, state: TrainState) -> dict[str, float]:
+        whole = {**loss.frozen, **state.params}
+        defense = loss.parts.defense(whole, state.batch_stats)
+        attacked = jit(attack.on(defense))(keys, images, labels)
+        predicted = jit(defense)(stream(keys, "predict"), attacked).argmax(-1)
+        found = float((predicted == labels).mean())
+        if found < 0.5 * best[0]:
+            raise Collapsed(
+                f"defense: accuracy under {attack.num_steps} steps fell from {best[0]:.2f} to {found:.2f} at "
+                f"step {step}, expected one that rises; more attack steps or a lower learning rate "
+                "is the likely cure; what was saved before is as it was"
+            )
+        best[0] = max(best[0], found)
+        return {"probe_accuracy": found}
+
+    return probed

@@ -1,0 +1,225 @@
+"""Adversarial training through the purifier: what is attacked, what trains, what it brings, collapse."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import purify_jax as pj
+from experiments.common import from_config
+from experiments.configs import digits_defense
+from purify_jax import attacks
+from purify_jax.checks import InputError
+from purify_jax.keys import stream
+from purify_jax.training import Settings, adversarial, fit
+from purify_jax.training.adversarial import loss as losses
+
+EPSILON = 0.15
+ATTACK = adversarial.Attack(epsilon=EPSILON)
+SETTINGS = Settings(num_steps=60, batch_size=64, schedule="constant", steps_per_dispatch=20,
+                    checkpoint_every=20)  # fmt: skip
+ONE_STEP = {"method": "tweedie", "noise_scale": 0.2}
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return pj.pretrained.load("digits")
+
+
+@pytest.fixture(scope="module")
+def train():
+    return pj.data.load_split("digits", "train")
+
+
+def _loss(shipped, trainable=("classifier", "purifier"), **changes):
+    everything = {"classifier": shipped.classifier.params, "purifier": shipped.ebm.params}
+    made = adversarial.DefenseLoss(
+        frozen={k: v for k, v in everything.items() if k not in trainable},
+        denoising_weight=0.5,
+        label_smoothing=0.1,
+        parts=losses.parts_of(shipped.classifier, shipped.ebm, ONE_STEP),
+        attack=ATTACK,
+    )
+    return made.replace(**changes), {k: everything[k] for k in trainable}
+
+
+def test_the_loss_is_that_of_an_attack_through_everything(shipped, train):
+    loss, params = _loss(shipped)
+    images, labels = (jnp.asarray(a) for a in train.batch(np.arange(32)))
+    keys = pj.image_keys(jax.random.key(0), np.arange(32))
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, (metrics, _)), grads = gradient(params, {}, keys, images, labels)
+
+    # The same from the library's own pieces: FGSM of 1.25 ε from a random start, fresh noise after it.
+    purifier = pj.models.model_purifier(shipped.ebm, **ONE_STEP, num_restarts=1)
+    defense = pj.defend(purifier, pj.models.logits_fn(shipped.classifier))
+    attack = attacks.pgd(
+        attacks.exact(defense), epsilon=EPSILON, num_steps=1, step_size=1.25 * EPSILON,
+        best_iterate=False,
+    )  # fmt: skip
+    attacked = pj.jit(attack)(stream(keys, "attack"), images, labels)
+    assert 0.9 * EPSILON < float(jnp.abs(attacked - images).max()) <= EPSILON + 1e-6
+    purified = pj.jit(purifier)(stream(keys, "predict"), attacked)[0][0]
+    logits = pj.models.logits_fn(shipped.classifier)(purified)
+    targets = 0.9 * jax.nn.one_hot(labels, 10) + 0.01
+    cross_entropy = -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
+    assert float(metrics["cross_entropy"]) == pytest.approx(float(cross_entropy), rel=1e-3)
+    expected = metrics["cross_entropy"] + 0.5 * metrics["denoising"]
+    assert float(value) == pytest.approx(float(expected), rel=1e-6)
+    assert set(grads) == {"classifier", "purifier"}
+    for part in grads:  # both parts learn
+        assert float(optax.global_norm(grads[part])) > 1e-3
+
+
+def test_the_denoising_term_alone_is_that_of_score_training(shipped, train):
+    loss, params = _loss(shipped)
+    images, _ = train.batch(np.arange(16))
+    keys = pj.image_keys(jax.random.key(1), np.arange(16))
+    found = loss._denoising(params["purifier"], keys, jnp.asarray(images))
+    expected = pj.losses.denoising_score_matching(
+        pj.models.score_fn(shipped.ebm), keys, jnp.asarray(images), jnp.array([0.2]),
+        pj.noise.SCALES[shipped.ebm.metadata["training"]["scale"]],
+    ).mean()  # fmt: skip
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+def _attacked_accuracy(classifier, ebm, dataset, count=128):
+    logits_fn = pj.models.logits_fn(classifier)
+    if ebm is None:
+        defense = pj.undefended(logits_fn)
+    else:
+        defense = pj.defend(pj.models.model_purifier(ebm), logits_fn)
+    attack = attacks.pgd(attacks.exact(defense), epsilon=EPSILON, num_steps=10)
+    images, labels = (jnp.asarray(a) for a in dataset.batch(np.arange(count)))
+    keys = pj.image_keys(jax.random.key(5), np.arange(count))
+    adversarial_images = pj.jit(attack)(keys, images, labels)
+    predicted = pj.jit(defense)(stream(keys, "predict"), adversarial_images).argmax(-1)
+    return float((predicted == labels).mean())
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_it_makes_a_defense_robust(control, shipped, train, digits_test):
+    config = digits_defense.get_config()
+    config.defense.update({"steps": 300, "checkpoint_every": 300, "steps_per_dispatch": 100})
+    ebm = None if control else shipped.ebm
+    made = from_config.train_defense(config, train, shipped.classifier, ebm, None, progress=False)
+    started = None if control else pj.models.Model(
+        ebm.role, ebm.network, ebm.variables, ebm.image_shape,
+        {**ebm.metadata, "purification": {**config.defense.purification, "num_restarts": 1}},
+    )  # fmt: skip
+    before = _attacked_accuracy(shipped.classifier, started, digits_test)
+    after = _attacked_accuracy(made.classifier, made.ebm, digits_test)
+    # A purifier already takes most attacks of so few draws away; the bare classifier has more to gain.
+    assert after > before + (0.3 if control else 0.06), (before, after)
+    assert (made.ebm is None) == control
+    if not control:  # it purifies as it was trained to, and says so in its file
+        assert made.ebm.metadata["purification"]["method"] == "tweedie"
+        assert made.classifier.metadata["defense"]["purifier"]["noise_scale"] == 0.25
+
+
+def _same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+def test_only_what_is_trainable_trains_and_a_resumed_run_ends_with_the_same_bits(
+    shipped, train, tmp_path
+):
+    def run(num_steps, folder):
+        settings = Settings(**{**vars(SETTINGS), "num_steps": num_steps})
+        return adversarial.train_defense(
+            shipped.classifier, train, settings, ATTACK, ebm=shipped.ebm, trainable="purifier",
+            purification=ONE_STEP, workdir=folder, progress=False,
+        )  # fmt: skip
+
+    whole = run(40, tmp_path / "whole")
+    assert _same(whole.classifier.params, shipped.classifier.params)
+    assert not _same(whole.ebm.params, shipped.ebm.params)
+    run(20, tmp_path / "parts")
+    resumed = run(40, tmp_path / "parts")
+    assert _same(resumed.ebm.params, whole.ebm.params)
+    lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [20, 40]
+    assert all(0 <= json.loads(line)["probe_accuracy"] <= 1 for line in lines)
+
+
+def test_a_collapse_ends_the_run_and_keeps_what_was_saved(shipped, train, tmp_path):
+    """The accuracy of the probe is that of the state: with a ruined classifier it falls."""
+    loss, params = _loss(shipped, ("classifier",))
+    probe = train.batch(np.arange(64))
+    watch = losses.watch(loss, probe, ATTACK, jax.random.key(0))
+    state = pj.training.TrainState(jnp.int32(0), params, params, {}, (), {})
+    assert watch(0, state)["probe_accuracy"] > 0.5
+    ruined = state.replace(params=jax.tree.map(jnp.zeros_like, params))
+    with pytest.raises(adversarial.Collapsed, match="fell from 0.* at step 7"):
+        watch(7, ruined)
+
+    seen = []
+
+    def raising(step, state):
+        seen.append(step)
+        if step == 40:
+            raise adversarial.Collapsed("defense: collapsed")
+        return {}
+
+    optimizer = SETTINGS.optimizer()
+    start = pj.training.TrainState(
+        jnp.int32(0), *(jax.tree.map(jnp.array, params) for _ in range(2)), {},
+        optimizer.init(params), {},
+    )  # fmt: skip
+    steps = pj.training.scan_steps(loss, optimizer, jax.random.key(1))
+    with pytest.raises(adversarial.Collapsed):
+        fit(steps, start, train, num_steps=60, batch_size=64, seed=0, workdir=tmp_path,
+            steps_per_dispatch=20, checkpoint_every=20, progress=False, watch=raising)  # fmt: skip
+    assert seen == [20, 40]
+    saved = [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+    assert saved == ["20"]
+
+
+BAD = {
+    "trainable": ({"trainable": "all"}, "trainable: got 'all'"),
+    "nothing to train": ({"ebm": None, "trainable": "both"}, "without a purifier"),
+    "method": ({"purification": {"method": "magic"}}, "method: got 'magic'"),
+    "weight": ({"denoising_weight": -1.0}, "denoising_weight"),
+    "probe": ({"probe_images": 10_000}, "probe_images: got 10000"),
+    "probe steps": ({"probe_steps": 0}, "probe_steps"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(name, shipped, train):
+    changes, message = BAD[name]
+    with pytest.raises(InputError, match=message) as caught:
+        adversarial.train_defense(
+            shipped.classifier, train, SETTINGS, ATTACK,
+            **{"ebm": shipped.ebm, "progress": False, **changes},
+        )  # fmt: skip
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"epsilon": -1.0}, {"epsilon": 0.1, "num_steps": 0}, {"epsilon": 0.1, "norm": "l7"}],
+)
+def test_bad_attacks_are_named(settings):
+    with pytest.raises(InputError):
+        adversarial.Attack(**settings)
+
+
+def test_the_binary(run_binary, model_files, tmp_path):
+    ebm, classifier = model_files
+    args = (
+        "train_defense", "--config=digits_defense", f"--classifier={classifier}", f"--ebm={ebm}",
+        f"--workdir={tmp_path / 'run'}", "--config.defense.steps=4",
+        "--config.defense.steps_per_dispatch=2", "--config.defense.probe_images=16", "--noprogress",
+    )  # fmt: skip
+    run_binary(*args)
+    made = pj.load_model(tmp_path / "run" / "ebm.safetensors", ("energy",))
+    assert made.metadata["purification"]["method"] == "tweedie"
+    trained = pj.load_model(tmp_path / "run" / "classifier.safetensors")
+    assert not _same(trained.params, pj.load_model(classifier).params)
+    done = run_binary("train_defense", "--config=digits", *args[2:5], check=False)
+    assert done.returncode == 1
+    assert "has no section 'defense'" in done.stderr
