@@ -27,7 +27,7 @@ format: $(VENV)/installed
 
 # The tables of README.md, from results/.
 tables: $(VENV)/installed
-	$(BIN)/python -m experiments.tables
+	$(BIN)/python -m experiments.reproduction.tables
 
 install: $(VENV)/installed
 

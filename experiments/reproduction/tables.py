@@ -1,7 +1,7 @@
 """results/ → the tables between the markers of README.md. What ``make tables`` runs.
 
-python -m experiments.tables            # rewrites README.md
-python -m experiments.tables --check    # fails if README.md differs from what results/ says
+python -m experiments.reproduction.tables            # rewrites README.md
+python -m experiments.reproduction.tables --check    # fails if README.md differs from what results/ says
 """
 
 import json

@@ -89,11 +89,15 @@ def test_files_stay_small():
 
 
 def test_folders_stay_small():
+    # One file a command, and one a run: what there is to type is not hidden in sub-folders.
+    catalogues = {ROOT / "experiments": 16, ROOT / "experiments" / "configs": 16}
     folders: dict[Path, int] = {}
     for path in _tracked("purify_jax", "experiments", "tests", "benchmarks"):
         if path.name != "__init__.py":
             folders[path.parent] = folders.get(path.parent, 0) + 1
-    assert {str(f.relative_to(ROOT)): n for f, n in folders.items() if n > 12} == {}
+    assert {
+        str(f.relative_to(ROOT)): n for f, n in folders.items() if n > catalogues.get(f, 12)
+    } == {}
 
 
 def test_the_top_of_experiments_is_binaries():
