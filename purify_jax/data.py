@@ -28,6 +28,11 @@ class Dataset:
 
     def __post_init__(self) -> None:
         check_labels(self.labels, self.num_classes, f"labels of {self.name}")
+        if len(self.images) != len(self.labels):
+            raise InputError(
+                f"labels of {self.name}: got {len(self.labels)}, expected one for each of the "
+                f"{len(self.images)} images"
+            )
 
     def __len__(self) -> int:
         return len(self.images)

@@ -12,6 +12,7 @@ from purify_jax.corruptions import BENCHMARK, NAMES, SEVERITIES, check_name, cor
 from purify_jax.data import Dataset
 from purify_jax.devices import sharding
 from purify_jax.evaluation.batches import map_images
+from purify_jax.evaluation.predictions import check_classes, predicted_class
 from purify_jax.evaluation.records import Record, RecordFile
 from purify_jax.evaluation.statistics import Interval, wilson
 from purify_jax.keys import stream_key
@@ -136,6 +137,7 @@ def _predictions(
     images, labels = dataset.batch(np.arange(len(dataset)))
     run = Partial(_predicted_class, as_pytree(predict))
     predicted = map_images(run, stream_key(key, label), images, batch_size=batch_size, mesh=mesh)
+    check_classes(predicted, label)
     return [
         {
             "attack": label,
@@ -149,7 +151,7 @@ def _predictions(
 
 
 def _predicted_class(predict: PredictFn, keys: Keys, images: Array) -> Array:
-    return predict(keys, images).argmax(-1)
+    return predicted_class(predict(keys, images))
 
 
 def mean_accuracy(accuracies: Accuracies, names: Sequence[str] = BENCHMARK) -> float:

@@ -108,6 +108,7 @@ def evaluate_suite(
             path=None if workdir is None else Path(workdir) / f"records_{label}.jsonl",
             header={"suite": run.suite, "norm": options.norm, "epsilon": options.epsilon},
             drop_fallen=suites.SUITES[run.suite].drop_fallen,
+            ball=(options.norm, options.epsilon),
             mesh=mesh,
             on_start=functools.partial(_starting, notify),
             on_batch=notify,
@@ -159,6 +160,7 @@ def _shared_keys(
         path=path,
         header={"norm": options.norm, "epsilon": options.epsilon},
         shared_keys=True,
+        ball=(options.norm, options.epsilon),
         mesh=mesh,
     )
     return accuracy(found, entry.name)
