@@ -9,9 +9,9 @@ from purify_jax.models.files import (
     load_model,
     save_model,
 )
+from purify_jax.models.purification import PUBLISHED
 from purify_jax.models.settings import (
     METHODS,
-    PUBLISHED,
     adp_purifier,
     logits_fn,
     model_purifier,
