@@ -16,11 +16,11 @@ from absl import flags
 from tqdm import tqdm
 
 import purify_jax as pj
-from experiments.common import cli, loading
+from experiments.common import cli, flagging, loading
 from purify_jax import attacks as atk
 from purify_jax import evaluation, purifiers
 from purify_jax.atomic import write_atomically
-from purify_jax.checks import InputError
+from purify_jax.checks import InputError, check_count
 from purify_jax.corruptions import BENCHMARK
 from purify_jax.devices import sharding
 from purify_jax.evaluation import corrupted, evaluate_corrupted
@@ -78,11 +78,13 @@ def _purifiers(ebm: pj.models.Model, chain_steps: int):
 def main(argv: list[str]) -> None:
     """Flags in, a table and a plot out."""
     del argv
+    flagging.check_chosen("only")
+    check_count("severity", FLAGS.severity, 1, 5)
     loaded = loading.load()
     dataset = loaded.dataset.take(FLAGS.images)
     options = ("norm", "epsilon", "steps", "eot", "draws", "chain_steps", "severity")
     everything = _purifiers(loaded.ebm, FLAGS.chain_steps)
-    chosen = FLAGS.only or list(everything)
+    chosen = list(everything) if FLAGS.only is None else FLAGS.only
     for name in chosen:
         if name not in everything:
             raise InputError(f"only: got {name!r}, expected some of {list(everything)}")

@@ -117,12 +117,13 @@ def check_count(name: str, value: Any, minimum: int = 1, maximum: int | None = N
         )
 
 
-#: Seeds are what JAX takes: signed 64-bit numbers, not negative.
-MOST_SEED = 2**63 - 1
+#: JAX reads 32 bits of a seed: 2³² + 1 would silently be the run of seed 1. The networks of one run
+#: have seeds of their own, the next few numbers.
+MOST_SEED = 2**32 - 16
 
 
 def check_seed(value: Any, name: str = "seed") -> None:
-    """Raises InputError unless ``value`` is a whole number from 0 to 2⁶³ − 1."""
+    """Raises InputError unless ``value`` is a whole number from 0 to :data:`MOST_SEED`."""
     check_count(name, value, 0, MOST_SEED)
 
 

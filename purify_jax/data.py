@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from purify_jax.checks import InputError, check_labels
+from purify_jax.checks import InputError, check_count, check_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Dataset:
 
     def take(self, count: int) -> "Dataset":
         """The first ``count`` images; InputError if there are not as many."""
-        if not 1 <= count <= len(self):
+        check_count("images", count)
+        if count > len(self):
             raise InputError(
                 f"images: got {count}, expected 1 to {len(self)} ({self.name} {self.split})"
             )
@@ -228,16 +229,18 @@ def read_image(path: Path, channels: int | None = None) -> np.ndarray:
 
     Raises InputError if the file cannot be read as an image.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
-            grey = (
-                image.mode in ("1", "L", "LA", "I", "I;16") if channels is None else channels == 1
-            )
+            if image.mode in ("I", "I;16") and channels != 3:
+                # 16 bits; converting it would clip all above 255 to white.
+                array = np.rint(np.asarray(image, np.float64) / 257).astype(np.uint8)
+                return array[..., None]
+            grey = image.mode in ("1", "L", "LA") if channels is None else channels == 1
             array = np.asarray(image.convert("L" if grey else "RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"image: {path} cannot be read: {error}") from error
+    except Exception as error:  # each format's reader has its own; also an image of absurd size
+        raise InputError(f"image: {path} cannot be read: {' '.join(str(error).split())}") from error
     return array[..., None] if array.ndim == 2 else array
 
 

@@ -17,7 +17,14 @@ import numpy as np
 from jax.sharding import Mesh
 from scipy import stats
 
-from purify_jax.checks import InputError, check_at_least, check_count, check_images, check_labels
+from purify_jax.checks import (
+    InputError,
+    check_at_least,
+    check_count,
+    check_images,
+    check_labels,
+    check_number,
+)
 from purify_jax.data import Dataset
 from purify_jax.devices import sharding
 from purify_jax.evaluation.batches import batches, padded_size
@@ -41,12 +48,12 @@ class Certificate(NamedTuple):
 
 def check_settings(sigma: float, n0: int, n: int, alpha: float) -> None:
     """Raises InputError unless σ > 0, 1 ≤ n₀ ≤ n and 0 < α < 1."""
-    if not (np.isfinite(sigma) and sigma > 0):
-        raise InputError(f"sigma: got {sigma}, expected a positive number")
+    check_number("sigma", sigma, 0.0, open_low=True)
     check_count("n0", n0)
     check_count("n", n)
     if n0 > n:
         raise InputError(f"n0: got {n0} samples to select with, expected at most n = {n}")
+    check_number("alpha", alpha)
     if not 0 < alpha < 1:
         raise InputError(f"alpha: got {alpha}, expected a number between 0 and 1, both excluded")
 

@@ -39,8 +39,7 @@ def load_folder(folder: str | Path, name: str, severity: int, num_classes: int =
 
     Raises InputError if a file is missing, damaged or of another shape.
     """
-    if severity not in SEVERITIES:
-        raise InputError(f"severity: got {severity}, expected 1 to 5")
+    check_count("severity", severity, 1, 5)
     images, labels = (_load_npy(Path(folder) / f"{n}.npy") for n in (name, "labels"))
     if images.ndim != 4 or images.dtype != np.uint8 or len(images) % 5:
         raise InputError(
@@ -99,8 +98,13 @@ def evaluate_corrupted(
     Returns model → corruption → severity → accuracy of one draw, with 95% interval.
     """
     check_count("batch_size", batch_size)
+    for given, field in ((names, "names"), (severities, "severities")):
+        if not given or len(set(given)) < len(given):
+            raise InputError(f"{field}: got {list(given)}, expected some, each of them once")
     for name in names:
         check_name(name)
+    for severity in severities:
+        check_count("severities", severity, 0, 5)
     for path in (paths or {}).values():
         sharding.check_one_writer(path)
     identify = {"batch_size": batch_size, "severities": list(severities), **(header or {})}

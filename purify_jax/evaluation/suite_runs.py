@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from purify_jax.attacks import suites
-from purify_jax.checks import check_count
+from purify_jax.checks import check_choice, check_count, check_seed
 from purify_jax.data import Dataset
 from purify_jax.defense import Defense, undefended
 from purify_jax.devices import sharding
@@ -55,6 +55,9 @@ class SuiteRun:
     sweep: str | None = None
 
     def __post_init__(self) -> None:
+        check_choice("suite", self.suite, sorted(suites.SUITES))
+        if self.sweep is not None:
+            check_choice("sweep", self.sweep, sorted(sweeps.SWEEPS))
         check_count("draws", self.draws)
         check_count("batch_size", self.batch_size)
         check_count("probe_images", self.probe_images, 0)
@@ -90,6 +93,7 @@ def evaluate_suite(
 
     Returns the records and what follows from them. Raises InputError for an unknown suite or sweep.
     """
+    check_seed(seed)
     key = jax.random.key(seed)
     mesh = sharding.default_mesh() if mesh is None else mesh
     if models is None:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from purify_jax.attacks import eot, exact, pgd
 from purify_jax.attacks.suites import Options
-from purify_jax.checks import InputError
+from purify_jax.checks import check_choice
 from purify_jax.data import Dataset
 from purify_jax.defense import Defense
 from purify_jax.evaluation.attacked import score
@@ -106,8 +106,7 @@ def sweep(
     mesh: Mesh | None = None,
 ) -> Curve:
     """The curve over one setting; InputError for an unknown one."""
-    if name not in SWEEPS:
-        raise InputError(f"sweep: got {name!r}, expected one of {sorted(SWEEPS)}")
+    check_choice("sweep", name, sorted(SWEEPS))
     points = SWEEPS[name]
     where: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
     if name == "epsilon":

@@ -170,7 +170,7 @@ def ddim(
     u ← α(t')·(u − √(1 − α(t)²)·ε̂)/α(t) + √(1 − α(t')²)·ε̂ along equal steps in t (equation 12 with
     σ = 0). ADBM (Li et al. 2025, arXiv 2408.00315) purifies with 5 steps.
     """
-    check_at_least("num_steps", num_steps, 1)
+    check_count("num_steps", num_steps)
     schedule = diffusion.schedule
 
     def step(state: Array, index: Array, row: Array) -> tuple[Array, tuple[Array, Array]]:
