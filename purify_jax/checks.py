@@ -134,6 +134,13 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
         raise InputError(f"{name}: got {shown(value)}, expected one of {known}")
 
 
+def check_file_name(name: str, value: Any) -> None:
+    """Raises InputError unless ``value`` can name a file: one part of a path, that is no hidden one."""
+    fine = isinstance(value, str) and value.isprintable() and 0 < len(value) <= 100
+    if not fine or value.startswith(".") or "/" in value or "\\" in value:
+        raise InputError(f"{name}: got {shown(value)}, expected a name without a folder")
+
+
 def shown(value: Any) -> str:
     """A value as a message shows it: on one line, and never pages of it."""
     try:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from purify_jax.checks import InputError, check_count, check_labels
+from purify_jax.checks import InputError, check_count, check_labels, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,10 @@ class Records:
         return np.stack([r["image"] for r in self._source.__getitems__(indices)])
 
 
+#: A data set of tensorflow-datasets: name, name/config, with or without :version.
+_NAME = re.compile(r"\w+(/\w[\w.\-]*)?(:\w[\w.*]*)?", re.ASCII)
+
+
 def load_split(
     name: str, split: str, data_dir: str | Path | None = None, *, lazy: bool = False
 ) -> Dataset:
@@ -104,6 +108,10 @@ def load_split(
 
     Raises InputError for an unknown data set or split, or a missing or empty ``data_dir``.
     """
+    if not isinstance(name, str) or len(name) > 100 or not _NAME.fullmatch(name):
+        raise InputError(
+            f"dataset: got {shown(name)}, expected digits, folder or a name such as mnist"
+        )
     match = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
     if not match:
         raise InputError(f"split: got {split!r}, expected a name or a slice such as train[:80%]")

@@ -39,6 +39,7 @@ def load_folder(folder: str | Path, name: str, severity: int, num_classes: int =
 
     Raises InputError if a file is missing, damaged or of another shape.
     """
+    check_name(name)
     check_count("severity", severity, 1, 5)
     images, labels = (_load_npy(Path(folder) / f"{n}.npy") for n in (name, "labels"))
     if images.ndim != 4 or images.dtype != np.uint8 or len(images) % 5:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from purify_jax.attacks import suites
-from purify_jax.checks import check_choice, check_count, check_seed
+from purify_jax.checks import check_choice, check_count, check_file_name, check_seed
 from purify_jax.data import Dataset
 from purify_jax.defense import Defense, undefended
 from purify_jax.devices import sharding
@@ -98,6 +98,8 @@ def evaluate_suite(
     mesh = sharding.default_mesh() if mesh is None else mesh
     if models is None:
         models = {"undefended": undefended(defense.logits_fn), "defended": defense}
+    for label in models:
+        check_file_name("models", label)
     found: dict[str, list[Record]] = {}
     for label, model in models.items():
         entries = suites.build(run.suite, model, options)
