@@ -97,7 +97,13 @@ def main(argv: list[str]) -> None:
             defense = loaded.undefended.replace(purifier=everything[name])
             row = _measure(name, defense, dataset, changed)
             write_atomically(path, json.dumps(row, indent=2) + "\n")
-        rows[name] = json.loads(path.read_text())
+        try:
+            rows[name] = json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(
+                f"workdir: {path} is damaged ({error}), expected it as written; without it, "
+                "this purifier is measured again"
+            ) from error
     _write(workdir, rows, options)
 
 

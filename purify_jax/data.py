@@ -27,6 +27,7 @@ class Dataset:
     num_classes: int
 
     def __post_init__(self) -> None:
+        check_count("num_classes", self.num_classes)
         check_labels(self.labels, self.num_classes, f"labels of {self.name}")
         if len(self.images) != len(self.labels):
             raise InputError(

@@ -58,7 +58,9 @@ def run(main: Callable[[list[str]], None]) -> None:
             fail(f"arguments: got {' '.join(argv[1:])!r}, expected flags only (see --help)")
         _use_compilation_cache()
         try:
-            if flags.FLAGS.coordinator or flags.FLAGS.num_processes or flags.FLAGS.distributed:
+            several = ("coordinator", "num_processes", "process_id")
+            given = any(flags.FLAGS[name].value is not None for name in several)
+            if given or flags.FLAGS.distributed:
                 sharding.initialize(
                     flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id
                 )

@@ -125,6 +125,7 @@ def class_counts(
     i of an image depends on its key and i alone. ``bounds`` clips noisy images before ``predict``
     (as part of the base classifier).
     """
+    check_at_least("sigma", sigma, 0.0)
     check_count("num_samples", num_samples)
     check_count("samples_at_once", samples_at_once)
     return ClassCounts(

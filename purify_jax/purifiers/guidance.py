@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from purify_jax.checks import InputError, check_at_least, check_count
+from purify_jax.checks import InputError, check_at_least, check_count, check_number
 from purify_jax.diffusions import Diffusion, pixels, signed
 from purify_jax.keys import fold_keys, normal_like
 from purify_jax.purifiers.diffpure import Trace, scan_steps, step_info
@@ -37,6 +37,7 @@ def guided(
     """
     check_count("num_rounds", num_rounds)
     check_at_least("epsilon", epsilon, 1e-6)
+    check_number("t_star", t_star)
     schedule = diffusion.schedule
     betas, bars = schedule.betas(), schedule.alphas_bar()
     before = np.append(1.0, bars[:-1])

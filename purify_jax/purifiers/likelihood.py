@@ -31,6 +31,7 @@ def likelihood_maximisation(
     """
     check_count("num_steps", num_steps)
     check_at_least("sigma_range", sigma_range[0], 1e-6)
+    check_at_least("sigma_range", sigma_range[1], sigma_range[0])
     check_at_least("step_size", step_size, 0.0)
     decays = 0.9, 0.999
 

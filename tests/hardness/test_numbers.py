@@ -14,9 +14,11 @@ from purify_jax import attacks, checks, noise, purifiers
 from purify_jax.attacks.suites import Options, build
 from purify_jax.checks import InputError
 from purify_jax.corruptions import corrupt
+from purify_jax.diffusions.denoisers import LinearSchedule
 from purify_jax.evaluation import certification, corrupted
 from purify_jax.evaluation.suite_runs import SuiteRun
 from purify_jax.purifiers import step_rules
+from purify_jax.purifiers.likelihood import likelihood_maximisation
 from purify_jax.training import Settings, train_airbench, train_denoiser
 from purify_jax.training.augmentation import crop_and_purify
 
@@ -128,6 +130,14 @@ def test_numbers_are_in_range_everywhere(call, value):
     [
         (lambda: step_rules.adaptive(min_step=0.2, max_step=0.1), "max_step: got 0.1, .* >= 0.2"),
         (lambda: noise.geometric(0.1, 1.0, 3), "sigmas: got 0.1 to 1.0, expected largest >= smallest"),
+        (
+            lambda: likelihood_maximisation(None, None, None, sigma_range=(0.3, 0.2)),
+            "sigma_range: got 0.2, .* >= 0.3",
+        ),
+        (lambda: purifiers.gradual(SCORE, (0.2,), smallest=0.0), "smallest: got 0.0, .* > 0"),
+        (lambda: purifiers.annealed(SCORE, [0.3, "x"]), "sigmas: got 'x'"),
+        (lambda: LinearSchedule(beta_min=2.0, beta_max=1.0), "beta_max: got 1.0, .* >= 2"),
+        (lambda: certification.class_counts(SCORE, math.nan, 1, 1), "sigma: got nan"),
         (lambda: Settings(num_steps=1, ema_decay=2), "ema_decay: got 2, .* >= 0 and < 1"),
         (lambda: Settings(num_steps=1, schedule="foo"), "schedule: got 'foo', expected one of"),
         (lambda: Settings(num_steps=1, flip="no"), "flip: got 'no'"),
