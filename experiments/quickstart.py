@@ -14,7 +14,7 @@ import jax
 from absl import flags
 
 import purify_jax as pj
-from experiments.common import cli, flagging, from_config, story
+from experiments.common import cli, config_schema, flagging, from_config, story
 from experiments.common.workdirs import claim_workdir
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
@@ -35,6 +35,7 @@ def main(argv: list[str]) -> None:
     flagging.check_numbers()
     config = flagging.training_config("classifier")
     flagging.training_config("ebm")
+    config_schema.check_whole(config)
     settings = {"images": FLAGS.images, "steps": FLAGS.steps, "eot": FLAGS.eot}
     workdir = claim_workdir(FLAGS.workdir, {**config.to_dict(), **settings})
     train = pj.data.load_split(config.dataset, config.train_split, FLAGS.data_dir)

@@ -26,6 +26,10 @@ def main(argv: list[str]) -> None:
     config = flagging.training_config("classifier")
     dataset = flagging.training_data(config)
     purifier = None
+    if FLAGS.ebm and not config.classifier.get("purified"):
+        raise InputError(
+            "ebm: given, but config.classifier.purified is 0, expected the share of images to purify"
+        )
     if FLAGS.ebm:
         ebm = pj.models.load_model(FLAGS.ebm, ("energy", "score"))
         if tuple(ebm.image_shape) != tuple(dataset.image_shape):

@@ -89,7 +89,8 @@ def check_number(
     if is_traced(value):
         return
     array = np.asarray(value) if np.isscalar(value) or np.ndim(value) == 0 else np.zeros(0)
-    if array.ndim or not (np.issubdtype(array.dtype, np.number) and np.isrealobj(array)):
+    real = any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.integer, jnp.floating))
+    if array.ndim or not real:
         raise InputError(f"{name}: got {shown(value)}, expected a number")
     number = float(array)
     low_ok = low < number if open_low else low <= number

@@ -76,6 +76,13 @@ def check(config: Any, section: str) -> None:
         check_epsilon(plain["attack"]["epsilon"])
 
 
+def check_whole(config: Any) -> None:
+    """Raises InputError unless a config can be trained by both sections, tested and attacked."""
+    check(config, "classifier")
+    check(config, "ebm")
+    _has("config", config.to_dict(), ["test_split", "attack"])
+
+
 def _check_section(section: str, plain: Any) -> None:
     where = f"config.{section}"
     _is_section(section, plain)

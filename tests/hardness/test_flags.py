@@ -181,7 +181,18 @@ def test_a_purifier_is_made_for_the_images_it_purifies(run_binary, tmp_path):
     assert done.returncode == 1
     (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
     assert "ebm: made for images (28, 28, 1), expected those of digits, (8, 8, 1)" in line
+    train[0] = "--config.classifier.purified=0.0"
+    done = run_binary("train_classifier", *train, f"--ebm={mnist}", check=False)
+    assert "error: ebm: given, but config.classifier.purified is 0" in done.stderr
     assert not (tmp_path / "w").exists()
+
+
+def test_the_quickstart_needs_a_whole_config():
+    config = digits.get_config()
+    config_schema.check_whole(config)
+    del config.attack
+    with pytest.raises(InputError, match=r"config: lacks \['attack'\]"):
+        config_schema.check_whole(config)
 
 
 # --- inputs and outputs -----------------------------------------------------------------------

@@ -161,7 +161,7 @@ def load_or_refuse(path):
     st.lists(st.sampled_from([*JUNK, *RAW, "..missing"]), min_size=2, max_size=2),
 )
 @settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_a_damaged_file_is_a_model_or_one_line(tmp_path, kinds, values):
     assert len(DAMAGE) >= 40

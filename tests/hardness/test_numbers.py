@@ -60,7 +60,7 @@ def test_bounds_are_open_or_closed_as_said():
     for value, more in ((0.0, {"open_low": True}), (1.0, {"open_high": True}), (2.0, {})):
         with pytest.raises(InputError, match="x: got"):
             checks.check_number("x", value, 0.0, 1.0, **more)
-    for fine in (3, np.int64(3), np.float32(0.5), jnp.asarray(0.5)):
+    for fine in (3, np.int64(3), np.float32(0.5), jnp.asarray(0.5), jnp.bfloat16(0.5)):
         checks.check_number("x", fine)
     jax.jit(lambda x: checks.check_number("x", x) or x)(math.nan)  # traced: cannot be looked at
     with pytest.raises(InputError, match="x: got a number of .* bits|x: got 1000"):
