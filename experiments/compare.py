@@ -16,11 +16,11 @@ from absl import flags
 from tqdm import tqdm
 
 import purify_jax as pj
-from experiments.common import cli, loading
+from experiments.common import cli, flagging, loading
 from purify_jax import attacks as atk
 from purify_jax import evaluation, purifiers
 from purify_jax.atomic import write_atomically
-from purify_jax.checks import InputError
+from purify_jax.checks import InputError, check_count
 from purify_jax.corruptions import BENCHMARK
 from purify_jax.devices import sharding
 from purify_jax.evaluation import corrupted, evaluate_corrupted
@@ -86,6 +86,8 @@ def _purifiers(ebm: pj.models.Model, chain_steps: int):
 def main(argv: list[str]) -> None:
     """Flags in, a table and a plot out."""
     del argv
+    flagging.check_chosen("only")
+    check_count("severity", FLAGS.severity, 1, 5)
     loaded = loading.load()
     dataset = loaded.dataset.take(FLAGS.images)
     options = (
@@ -99,7 +101,7 @@ def main(argv: list[str]) -> None:
         "severity",
     )
     everything = _purifiers(loaded.ebm, FLAGS.chain_steps)
-    chosen = FLAGS.only or list(everything)
+    chosen = list(everything) if FLAGS.only is None else FLAGS.only
     for name in chosen:
         if name not in everything:
             raise InputError(f"only: got {name!r}, expected some of {list(everything)}")
@@ -113,7 +115,13 @@ def main(argv: list[str]) -> None:
             row = _measure(name, defense, dataset, changed)
             row["passes"] = _passes(type(loaded.ebm.network), everything[name], dataset)
             write_atomically(path, json.dumps(row, indent=2) + "\n")
-        rows[name] = json.loads(path.read_text())
+        try:
+            rows[name] = json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(
+                f"workdir: {path} is damaged ({error}), expected it as written; without it, "
+                "this purifier is measured again"
+            ) from error
     _write(workdir, rows, options)
 
 

@@ -12,7 +12,7 @@ from absl import flags
 from tqdm import tqdm
 
 import purify_jax as pj
-from experiments.common import cli, loading
+from experiments.common import cli, flagging, loading
 from purify_jax.checks import InputError
 from purify_jax.corruptions import EXTRA, NAMES, SEVERITIES, check_name, corrupt
 from purify_jax.devices import sharding
@@ -29,6 +29,7 @@ FLAGS = flags.FLAGS
 def main(argv: list[str]) -> None:
     """Flags in, records and a report out."""
     del argv
+    flagging.check_chosen("corruptions")
     for name in FLAGS.corruptions:
         check_name(name)
     loaded = loading.load()

@@ -17,6 +17,12 @@ from purify_jax import attacks as atk
 from purify_jax.checks import InputError
 from purify_jax.devices import sharding
 from purify_jax.evaluation import detection
+from purify_jax.evaluation.predictions import (
+    ball_of,
+    check_adversarial,
+    check_classes,
+    predicted_class,
+)
 from purify_jax.keys import stream, stream_key
 from purify_jax.pytrees import Partial
 from purify_jax.reporting import plots
@@ -100,7 +106,7 @@ def _attacks(bare, rule, norm, threshold):
 
 def _predicted_class(model, keys, images):
     # Draws of its own: an image's statistic is computed from the same keys.
-    return model(stream(keys, "predict"), images).argmax(-1)
+    return predicted_class(model(stream(keys, "predict"), images))
 
 
 def _values(key, statistic, dataset, start: int, stop: int) -> np.ndarray:
@@ -122,7 +128,7 @@ def _of_images(key, function, images, start: int = 0) -> np.ndarray:
 
 def _attacked(key, name: str, attack, dataset) -> np.ndarray:
     images, labels = dataset.batch(np.arange(len(dataset)))
-    return pj.evaluation.map_images(
+    found = pj.evaluation.map_images(
         attack,
         stream_key(key, f"attack {name}"),
         images,
@@ -130,6 +136,8 @@ def _attacked(key, name: str, attack, dataset) -> np.ndarray:
         batch_size=FLAGS.batch_size,
         mesh=sharding.default_mesh(),
     )
+    check_adversarial(name, found, images, ball_of(attack))
+    return found
 
 
 def _judge(key, name, batch, dataset, models, statistics, clean, threshold, images) -> dict:
@@ -137,7 +145,9 @@ def _judge(key, name, batch, dataset, models, statistics, clean, threshold, imag
     row: dict = {}
     flagged = _of_images(key, statistics["score norm"], batch) > threshold
     for label, model in models.items():
-        wrong = _of_images(key, model, batch) != labels
+        predicted = _of_images(key, model, batch)
+        check_classes(predicted, f"{label}, {name}")
+        wrong = predicted != labels
         row[f"accuracy, {label}"] = pj.evaluation.wilson(int((~wrong).sum()), len(labels))
         row[f"evaded, {label}"] = pj.evaluation.wilson(int((wrong & ~flagged).sum()), len(labels))
     for label, statistic in statistics.items():

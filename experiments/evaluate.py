@@ -19,6 +19,7 @@ import purify_jax as pj
 from experiments.common import cli, loading
 from experiments.common.workdirs import claim_workdir
 from purify_jax.attacks import suites
+from purify_jax.checks import check_file_name
 from purify_jax.evaluation import sweeps
 from purify_jax.evaluation.suite_runs import SuiteRun, evaluate_suite, survivors_so_far
 from purify_jax.reporting.robustness import write_robustness
@@ -113,6 +114,7 @@ def _keeper(folder: Path, model: pj.defense.Defense, dataset):
 
     def keep(attack: str, indices: np.ndarray, adversarial: np.ndarray) -> None:
         name = attack.replace(" ", "_").replace("+", "_")
+        check_file_name("attack", name)
         place = folder / name
         place.mkdir(parents=True, exist_ok=True)
         np.savez(place / f"{indices[0]:06d}.npz", indices=indices, images=adversarial)

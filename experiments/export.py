@@ -10,6 +10,7 @@ from absl import flags
 
 import purify_jax as pj
 from experiments.common import cli, loading
+from purify_jax.atomic import check_output
 from purify_jax.models import exporting
 
 loading.define_models()
@@ -21,6 +22,7 @@ FLAGS = flags.FLAGS
 def main(argv: list[str]) -> None:
     """Flags in, a file out."""
     del argv
+    check_output("output", FLAGS.output)
     ebm, classifier = loading.read_models(needs_ebm=True)
     defense = pj.defend(pj.models.model_purifier(ebm), pj.models.logits_fn(classifier))
     size = exporting.export_defense(FLAGS.output, defense, ebm.image_shape, FLAGS.platforms)

@@ -12,6 +12,7 @@ from absl import flags
 
 import purify_jax as pj
 from experiments.common import cli
+from purify_jax.atomic import check_output
 from purify_jax.checks import InputError
 from purify_jax.models import diffusion_weights, torch_weights
 
@@ -39,6 +40,7 @@ FLAGS = flags.FLAGS
 def main(argv: list[str]) -> None:
     """A checkpoint in, a model file out."""
     del argv
+    check_output("out", FLAGS.out)
     if len(FLAGS.image_shape) != 3 or not all(part.isdigit() for part in FLAGS.image_shape):
         raise InputError(f"image_shape: got {FLAGS.image_shape}, expected height,width,channels")
     height, width, channels = map(int, FLAGS.image_shape)

@@ -15,8 +15,8 @@ from PIL import Image
 from tqdm import tqdm
 
 import purify_jax as pj
-from experiments.common import cli
-from purify_jax.atomic import write_atomically
+from experiments.common import cli, flagging
+from purify_jax.atomic import check_output, write_atomically
 from purify_jax.checks import InputError
 from purify_jax.devices import sharding
 from purify_jax.pytrees import Partial
@@ -40,6 +40,8 @@ def main(argv: list[str]) -> None:
     if bool(FLAGS.ebm) == bool(FLAGS.model):
         given = "both" if FLAGS.ebm else "neither"
         raise InputError(f"ebm, model: got {given}, expected --ebm=FILE or --model=NAME")
+    flagging.check_numbers()
+    check_output("workdir", FLAGS.workdir, folder=True)
     load = lambda: pj.load_model(FLAGS.ebm, pj.models.SCORE_ROLES)
     model = pj.pretrained.load(FLAGS.model).ebm if FLAGS.model else load()
     purifier = pj.models.model_purifier(
@@ -78,7 +80,8 @@ def _read(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], np.ndar
         files = [source]
     else:
         raise InputError(f"input: {source} does not exist, expected an image file or a folder")
-    names, images, skipped = [], [], 0
+    names: list[str] = []
+    images, skipped = [], 0
     for path in files:
         try:
             image = pj.data.read_image(path, channels=shape[2])
@@ -90,6 +93,11 @@ def _read(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], np.ndar
             print(f"skipped: {error}")
             skipped += 1
             continue
+        if path.stem in names:
+            raise InputError(
+                f"input: two images of {source} are named {path.stem}, expected one of each, as both "
+                f"would be written to {path.stem}.png"
+            )
         names.append(path.stem)
         images.append(pj.data.to_float(image))
     if not images:

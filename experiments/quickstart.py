@@ -12,15 +12,14 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 import purify_jax as pj
-from experiments.common import cli, flagging, from_config, story
+from experiments.common import cli, config_schema, flagging, from_config, story
 from experiments.common.workdirs import claim_workdir
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 
-config_flags.DEFINE_config_file("config", str(cli.CONFIGS / "digits.py"), "Config file.")
+flagging.define_config()
 flags.DEFINE_string("workdir", "runs/quickstart", "Folder for models, results and the report.")
 flags.DEFINE_integer("images", 256, "Test images to attack.")
 flags.DEFINE_integer("steps", 40, "Attack steps.")
@@ -33,10 +32,10 @@ def main(argv: list[str]) -> None:
     """Flags in, a report out."""
     del argv
     started = time.monotonic()
-    for name in ("images", "steps", "eot"):
-        if FLAGS[name].value < 1:
-            raise InputError(f"{name}: got {FLAGS[name].value}, expected at least 1")
-    config = FLAGS.config
+    flagging.check_numbers()
+    config = flagging.training_config("classifier")
+    flagging.training_config("ebm")
+    config_schema.check_whole(config)
     settings = {"images": FLAGS.images, "steps": FLAGS.steps, "eot": FLAGS.eot}
     workdir = claim_workdir(FLAGS.workdir, {**config.to_dict(), **settings})
     train = pj.data.load_split(config.dataset, config.train_split, FLAGS.data_dir)

@@ -11,6 +11,7 @@ from absl import flags
 import purify_jax as pj
 from experiments.common import cli, flagging, from_config
 from experiments.common.workdirs import claim_workdir
+from purify_jax.checks import InputError
 
 flagging.define_training()
 flags.DEFINE_string(
@@ -24,11 +25,20 @@ def main(argv: list[str]) -> None:
     del argv
     config = flagging.training_config("classifier")
     dataset = flagging.training_data(config)
-    workdir = claim_workdir(FLAGS.workdir, {"classifier": flagging.section(config, "classifier")})
     purifier = None
+    if FLAGS.ebm and not config.classifier.get("purified"):
+        raise InputError(
+            "ebm: given, but config.classifier.purified is 0, expected the share of images to purify"
+        )
     if FLAGS.ebm:
         ebm = pj.models.load_model(FLAGS.ebm, pj.models.SCORE_ROLES)
+        if tuple(ebm.image_shape) != tuple(dataset.image_shape):
+            raise InputError(
+                f"ebm: made for images {ebm.image_shape}, expected those of {dataset.name}, "
+                f"{tuple(dataset.image_shape)}"
+            )
         purifier = pj.models.model_purifier(ebm, num_restarts=1)
+    workdir = claim_workdir(FLAGS.workdir, {"classifier": flagging.section(config, "classifier")})
     model, finished = from_config.train_classifier(
         config, dataset, workdir, FLAGS.progress, purifier, **flagging.placement()
     )

@@ -3,10 +3,29 @@
 import os
 from pathlib import Path
 
+from purify_jax.checks import InputError
+
+
+def check_output(name: str, path: str | Path, folder: bool = False) -> None:
+    """Raises InputError unless a file (or folder) can be written there: before the work, not after."""
+    path = Path(path)
+    if path.exists() and path.is_dir() != folder:
+        raise InputError(
+            f"{name}: {path} is a {'file' if folder else 'folder'}, expected a "
+            f"{'folder' if folder else 'file'} to write"
+        )
+    place = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if path.exists() and not folder:
+        place = path.absolute().parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{name}: {path} cannot be written ({place} is no folder to write into)")
+
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
     """Writes a file beside its final name and renames it, so that a reader never sees half of it."""
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"output: {path} is a folder, expected a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,5 +1,7 @@
 """Checks of input: one clear line that says the argument, what was given, and what was expected."""
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -28,6 +30,7 @@ def check_images(images: Any, name: str = "images", shape: tuple[int, ...] | Non
             f"{name}: got rank {ndim} (shape {np.shape(images)}), "
             "expected [batch, height, width, channels]"
         )
+    _check_array(images, name)
     if shape is not None and tuple(images.shape[1:]) != tuple(shape):
         raise InputError(
             f"{name}: got {tuple(images.shape[1:])} per image, expected {tuple(shape)}"
@@ -50,10 +53,16 @@ def check_images(images: Any, name: str = "images", shape: tuple[int, ...] | Non
         raise InputError(f"{name}: values lie in [{low:g}, {high:g}], expected [0, 1]{hint}")
 
 
+def _check_array(array: Any, name: str) -> None:
+    if not (hasattr(array, "dtype") and hasattr(array, "shape")):
+        raise InputError(f"{name}: got a {type(array).__name__}, expected an array")
+
+
 def check_labels(labels: Any, num_classes: int, name: str = "labels") -> None:
     """Raises InputError unless concrete ``labels`` are integers in ``[0, num_classes)``."""
     if np.ndim(labels) != 1:
         raise InputError(f"{name}: got rank {np.ndim(labels)}, expected [batch]")
+    _check_array(labels, name)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise InputError(f"{name}: got dtype {labels.dtype}, expected integers")
     if is_traced(labels) or labels.shape[0] == 0:
@@ -64,17 +73,79 @@ def check_labels(labels: Any, num_classes: int, name: str = "labels") -> None:
         raise InputError(f"{name}: values lie in [{low}, {high}], expected [0, {num_classes - 1}]")
 
 
-def check_at_least(name: str, value: Any, minimum: float) -> None:
-    """Raises InputError unless ``value`` is a finite number ≥ ``minimum`` (or is traced)."""
+def check_number(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> None:
+    """Raises InputError unless ``value`` is a finite number in [low, high] (or is traced).
+
+    ``open_low``, ``open_high``: that bound itself is excluded. A bool or a text is no number.
+    """
     if is_traced(value):
         return
-    if isinstance(value, bool) or (not np.isscalar(value) and np.ndim(value) != 0):
-        raise InputError(f"{name}: got {value!r}, expected a number")
-    if not np.isfinite(value) or value < minimum:
-        raise InputError(f"{name}: got {value}, expected a finite number >= {minimum}")
+    array = np.asarray(value) if np.isscalar(value) or np.ndim(value) == 0 else np.zeros(0)
+    real = any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.integer, jnp.floating))
+    if array.ndim or not real:
+        raise InputError(f"{name}: got {shown(value)}, expected a number")
+    number = float(array)
+    low_ok = low < number if open_low else low <= number
+    high_ok = number < high if open_high else number <= high
+    if not (math.isfinite(number) and low_ok and high_ok):
+        bounds = [f"{'>' if open_low else '>='} {low:g}"] if low > -math.inf else []
+        bounds += [f"{'<' if open_high else '<='} {high:g}"] if high < math.inf else []
+        wanted = " ".join(["a finite number", " and ".join(bounds)]).strip()
+        raise InputError(f"{name}: got {value}, expected {wanted}")
 
 
-def check_count(name: str, value: Any, minimum: int = 1) -> None:
-    """Raises InputError unless ``value`` is a whole number ≥ ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        raise InputError(f"{name}: got {value!r}, expected a whole number >= {minimum}")
+def check_at_least(name: str, value: Any, minimum: float) -> None:
+    """Raises InputError unless ``value`` is a finite number ≥ ``minimum`` (or is traced)."""
+    check_number(name, value, minimum)
+
+
+def check_count(name: str, value: Any, minimum: int = 1, maximum: int | None = None) -> None:
+    """Raises InputError unless ``value`` is a whole number ≥ ``minimum`` (and ≤ ``maximum``)."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < minimum:
+        raise InputError(f"{name}: got {shown(value)}, expected a whole number >= {minimum}")
+    if maximum is not None and value > maximum:
+        raise InputError(
+            f"{name}: got {shown(value)}, expected a whole number from {minimum} to {maximum}"
+        )
+
+
+#: JAX reads 32 bits of a seed: 2³² + 1 would silently be the run of seed 1. The networks of one run
+#: have seeds of their own, the next few numbers.
+MOST_SEED = 2**32 - 16
+
+
+def check_seed(value: Any, name: str = "seed") -> None:
+    """Raises InputError unless ``value`` is a whole number from 0 to :data:`MOST_SEED`."""
+    check_count(name, value, 0, MOST_SEED)
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raises InputError unless ``value`` is one of ``choices``."""
+    known = list(choices)
+    if not isinstance(value, str) or value not in known:
+        raise InputError(f"{name}: got {shown(value)}, expected one of {known}")
+
+
+def check_file_name(name: str, value: Any) -> None:
+    """Raises InputError unless ``value`` can name a file: one part of a path, that is no hidden one."""
+    fine = isinstance(value, str) and value.isprintable() and 0 < len(value) <= 100
+    if not fine or value.startswith(".") or "/" in value or "\\" in value:
+        raise InputError(f"{name}: got {shown(value)}, expected a name without a folder")
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: on one line, and never pages of it."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of thousands of digits
+        text = f"a number of {value.bit_length()} bits"
+    return text if len(text) <= 80 else text[:77] + "..."

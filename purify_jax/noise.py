@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purify_jax.checks import InputError, check_at_least
+from purify_jax.checks import InputError, check_at_least, check_count, check_number
 from purify_jax.pytrees import Partial
 from purify_jax.types import Array, Keys
 
@@ -31,10 +31,11 @@ def linear(largest: float, smallest: float, num_levels: int) -> Array:
 
 
 def _check(largest: float, smallest: float, num_levels: int) -> None:
+    for value in (largest, smallest):
+        check_number("sigmas", value)
     if not largest >= smallest > 0:
         raise InputError(f"sigmas: got {largest} to {smallest}, expected largest >= smallest > 0")
-    if num_levels < 1:
-        raise InputError(f"num_levels: got {num_levels}, expected at least 1")
+    check_count("num_levels", num_levels)
 
 
 def unscaled(sigmas: Array) -> Array:

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -54,29 +55,53 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
-            _fail(f"arguments: got {' '.join(argv[1:])!r}, expected flags only (see --help)")
+            fail(f"arguments: got {' '.join(argv[1:])!r}, expected flags only (see --help)")
         _use_compilation_cache()
         try:
-            if flags.FLAGS.coordinator or flags.FLAGS.num_processes or flags.FLAGS.distributed:
+            several = ("coordinator", "num_processes", "process_id")
+            given = any(flags.FLAGS[name].value is not None for name in several)
+            if given or flags.FLAGS.distributed:
                 sharding.initialize(
                     flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id
                 )
             main(argv)
         except InputError as error:
-            _fail(str(error))
+            fail(str(error))
         except SaveError as error:
-            _fail(str(error), at_once=True)
+            fail(str(error), at_once=True)
         except PermissionError as error:
-            _fail(f"file: no permission for {error.filename}")
+            fail(f"file: no permission for {error.filename}")
         except OSError as error:
             full = {errno.ENOSPC: "the disk is full", errno.EFBIG: "the file would be too large"}
-            if error.errno not in full:
+            place = error.filename2 or error.filename
+            if error.errno in full:
+                fail(f"saving: {full[error.errno]}; what was saved before is as it was")
+            if place is None:
                 raise
-            _fail(f"saving: {full[error.errno]}; what was saved before is as it was")
+            fail(f"file: {place}: {error.strerror}")
 
     logging.set_verbosity(logging.WARNING)
     sys.argv = _with_shipped_configs(sys.argv)
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parsed)
+
+
+def _parsed(arguments: list[str]) -> list[str]:
+    """absl's parser, with one line for what it says of a flag, and for a config that cannot be read."""
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        fail(f"flags: {error} (see --help)")
+    except Exception as error:  # a config file is a program, and may raise anything
+        fail(f"config: {unreadable_config(error)}")
+
+
+def unreadable_config(error: Exception) -> str:
+    """What is wrong with a config file or an override of it, in one line."""
+    text = " ".join(str(error).split()) or "nothing said why"
+    return (
+        f"cannot be read ({type(error).__name__}: {text}), expected a Python file with get_config() "
+        "or the name of a config that ships, and overrides of fields that it has"
+    )
 
 
 def _with_shipped_configs(arguments: list[str]) -> list[str]:
@@ -104,7 +129,8 @@ def _shipped_config(value: str) -> str | None:
     return str(shipped) if shipped.is_file() else None
 
 
-def _fail(message: str, at_once: bool = False) -> None:
+def fail(message: str, at_once: bool = False) -> NoReturn:
+    """Ends the program with one line on standard error and status 1."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     # Orbax's threads would add pages about the interpreter's end, and other processes would wait.
     if at_once or (jax.distributed.is_initialized()):

@@ -1,5 +1,7 @@
 """Flags and endings that the training binaries share."""
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,18 +9,15 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import purify_jax as pj
-from experiments.common import cli, from_config
+from experiments.common import cli, config_schema, from_config
+from purify_jax.checks import InputError, check_count, check_number, check_seed
 
 FLAGS = flags.FLAGS
 
 
 def define_training() -> None:
     """--config, --workdir, --data_dir, --image_size, --progress, --stream, --shard_parameters."""
-    config_flags.DEFINE_config_file(
-        "config",
-        str(cli.CONFIGS / "digits.py"),
-        "Config file, or the name of one that ships (digits, mnist, ...); override a value by --config.ebm.steps=100.",
-    )
+    define_config()
     flags.DEFINE_string(
         "workdir", None, "Folder for checkpoints, metrics and the model.", required=True
     )
@@ -37,6 +36,20 @@ def define_image_size() -> None:
     flags.DEFINE_integer(
         "image_size", None, "Resize images to this shorter side, and cut the central square."
     )
+
+
+def define_config(flag_values: Any = flags.FLAGS) -> None:
+    """--config and its overrides; ends in one line for an override of a field that there is not."""
+    try:
+        config_flags.DEFINE_config_file(
+            "config",
+            str(cli.CONFIGS / "digits.py"),
+            "Config file, or the name of one that ships (digits, mnist, ...); override a value by "
+            "--config.ebm.steps=100.",
+            flag_values=flag_values,
+        )
+    except Exception as error:  # the default's overrides are read where the flag is defined
+        cli.fail(f"config: {cli.unreadable_config(error)}")
 
 
 def training_data(config: ConfigDict) -> pj.data.Dataset:
@@ -63,10 +76,64 @@ def define_data() -> None:
 
 def training_config(name: str) -> ConfigDict:
     """The config of the flags; InputError unless its section ``name`` makes sense."""
-    config = FLAGS.config
+    config = read_config()
+    config_schema.check(config, name)
     if config[name].get("recipe") != "airbench":
         from_config.settings(config, name)
+    if name == "ebm" and "loss" not in config.ebm:
+        from_config.sigmas(config.ebm)
     return config
+
+
+def read_config() -> ConfigDict:
+    """The config of the flags; InputError if its file could not be read."""
+    try:
+        config = FLAGS.config
+        getattr(
+            config, "to_dict", None
+        )  # what stands for a file that could not be read raises here
+        return config
+    except Exception as error:  # whatever the file, which is a program, raised when it was read
+        raise InputError(f"config: {cli.unreadable_config(error)}") from error
+
+
+#: Flags of any binary that are whole numbers → the smallest.
+_COUNTS: Mapping[str, int] = {
+    **dict.fromkeys(
+        ("images", "batch_size", "num_steps", "num_restarts", "steps", "eot", "draws"), 1
+    ),
+    **dict.fromkeys(("chain_steps", "calibration_images", "n0", "n", "samples_at_once"), 1),
+    **dict.fromkeys(("diffusion_steps", "image_size", "head_channels"), 1),
+    "eot_at_once": 1,
+    "probe_images": 0,
+}
+#: Flags that are numbers → their bounds.
+_NUMBERS: Mapping[str, tuple[float, float]] = {
+    "noise_scale": (0.0, math.inf),
+    "epsilon": (0.0, math.inf),
+    "fraction": (0.0, 1.0),
+    "false_positive_rate": (0.0, 1.0),
+}
+
+
+def check_numbers() -> None:
+    """Raises InputError that names the flag, before anything is read, for a number out of range."""
+    given = {name: FLAGS[name].value for name in FLAGS if FLAGS[name].value is not None}
+    for name, least in _COUNTS.items():
+        if name in given:
+            check_count(name, given[name], least)
+    for name, (low, high) in _NUMBERS.items():
+        if name in given:
+            check_number(name, given[name], low, high)
+    if "seed" in given:
+        check_seed(given["seed"])
+
+
+def check_chosen(name: str) -> None:
+    """Raises InputError for a list flag that names nothing, or something twice."""
+    given = FLAGS[name].value
+    if given is not None and (not given or len(set(given)) < len(given)):
+        raise InputError(f"{name}: got {','.join(given)!r}, expected some names, each of them once")
 
 
 def section(config: ConfigDict, name: str) -> dict[str, Any]:

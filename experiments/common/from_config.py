@@ -6,30 +6,18 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import purify_jax as pj
+from experiments.common.config_schema import DEFENSE, RECIPE, SETTINGS
 from purify_jax import networks, noise
-from purify_jax.checks import InputError
+from purify_jax.checks import InputError, check_choice
 from purify_jax.training import Settings, Trained
 from purify_jax.training.adversarial import Attack, TrainedDefense
 
 _LEVELS = {"geometric": noise.geometric, "linear": noise.linear}
-#: The fields of a config section that are settings of any training.
-_FIELDS = (
-    "batch_size",
-    "learning_rate",
-    "schedule",
-    "warmup_steps",
-    "clip_norm",
-    "weight_decay",
-    "ema_decay",
-    "flip",
-    "steps_per_dispatch",
-    "checkpoint_every",
-)
 
 
 def settings(config: ConfigDict, section: str) -> Settings:
     """The training settings of a section ("ebm" or "classifier"); InputError names the field."""
-    given = {name: config[section][name] for name in _FIELDS if name in config[section]}
+    given = {name: config[section][name] for name in SETTINGS if name in config[section]}
     try:
         return Settings(num_steps=config[section].steps, seed=config.seed, **given)
     except InputError as error:
@@ -46,11 +34,13 @@ def _about(config: ConfigDict, section: str) -> dict[str, Any]:
 
 def sigmas(section: ConfigDict) -> pj.types.Array:
     """The noise levels, [L], of a section "ebm"; InputError names the field."""
-    if section.sigma_schedule not in _LEVELS:
-        raise InputError(
-            f"ebm.sigma_schedule: got {section.sigma_schedule!r}, expected one of {sorted(_LEVELS)}"
+    check_choice("config.ebm.sigma_schedule", section.sigma_schedule, sorted(_LEVELS))
+    try:
+        return _LEVELS[section.sigma_schedule](
+            section.sigma_max, section.sigma_min, section.num_sigmas
         )
-    return _LEVELS[section.sigma_schedule](section.sigma_max, section.sigma_min, section.num_sigmas)
+    except InputError as error:
+        raise InputError(f"config.ebm.{error}") from error
 
 
 def train_ebm(
@@ -156,7 +146,7 @@ def train_defense(
         ebm=ebm,
         trainable=section.trainable if ebm is not None else "classifier",
         purification=section.purification.to_dict(),
-        **{name: section[name] for name in _DEFENSE if name in section},
+        **{name: section[name] for name in DEFENSE if name in section},
         metadata={"dataset": config.dataset},
         workdir=workdir,
         progress=progress,
@@ -165,32 +155,13 @@ def train_defense(
     )
 
 
-#: Further fields of a section "defense".
-_DEFENSE = ("denoising_weight", "label_smoothing", "crop_padding", "probe_images", "probe_steps")
-#: The fields of a config section that the short recipe reads.
-_RECIPE = (
-    "batch_size",
-    "microbatches",
-    "whitening_images",
-    "whitening_steps",
-    "label_smoothing",
-    "crop_padding",
-    "filter_rate",
-    "bias_rate",
-    "head_rate",
-    "weight_decay",
-    "steps_per_dispatch",
-    "checkpoint_every",
-)
-
-
 def _train_airbench(config, network, dataset, workdir, progress: bool) -> Trained:
     section = config.classifier
     return pj.training.train_airbench(
         network,
         dataset,
         num_steps=section.steps,
-        **{name: section[name] for name in _RECIPE if name in section},
+        **{name: section[name] for name in RECIPE if name in section},
         seed=config.seed,
         metadata=_about(config, "classifier"),
         workdir=workdir,

@@ -90,6 +90,7 @@ class Loaded(NamedTuple):
 
 def load() -> Loaded:
     """The models and the whole split that the flags name; InputError where they do not fit."""
+    flagging.check_numbers()
     ebm, classifier = read_models(_needs["ebm"])
     logits_fn = pj.models.logits_fn(classifier)
     defense = None
@@ -101,7 +102,11 @@ def load() -> Loaded:
             noise_scale=FLAGS.noise_scale,
         )
         defense = pj.defend(purifier, logits_fn)
-    name = FLAGS.dataset or classifier.metadata["dataset"]
+    name = FLAGS.dataset or classifier.metadata.get("dataset")
+    if name is None:
+        raise InputError(
+            "dataset: not given, and the classifier's file names none, expected --dataset"
+        )
     FLAGS.dataset = name  # results and work directories name it, whether it was given or not
     dataset = pj.data.load_split(name, FLAGS.split, FLAGS.data_dir, image_size=FLAGS.image_size)
     if dataset.image_shape != tuple(classifier.image_shape):

@@ -65,4 +65,6 @@ def mark_html(page: str, command: str, commit: str) -> str:
     """The report with command and commit in its footer."""
     import html
 
-    return page.replace("</footer>", f"; {html.escape(command)}; commit {commit}</footer>")
+    return page.replace(
+        "</footer>", f"; {html.escape(command)}; commit {html.escape(commit)}</footer>"
+    )

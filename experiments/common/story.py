@@ -13,6 +13,7 @@ from purify_jax import attacks as atk
 from purify_jax import energy, evaluation
 from purify_jax.devices import sharding
 from purify_jax.evaluation import records
+from purify_jax.evaluation.predictions import check_classes
 from purify_jax.evaluation.sweeps import AttackedAndScored
 from purify_jax.keys import fold_keys, image_keys, stream_key
 from purify_jax.reporting import plots
@@ -212,7 +213,9 @@ def _sweep(key, defense, named, dataset, config) -> tuple[str, bytes]:
             )
             stream = stream_key(key, "sweep")
             mesh = sharding.default_mesh()
-            return int(evaluation.map_images(run, stream, images, labels, mesh=mesh).sum())
+            predicted = evaluation.map_images(run, stream, images, labels, mesh=mesh)
+            check_classes(predicted, f"{name} at epsilon {epsilon:g}")
+            return int((predicted == labels).sum())
 
         found = [records.wilson(correct(float(e)), len(dataset)) for e in epsilons]
         lines[name] = [interval.value for interval in found]

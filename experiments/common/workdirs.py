@@ -30,7 +30,13 @@ def claim_workdir(
             return workdir
     except OSError as error:
         raise InputError(f"workdir: {workdir} cannot be written: {error.strerror}") from error
-    before = _flatten(json.loads(path.read_text()))
+    try:
+        before = _flatten(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"workdir: {path} is damaged ({error}), expected the config of an earlier run; another "
+            "folder starts anew"
+        ) from error
     now = _flatten(json.loads(text))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):

@@ -25,7 +25,7 @@ def publish(suite: str, plan: Plan, results: Path, folder: Path) -> list[Path]:
         count = int(sum(np.size(x) for x in jax.tree.leaves(model.variables)))
         large = 4 * count > LARGE
         path = folder / f"{suite}_{role}.safetensors"
-        # A file written anew would differ in the order of its header, and have another digest.
+        # A file of 0.2 written anew would differ in the order of its header, and have another digest.
         dtype = ml_dtypes.bfloat16 if large else None
         if not _is_there(path, model, dtype):
             pj.models.save_model(path, model, dtype)

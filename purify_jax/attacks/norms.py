@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from purify_jax.arrays import per_image
-from purify_jax.checks import InputError, is_traced
+from purify_jax.checks import InputError, check_at_least
 from purify_jax.keys import stream
 from purify_jax.types import BOUNDS, Array, Keys
 
@@ -134,7 +134,4 @@ def project_into(norm: Norm, images: Array, adversarial: Array, epsilon: float) 
 
 def check_epsilon(epsilon: float) -> None:
     """Raises InputError unless ε is a finite number ≥ 0 (a traced ε, for sweeps, may be anything)."""
-    if is_traced(epsilon):
-        return
-    if not 0 <= epsilon < float("inf"):
-        raise InputError(f"epsilon: got {epsilon}, expected a finite number >= 0")
+    check_at_least("epsilon", epsilon, 0)

@@ -15,7 +15,7 @@ from purify_jax.arrays import per_image
 from purify_jax.attacks.auto_pgd import check_ball
 from purify_jax.attacks.averages import average_draws
 from purify_jax.attacks.norms import l2
-from purify_jax.checks import InputError, check_count, check_images
+from purify_jax.checks import check_count, check_images, check_number
 from purify_jax.keys import fold_keys, stream
 from purify_jax.pytrees import pytree, static
 from purify_jax.types import BOUNDS, Array, Attack, Keys, LossFn, PredictFn
@@ -103,8 +103,7 @@ def square(
     """
     check_ball(norm, epsilon)
     check_count("num_queries", num_queries)
-    if not 0 < initial_share <= 1:
-        raise InputError(f"initial_share: got {initial_share}, expected above 0, at most 1")
+    check_number("initial_share", initial_share, 0.0, 1.0, open_low=True)
     return Square(
         mean=average_draws(defense, num_samples, samples_at_once),
         loss_fn=loss_fn,

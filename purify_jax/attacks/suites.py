@@ -16,10 +16,11 @@ from purify_jax import losses
 from purify_jax.attacks import gradients as g
 from purify_jax.attacks.auto_pgd import apgd
 from purify_jax.attacks.averages import eot as mean_gradient
+from purify_jax.attacks.norms import check_epsilon, get
 from purify_jax.attacks.projected_gradient import pgd
 from purify_jax.attacks.square_search import square
 from purify_jax.attacks.targeted import apgd_targeted
-from purify_jax.checks import InputError, check_count
+from purify_jax.checks import check_choice, check_count
 from purify_jax.defense import Defense, undefended
 from purify_jax.purifiers import score_of
 from purify_jax.pytrees import pytree, static
@@ -79,8 +80,9 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
 
 def build(name: str, defense: Defense, options: Options) -> list[Entry]:
     """The attacks of a suite against a defense; InputError for an unknown suite."""
-    if name not in SUITES:
-        raise InputError(f"suite: got {name!r}, expected one of {sorted(SUITES)}")
+    check_choice("suite", name, sorted(SUITES))
+    check_epsilon(options.epsilon)
+    get(options.norm)
     for field in ("steps", "eot", "samples_at_once"):
         if getattr(options, field) is not None:
             check_count(field, getattr(options, field))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from purify_jax.checks import InputError, check_images
+from purify_jax.checks import InputError, check_count, check_images, check_seed
 from purify_jax.corruptions import blurs, digital, noises, weather
 
 #: name → (function of one image, parameters of severities 1 to 5).
@@ -63,8 +63,8 @@ def corrupt(
     images of wrong values, size or channels.
     """
     check_name(name)
-    if severity not in (0, *SEVERITIES):
-        raise InputError(f"severity: got {severity}, expected 0 to 5")
+    check_count("severity", severity, 0, 5)
+    check_seed(seed)
     images = np.asarray(images)
     check_images(images)
     height, width, channels = images.shape[1:]
@@ -78,6 +78,10 @@ def corrupt(
     if severity == 0:
         return images.astype(np.float32)
     indices = np.arange(len(images)) if indices is None else np.asarray(indices)
+    if len(indices) != len(images):
+        raise InputError(
+            f"indices: got {len(indices)}, expected one for each of {len(images)} images"
+        )
     function, parameters = _CORRUPTIONS[name]
     chosen = parameters[severity - 1]
     chosen = chosen if isinstance(chosen, tuple) else (chosen,)

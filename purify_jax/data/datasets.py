@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from purify_jax.checks import InputError, check_count, check_labels
+from purify_jax.checks import InputError, check_count, check_labels, shown
 from purify_jax.data.images import fit, image_files, read_image, to_float
 
 
@@ -28,7 +28,13 @@ class Dataset:
     num_classes: int
 
     def __post_init__(self) -> None:
+        check_count("num_classes", self.num_classes)
         check_labels(self.labels, self.num_classes, f"labels of {self.name}")
+        if len(self.images) != len(self.labels):
+            raise InputError(
+                f"labels of {self.name}: got {len(self.labels)}, expected one for each of the "
+                f"{len(self.images)} images"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -44,7 +50,8 @@ class Dataset:
 
     def take(self, count: int) -> "Dataset":
         """The first ``count`` images; InputError if there are not as many."""
-        if not 1 <= count <= len(self):
+        check_count("images", count)
+        if count > len(self):
             raise InputError(
                 f"images: got {count}, expected 1 to {len(self)} ({self.name} {self.split})"
             )
@@ -82,6 +89,10 @@ class Records:
         )
 
 
+#: A data set of tensorflow-datasets: name, name/config, with or without :version.
+_NAME = re.compile(r"\w+(/\w[\w.\-]*)?(:\w[\w.*]*)?", re.ASCII)
+
+
 def load_split(
     name: str,
     split: str,
@@ -107,6 +118,10 @@ def load_split(
 
     Raises InputError for an unknown data set or split, or a missing or empty ``data_dir``.
     """
+    if not isinstance(name, str) or len(name) > 100 or not _NAME.fullmatch(name):
+        raise InputError(
+            f"dataset: got {shown(name)}, expected digits, folder or a name such as mnist"
+        )
     match = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
     if not match:
         raise InputError(f"split: got {split!r}, expected a name or a slice such as train[:80%]")

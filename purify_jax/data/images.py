@@ -24,16 +24,18 @@ def read_image(path: Path, channels: int | None = None) -> np.ndarray:
 
     Raises InputError if the file cannot be read as an image.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
-            grey = (
-                image.mode in ("1", "L", "LA", "I", "I;16") if channels is None else channels == 1
-            )
+            if image.mode in ("I", "I;16") and channels != 3:
+                # 16 bits; converting it would clip all above 255 to white.
+                array = np.rint(np.asarray(image, np.float64) / 257).astype(np.uint8)
+                return array[..., None]
+            grey = image.mode in ("1", "L", "LA") if channels is None else channels == 1
             array = np.asarray(image.convert("L" if grey else "RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"image: {path} cannot be read: {error}") from error
+    except Exception as error:  # each format's reader has its own; also an image of absurd size
+        raise InputError(f"image: {path} cannot be read: {' '.join(str(error).split())}") from error
     return array[..., None] if array.ndim == 2 else array
 
 

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from purify_jax.checks import InputError
+from purify_jax.checks import InputError, check_count
 from purify_jax.devices import lifeline
 from purify_jax.pytrees import as_pytree, call, jit
 
@@ -47,6 +47,11 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
         raise InputError(
             "coordinator, num_processes, process_id: got some of them, expected all three or none"
         )
+    for name, value, least in (("num_processes", num_processes, 1), ("process_id", process_id, 0)):
+        if value is not None:
+            check_count(name, value, least)
+    if coordinator is not None and not _is_address(coordinator):
+        raise InputError(f"coordinator: got {coordinator!r}, expected host:port")
     if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
         raise InputError(f"process_id: got {process_id}, expected 0 to {num_processes - 1}")
     if coordinator is None:
@@ -63,6 +68,11 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
         jax.config.update("jax_enable_recoverability", True)
     jax.distributed.initialize(coordinator, num_processes, process_id)
     lifeline.connect(coordinator.rsplit(":", 1)[0])
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isascii() and port.isdigit() and 0 < int(port) < 2**16
 
 
 def check_one_writer(path: Any) -> None:

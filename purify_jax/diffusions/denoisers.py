@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify_jax.arrays import per_image
+from purify_jax.checks import check_at_least, check_count
 from purify_jax.pytrees import Partial, Replaceable, pytree, static
 from purify_jax.types import Array, ScoreFn
 
@@ -76,6 +77,11 @@ class LinearSchedule:
     beta_min: float = 0.1
     beta_max: float = 20.0
     num_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        check_at_least("beta_min", self.beta_min, 0.0)
+        check_at_least("beta_max", self.beta_max, self.beta_min)
+        check_count("num_steps", self.num_steps)
 
     def beta(self, t: Array) -> Array:
         return self.beta_min + t * (self.beta_max - self.beta_min)

@@ -15,6 +15,7 @@ from purify_jax.checks import InputError, check_count, check_images, check_label
 from purify_jax.data import Dataset
 from purify_jax.devices import sharding
 from purify_jax.evaluation.batches import batches, padded_size
+from purify_jax.evaluation.predictions import ball_of, check_adversarial, check_log_probs
 from purify_jax.evaluation.records import Record, RecordFile
 from purify_jax.keys import fold_keys, image_keys, stream_key
 from purify_jax.pytrees import Partial, pytree, static
@@ -55,6 +56,7 @@ def evaluate(
     header: Mapping[str, Any] | None = None,
     drop_fallen: bool = False,
     shared_keys: bool = False,
+    ball: tuple[str, float] | None = None,
     on_start: Callable[[str], None] | None = None,
     on_batch: Callable[[str, int, list[Record]], None] | None = None,
     keep_images: Callable[[str, np.ndarray, np.ndarray], None] | None = None,
@@ -80,13 +82,16 @@ def evaluate(
       header: settings that identify the run in that file, beside those known here.
       drop_fallen: do not attack again an image that some earlier attack made ``one_draw`` wrong.
       shared_keys: a white box that knows the defender's keys: attack and scoring get the same.
+      ball: (norm, ε) that every attack's images must lie in; what each attack says of itself by
+        default (``attack.norm``, ``attack.epsilon``), any for a plain function.
       on_start: called with the attack before its first batch, which compiles it.
       on_batch: called with (attack, images done, records of the batch), for progress.
       keep_images: called with (attack, indices, adversarial images).
       mesh: devices to split each batch over (``sharding.data_mesh()``); one device by default.
       shard_parameters: split large parameters over the devices too, for those that no device holds.
 
-    Raises InputError for bad images or labels, or a file that belongs to another evaluation.
+    Raises InputError for bad images or labels, a file that belongs to another evaluation, an attack
+    whose images are not numbers in [0, 1] inside its ball, and predictions that are not numbers.
     """
     if "clean" in attacks:
         raise InputError("attacks: the name 'clean' is taken, expected another")
@@ -112,6 +117,7 @@ def evaluate(
     try:
         for name, attack in everything.items():
             run = sharding.over_images(attack, mesh, split_large=shard_parameters)
+            inside = ball_of(attack) if ball is None else ball
             todo = [i for i in range(len(dataset)) if not (drop_fallen and i in fallen)]
             skipped = sorted(set(range(len(dataset))) - set(todo))
             done: list[Record] = []
@@ -119,9 +125,20 @@ def evaluate(
                 on_start(name)
             for chosen, padded in batches(todo, batch_size):
 
-                def compute(chosen=chosen, padded=padded, name=name, run=run) -> list[Record]:
+                def compute(
+                    chosen=chosen, padded=padded, name=name, run=run, inside=inside
+                ) -> list[Record]:
                     return _one_batch(
-                        key, dataset, chosen, padded, name, run, scorer, shared_keys, keep_images
+                        key,
+                        dataset,
+                        chosen,
+                        padded,
+                        name,
+                        run,
+                        scorer,
+                        shared_keys,
+                        keep_images,
+                        inside,
                     )
 
                 batch = file.batch(name, chosen, compute)
@@ -151,6 +168,7 @@ def _one_batch(
     scorer: Callable,
     shared_keys: bool,
     keep_images: Callable | None,
+    ball: tuple[str, float] | None,
 ) -> list[Record]:
     images, labels = dataset.batch(padded)
     check_images(images, f"images of {dataset.name}", dataset.image_shape)
@@ -160,7 +178,9 @@ def _one_batch(
     own_keys = image_keys(stream_key(key, f"attack {name}"), padded)
     attack_keys = fold_keys(score_keys, 0) if shared_keys else own_keys
     adversarial = attack(attack_keys, images, labels)
+    check_adversarial(name, adversarial, images, ball)
     log_probs = np.asarray(scorer(score_keys, adversarial))
+    check_log_probs(log_probs, len(padded), dataset.num_classes, f"attack {name!r}")
     if keep_images is not None:
         keep_images(name, padded[: len(chosen)], np.asarray(adversarial)[: len(chosen)])
     difference = jnp.asarray(adversarial) - images

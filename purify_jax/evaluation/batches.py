@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from purify_jax.checks import check_count
+from purify_jax.checks import InputError, check_count
 from purify_jax.devices import sharding
 from purify_jax.keys import image_keys
 from purify_jax.types import Array
@@ -21,10 +21,12 @@ from purify_jax.types import Array
 def padded_size(batch_size: int, count: int, mesh: Mesh | None) -> int:
     """The batch size that is used for ``count`` images: no larger than them, even on the devices.
 
-    Raises InputError for a batch size below 1.
+    Raises InputError for a batch size below 1, or no images at all.
     """
+    if count < 1:
+        raise InputError("images: got none, expected at least one")
     check_count("batch_size", batch_size)
-    return sharding.round_up(min(batch_size, max(count, 1)), mesh)
+    return sharding.round_up(min(batch_size, count), mesh)
 
 
 def batches(
@@ -61,6 +63,10 @@ def map_images(
       on_batch: called with the number of images done.
     """
     count = len(arrays[0])
+    if any(len(array) != count for array in arrays):
+        raise InputError(
+            f"arrays: got {[len(array) for array in arrays]} rows, expected as many in each"
+        )
     size = padded_size(batch_size, count, mesh)
     run = sharding.over_images(function, mesh, batch_axis)
     found = []

@@ -17,10 +17,18 @@ import numpy as np
 from jax.sharding import Mesh
 from scipy import stats
 
-from purify_jax.checks import InputError, check_count, check_images
+from purify_jax.checks import (
+    InputError,
+    check_at_least,
+    check_count,
+    check_images,
+    check_labels,
+    check_number,
+)
 from purify_jax.data import Dataset
 from purify_jax.devices import sharding
 from purify_jax.evaluation.batches import batches, padded_size
+from purify_jax.evaluation.predictions import is_finite
 from purify_jax.evaluation.records import Record, RecordFile
 from purify_jax.evaluation.statistics import Interval, wilson
 from purify_jax.keys import fold_keys, image_keys, normal_like, stream_key
@@ -40,12 +48,12 @@ class Certificate(NamedTuple):
 
 def check_settings(sigma: float, n0: int, n: int, alpha: float) -> None:
     """Raises InputError unless σ > 0, 1 ≤ n₀ ≤ n and 0 < α < 1."""
-    if not (np.isfinite(sigma) and sigma > 0):
-        raise InputError(f"sigma: got {sigma}, expected a positive number")
+    check_number("sigma", sigma, 0.0, open_low=True)
     check_count("n0", n0)
     check_count("n", n)
     if n0 > n:
         raise InputError(f"n0: got {n0} samples to select with, expected at most n = {n}")
+    check_number("alpha", alpha)
     if not 0 < alpha < 1:
         raise InputError(f"alpha: got {alpha}, expected a number between 0 and 1, both excluded")
 
@@ -93,6 +101,8 @@ class ClassCounts:
             noisy = noisy if self.bounds is None else jnp.clip(noisy, *self.bounds)
             log_probs = self.predict(fold_keys(sample_keys, 1), noisy)
             votes = jax.nn.one_hot(log_probs.argmax(-1), log_probs.shape[-1], dtype=jnp.int32)
+            # An answer that is not a number has no vote; :func:`certify` refuses such counts.
+            votes = votes * is_finite(log_probs)[:, None]
             counted = (numbers < self.num_samples)[None, :, None]
             return total + (votes.reshape(batch, at_once, -1) * counted).sum(1), None
 
@@ -115,6 +125,7 @@ def class_counts(
     i of an image depends on its key and i alone. ``bounds`` clips noisy images before ``predict``
     (as part of the base classifier).
     """
+    check_at_least("sigma", sigma, 0.0)
     check_count("num_samples", num_samples)
     check_count("samples_at_once", samples_at_once)
     return ClassCounts(
@@ -183,11 +194,18 @@ def certify(
     def compute(chosen: np.ndarray, padded: np.ndarray) -> list[Record]:
         images, labels = dataset.batch(padded)
         check_images(images, f"images of {dataset.name}")
+        check_labels(labels, dataset.num_classes)
         keys = image_keys(stream_key(key, "certification"), padded)
         beginning = np.zeros(batch_size, np.int32)
         first = select(keys, images, beginning)
         second = estimate(keys, images, beginning + n0)
         first, second = np.asarray(first), np.asarray(second)
+        lost = n0 + n - (first.sum(-1) + second.sum(-1))
+        if lost.any():
+            raise InputError(
+                f"defense: {int(lost.max())} of {n0 + n} noisy predictions of an image are not "
+                "finite, expected numbers"
+            )
         found = []
         for row, index in enumerate(chosen):
             one = certificate(first[row], second[row], sigma, alpha)
@@ -218,7 +236,12 @@ def certified_accuracy(records: Sequence[Record], radii: Sequence[float]) -> lis
     """Share of images predicted right with a certified radius of at least r, for each r of ``radii``.
 
     At 0 it is the smoothed classifier's accuracy; it never rises with r. Wilson's 95% intervals.
+    Raises InputError without records, or for a radius that is not a number.
     """
+    if not records:
+        raise InputError("records: got none, expected at least one")
+    for radius in radii:
+        check_at_least("radius", radius, 0.0)
     return [
         wilson(
             sum(r["prediction"] == r["label"] and r["radius"] >= radius for r in records),

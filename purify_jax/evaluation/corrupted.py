@@ -12,6 +12,7 @@ from purify_jax.corruptions import BENCHMARK, NAMES, SEVERITIES, check_name, cor
 from purify_jax.data import Dataset
 from purify_jax.devices import sharding
 from purify_jax.evaluation.batches import map_images
+from purify_jax.evaluation.predictions import check_classes, predicted_class
 from purify_jax.evaluation.records import Record, RecordFile
 from purify_jax.evaluation.statistics import Interval, wilson
 from purify_jax.keys import stream_key
@@ -38,8 +39,8 @@ def load_folder(folder: str | Path, name: str, severity: int, num_classes: int =
 
     Raises InputError if a file is missing, damaged or of another shape.
     """
-    if severity not in SEVERITIES:
-        raise InputError(f"severity: got {severity}, expected 1 to 5")
+    check_name(name)
+    check_count("severity", severity, 1, 5)
     images, labels = (_load_npy(Path(folder) / f"{n}.npy") for n in (name, "labels"))
     if images.ndim != 4 or images.dtype != np.uint8 or len(images) % 5:
         raise InputError(
@@ -98,8 +99,13 @@ def evaluate_corrupted(
     Returns model → corruption → severity → accuracy of one draw, with 95% interval.
     """
     check_count("batch_size", batch_size)
+    for given, field in ((names, "names"), (severities, "severities")):
+        if not given or len(set(given)) < len(given):
+            raise InputError(f"{field}: got {list(given)}, expected some, each of them once")
     for name in names:
         check_name(name)
+    for severity in severities:
+        check_count("severities", severity, 0, 5)
     for path in (paths or {}).values():
         sharding.check_one_writer(path)
     identify = {"batch_size": batch_size, "severities": list(severities), **(header or {})}
@@ -136,6 +142,7 @@ def _predictions(
     images, labels = dataset.batch(np.arange(len(dataset)))
     run = Partial(_predicted_class, as_pytree(predict))
     predicted = map_images(run, stream_key(key, label), images, batch_size=batch_size, mesh=mesh)
+    check_classes(predicted, label)
     return [
         {
             "attack": label,
@@ -149,7 +156,7 @@ def _predictions(
 
 
 def _predicted_class(predict: PredictFn, keys: Keys, images: Array) -> Array:
-    return predict(keys, images).argmax(-1)
+    return predicted_class(predict(keys, images))
 
 
 def mean_accuracy(accuracies: Accuracies, names: Sequence[str] = BENCHMARK) -> float:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purify_jax.checks import check_at_least
 from purify_jax.keys import image_keys, normal_like
 from purify_jax.purifiers import gaussian_blur
 from purify_jax.types import Array
@@ -28,6 +29,7 @@ def psnr(images: Array, reference: Array) -> Array:
 
 def noisy(key: Array, images: Array, sigma: float) -> Array:
     """Images plus Gaussian noise of the standard deviation ``sigma``, not clipped."""
+    check_at_least("sigma", sigma, 0.0)
     keys = image_keys(key, jnp.arange(images.shape[0]))
     return images + sigma * normal_like(keys, images)
 

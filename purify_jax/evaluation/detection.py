@@ -15,7 +15,8 @@ from scipy import stats
 
 from purify_jax import energy, losses
 from purify_jax.arrays import dot, l2_norm, per_image
-from purify_jax.checks import InputError, check_at_least
+from purify_jax.checks import InputError, check_at_least, is_traced
+from purify_jax.evaluation.predictions import check_classes, predicted_class
 from purify_jax.evaluation.statistics import Interval, wilson
 from purify_jax.purifiers import ADP
 from purify_jax.pytrees import Partial, as_pytree, pytree
@@ -94,6 +95,7 @@ def _checked(values: Sequence[float] | np.ndarray, name: str) -> np.ndarray:
 def flagged_share(values: Sequence[float] | np.ndarray, threshold: float) -> Interval:
     """Share of values above the threshold, with Wilson's 95% interval: TPR or FPR."""
     array = _checked(values, "statistics")
+    _check_threshold(threshold)
     return wilson(int((array > threshold).sum()), array.size)
 
 
@@ -153,6 +155,7 @@ def deciding_purifier(
     Raises InputError for d outside [0, 1] or a purifier whose noise scale is a function already.
     """
     check_at_least("fraction", fraction, 0.0)
+    _check_threshold(threshold)
     sigma = purifier.noise_scale
     if fraction > 1:
         raise InputError(f"fraction: got {fraction}, expected 0 to 1")
@@ -180,6 +183,10 @@ class DecidedNoise:
         return jnp.where(attacked, self.sigma, self.fraction * self.sigma)
 
 
+def _check_threshold(threshold: float) -> None:
+    check_at_least("threshold", threshold, float("-inf"))
+
+
 class Verdict(NamedTuple):
     """misclassified, detected, and evaded = misclassified without being detected; ``[batch]``."""
 
@@ -197,13 +204,24 @@ class Judge:
     threshold: float
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> Verdict:
-        wrong = self.defense(keys, images).argmax(-1) != labels
-        detected = self.statistic(keys, images) > self.threshold
+        predicted, values = (
+            predicted_class(self.defense(keys, images)),
+            self.statistic(keys, images),
+        )
+        if not is_traced(predicted, values):
+            check_classes(predicted, "defense")
+            _checked(values, "statistic")
+        wrong, detected = predicted != labels, values > self.threshold
         return Verdict(wrong, detected, wrong & ~detected)
 
 
 def verdict(defense: PredictFn, statistic: Statistic, threshold: float) -> Judge:
-    """(keys, images, labels) → what the defense and the detector make of the images."""
+    """(keys, images, labels) → what the defense and the detector make of the images.
+
+    Raises InputError for a threshold that is not a number, and for predictions and statistics that
+    are not; under jit, where they cannot be looked at, such an image counts as evaded.
+    """
+    _check_threshold(threshold)
     return Judge(defense=defense, statistic=statistic, threshold=threshold)
 
 
@@ -245,6 +263,7 @@ def evading(defense: PredictFn, statistic: Statistic, threshold: float) -> Gradi
 
     Wrap it in ``eot`` for a random defense. Raises InputError for a threshold ≤ 0.
     """
-    if not threshold > 0:
+    _check_threshold(threshold)
+    if not (is_traced(threshold) or threshold > 0):
         raise InputError(f"threshold: got {threshold}, expected a positive number")
     return Evading(defense=defense, statistic=statistic, threshold=threshold)

@@ -42,13 +42,33 @@ def accuracy(records: Sequence[Record], attack: str, scoring: str = "one_draw") 
 def worst_case(
     records: Sequence[Record], scoring: str = "one_draw", attacks: Sequence[str] | None = None
 ) -> Interval:
-    """Share of images that withstood every attack (and are right when clean)."""
+    """Share of images that withstood every attack (and are right when clean).
+
+    Raises InputError without records, for an attack without any, and where an attack has none of
+    some image, which would count as withstood.
+    """
     check_scoring(scoring)
+    if not records:
+        raise InputError("records: got none, expected at least one")
+    known = attack_names(records)
+    for name in attacks or ():
+        if name not in known:
+            raise InputError(f"attacks: no records of {name!r}, expected some of {known}")
+    chosen = [n for n in known if attacks is None or n in attacks or n == "clean"]
+    if not chosen:
+        raise InputError(f"attacks: got none, expected some of {known}")
     survived: dict[int, bool] = {}
+    seen: dict[str, set[int]] = {name: set() for name in chosen}
     for record in records:
-        if attacks is None or record["attack"] in attacks or record["attack"] == "clean":
+        if record["attack"] in seen:
             index = record["index"]
+            seen[record["attack"]].add(index)
             survived[index] = survived.get(index, True) and bool(record.get(scoring, False))
+    for name, images in seen.items():
+        if len(images) < len(survived):
+            raise InputError(
+                f"records: {name!r} has {len(images)} of {len(survived)} images, expected all"
+            )
     return wilson(sum(survived.values()), len(survived))
 
 
@@ -86,8 +106,11 @@ class RecordFile:
         if complete:
             offset = self._valid_to = len(head)
             for line in complete[len(head) :].splitlines(keepends=True):
+                record = _record(line)
+                if record is None:  # damaged: it, and what follows, is computed again
+                    break
                 offset += len(line)
-                self._pending.append((json.loads(line), offset))
+                self._pending.append((record, offset))
             self._file.seek(offset)
         else:
             self._file.truncate(0)
@@ -127,10 +150,19 @@ class RecordFile:
             self._file.close()
 
 
+def _record(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+        return record if {"attack", "index"} <= record.keys() else None
+    except (ValueError, AttributeError):
+        return None
+
+
 def _difference(content: bytes, head: bytes) -> str:
     try:
         before = json.loads(content.split(b"\n", 1)[0])["header"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        before.keys()
+    except (ValueError, KeyError, TypeError, AttributeError):
         return "its first line is not a header"
     now = json.loads(head)["header"]
     for key in sorted(before.keys() | now.keys()):
@@ -140,9 +172,17 @@ def _difference(content: bytes, head: bytes) -> str:
 
 
 def read_records(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
-    """(header, records) of a complete or partial record file."""
-    lines = Path(path).read_bytes().splitlines()
-    return json.loads(lines[0])["header"], [json.loads(line) for line in lines[1:]]
+    """(header, records) of a complete or partial record file; InputError if it is not one."""
+    try:
+        lines = Path(path).read_bytes().splitlines()
+        header, records = json.loads(lines[0])["header"], [_record(line) for line in lines[1:]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"records: {path} cannot be read: {error}") from error
+    found = [record for record in records if record is not None]
+    if len(found) < len(records):
+        line = 2 + records.index(None)
+        raise InputError(f"records: line {line} of {path} is damaged, expected a record")
+    return header, found
 
 
 def table(records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from purify_jax.attacks import suites
-from purify_jax.checks import check_count
+from purify_jax.checks import check_choice, check_count, check_file_name, check_seed
 from purify_jax.data import Dataset
 from purify_jax.defense import Defense, undefended
 from purify_jax.devices import sharding
@@ -55,6 +55,9 @@ class SuiteRun:
     sweep: str | None = None
 
     def __post_init__(self) -> None:
+        check_choice("suite", self.suite, sorted(suites.SUITES))
+        if self.sweep is not None:
+            check_choice("sweep", self.sweep, sorted(sweeps.SWEEPS))
         check_count("draws", self.draws)
         check_count("batch_size", self.batch_size)
         check_count("probe_images", self.probe_images, 0)
@@ -90,10 +93,13 @@ def evaluate_suite(
 
     Returns the records and what follows from them. Raises InputError for an unknown suite or sweep.
     """
+    check_seed(seed)
     key = jax.random.key(seed)
     mesh = sharding.default_mesh() if mesh is None else mesh
     if models is None:
         models = {"undefended": undefended(defense.logits_fn), "defended": defense}
+    for label in models:
+        check_file_name("models", label)
     found: dict[str, list[Record]] = {}
     for label, model in models.items():
         entries = suites.build(run.suite, model, options)
@@ -108,6 +114,7 @@ def evaluate_suite(
             path=None if workdir is None else Path(workdir) / f"records_{label}.jsonl",
             header={"suite": run.suite, "norm": options.norm, "epsilon": options.epsilon},
             drop_fallen=suites.SUITES[run.suite].drop_fallen,
+            ball=(options.norm, options.epsilon),
             mesh=mesh,
             on_start=functools.partial(_starting, notify),
             on_batch=notify,
@@ -159,6 +166,7 @@ def _shared_keys(
         path=path,
         header={"norm": options.norm, "epsilon": options.epsilon},
         shared_keys=True,
+        ball=(options.norm, options.epsilon),
         mesh=mesh,
     )
     return accuracy(found, entry.name)

@@ -10,11 +10,12 @@ from jax.sharding import Mesh
 
 from purify_jax.attacks import eot, exact, pgd
 from purify_jax.attacks.suites import Options
-from purify_jax.checks import InputError
+from purify_jax.checks import check_choice
 from purify_jax.data import Dataset
 from purify_jax.defense import Defense
 from purify_jax.evaluation.attacked import score
 from purify_jax.evaluation.batches import map_images
+from purify_jax.evaluation.predictions import check_classes, predicted_class
 from purify_jax.evaluation.statistics import Interval, wilson
 from purify_jax.keys import stream, stream_key
 from purify_jax.pytrees import pytree
@@ -40,7 +41,7 @@ class Curve(NamedTuple):
 
 @pytree
 class AttackedAndScored:
-    """(keys, images, labels) → whether the mean probability over fresh draws is still right."""
+    """(keys, images, labels) → the class by the mean probability over fresh draws, under attack."""
 
     attack: Any
     scorer: Any
@@ -48,7 +49,7 @@ class AttackedAndScored:
     def __call__(self, keys: Keys, images: Array, labels: Array) -> Array:
         adversarial = self.attack(keys, images, labels)
         log_probs = self.scorer(stream(keys, "predict"), adversarial)
-        return jax.nn.logsumexp(log_probs, axis=0).argmax(-1) == labels
+        return predicted_class(jax.nn.logsumexp(log_probs, axis=0))
 
 
 def attacked_accuracy(
@@ -82,10 +83,11 @@ def attacked_accuracy(
             num_steps=steps,
         )
         run = AttackedAndScored(attack=attack, scorer=scorer)
-        right = map_images(
+        predicted = map_images(
             run, stream_key(key, "sweep"), images, labels, batch_size=batch_size, mesh=mesh
         )
-        return int(right.sum())
+        check_classes(predicted, f"PGD at epsilon {epsilon:g}")
+        return int((predicted == labels).sum())
 
     return [wilson(correct(float(e)), len(dataset)) for e in epsilons or (options.epsilon,)]
 
@@ -104,8 +106,7 @@ def sweep(
     mesh: Mesh | None = None,
 ) -> Curve:
     """The curve over one setting; InputError for an unknown one."""
-    if name not in SWEEPS:
-        raise InputError(f"sweep: got {name!r}, expected one of {sorted(SWEEPS)}")
+    check_choice("sweep", name, sorted(SWEEPS))
     points = SWEEPS[name]
     where: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
     if name == "epsilon":

@@ -2,21 +2,20 @@
 
 from purify_jax.models import diffusion_weights, exporting, pretrained, torch_weights
 from purify_jax.models.files import (
-    ROLES,
-    SCORE_ROLES,
     Model,
     check_tensors,
     expected_shapes,
     load_model,
     save_model,
 )
+from purify_jax.models.headers import ROLES, SCORE_ROLES
 from purify_jax.models.methods import (
     METHODS,
-    PUBLISHED,
     adp_purifier,
     model_purifier,
     step_rule,
 )
+from purify_jax.models.purification import PUBLISHED
 from purify_jax.models.settings import (
     DIFFUSIONS,
     diffusion,

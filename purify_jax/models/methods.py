@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify_jax import energy, purifiers
-from purify_jax.checks import InputError, check_at_least
+from purify_jax.checks import InputError, check_number
 from purify_jax.diffusions import Diffusion
 from purify_jax.models.files import Model
+from purify_jax.models.purification import PUBLISHED, check_amounts, check_settings
 from purify_jax.models.settings import diffusion, noise_score, score_fn, smallest_sigma
 from purify_jax.purifiers import (
     ADP,
@@ -31,17 +32,6 @@ from purify_jax.types import Array, EnergyFn, NoiseScore, ScoreFn
 
 Builder: TypeAlias = Callable[[Model, Mapping[str, Any]], Purifier]
 
-#: How a model was meant to be used when its file says nothing: the published settings.
-PUBLISHED: Mapping[str, Any] = {
-    "method": "adp",
-    "curvature": "finite_difference",
-    "rate": 0.05,
-    "max_step": 0.1,
-    "num_steps": 10,
-    "noise_scale": 0.25,
-    "num_restarts": 10,
-    "stop_threshold": 1e-3,
-}
 _CURVATURES: Mapping[str, Callable[[], Any]] = {
     "finite_difference": finite_difference,
     "jacobian_vector_product": jacobian_vector_product,
@@ -64,17 +54,17 @@ def model_purifier(model: Model, **overrides: Any) -> Purifier:
 
     Settings, with defaults :data:`PUBLISHED`: method (one of :data:`METHODS`), curvature, rate,
     max_step, num_steps, noise_scale, num_restarts, stop_threshold. An override of None leaves a
-    setting as it is. The method "adp" gives an ``ADP``.
+    setting as it is. The method "adp" gives an ``ADP``. Raises InputError for a setting outside its
+    range, and for more steps or restarts in the file than ``purification.MOST`` that no override
+    replaces.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
-    unknown = sorted(given.keys() - PUBLISHED.keys())
-    if unknown:
-        raise InputError(f"purification: got {unknown}, expected some of {sorted(PUBLISHED)}")
-    settings = {**PUBLISHED, **model.metadata.get("purification", {}), **given}
-    method = settings["method"]
-    if method not in METHODS:
-        raise InputError(f"method: got {method!r}, expected one of {sorted(METHODS)}")
-    return METHODS[method](model, settings)
+    stored = model.metadata.get("purification", {})
+    check_settings(given)
+    check_settings(stored, "metadata.purification")
+    check_amounts({name: value for name, value in stored.items() if name not in given})
+    settings = {**PUBLISHED, **stored, **given}
+    return METHODS[settings["method"]](model, settings)
 
 
 def adp_purifier(model: Model, **overrides: Any) -> ADP:
@@ -98,9 +88,14 @@ def _adp(model: Model, settings: Mapping[str, Any]) -> Purifier:
 
 def _ladder(model: Model, settings: Mapping[str, Any]) -> list[float]:
     """``num_steps`` levels in geometric progression from the noise scale to about σ_min."""
-    sigma = settings["noise_scale"]
+    sigma = _positive_noise(settings)
     last = min(smallest_sigma(model), sigma / 4)
     return np.geomspace(sigma, last, settings["num_steps"]).tolist()
+
+
+def _positive_noise(settings: Mapping[str, Any]) -> float:
+    check_number(f"noise_scale of {settings['method']}", settings["noise_scale"], 0, open_low=True)
+    return settings["noise_scale"]
 
 
 def _on_ladder(build: Callable[..., Purifier]) -> Callable[[Model, Mapping[str, Any]], Purifier]:
@@ -110,7 +105,7 @@ def _on_ladder(build: Callable[..., Purifier]) -> Callable[[Model, Mapping[str, 
 
 
 def _gradual(model: Model, settings: Mapping[str, Any]) -> Purifier:
-    sigma = settings["noise_scale"]
+    sigma = _positive_noise(settings)
     return purifiers.gradual(
         noise_score(model),
         (sigma / 2, sigma / 2, sigma),
@@ -122,7 +117,7 @@ def _gradual(model: Model, settings: Mapping[str, Any]) -> Purifier:
 
 def _tweedie(model: Model, settings: Mapping[str, Any]) -> Purifier:
     return purifiers.tweedie(
-        noise_score(model), settings["noise_scale"], num_restarts=settings["num_restarts"]
+        noise_score(model), _positive_noise(settings), num_restarts=settings["num_restarts"]
     )
 
 
@@ -163,7 +158,6 @@ def _mala(model: Model, settings: Mapping[str, Any]) -> Purifier:
 
 def _start_time(made: Diffusion, sigma: float) -> float:
     """t* at which the variance-preserving state has noise σ in pixel units (2σ in signed ones)."""
-    check_at_least("noise_scale", sigma, 1e-6)
     return float(made.schedule.time(jnp.float32(2 * sigma)))
 
 
@@ -173,7 +167,7 @@ def _diffpure(stochastic: bool) -> Builder:
 
     def build(model: Model, settings: Mapping[str, Any]) -> Purifier:
         made = diffusion(model)
-        t_star = _start_time(made, settings["noise_scale"])
+        t_star = _start_time(made, _positive_noise(settings))
         return diffusion_purifier(
             method,
             made,
@@ -188,14 +182,14 @@ def _diffpure(stochastic: bool) -> Builder:
 def _ddim(model: Model, settings: Mapping[str, Any]) -> Purifier:
     made = diffusion(model)
     names = ("num_steps", "num_restarts")
-    t_star = _start_time(made, settings["noise_scale"])
+    t_star = _start_time(made, _positive_noise(settings))
     return diffusion_purifier(diffpure.ddim, made, t_star=t_star, **_some(settings, names))
 
 
 def _gdmp(model: Model, settings: Mapping[str, Any]) -> Purifier:
     """One round; the pull to the input as published, where that is stable."""
     made = diffusion(model)
-    t_star = _start_time(made, settings["noise_scale"])
+    t_star = _start_time(made, _positive_noise(settings))
     return diffusion_purifier(
         guidance.guided,
         made,
@@ -208,8 +202,7 @@ def _gdmp(model: Model, settings: Mapping[str, Any]) -> Purifier:
 
 def _likelihood(model: Model, settings: Mapping[str, Any]) -> Purifier:
     """σ within a fifth of the noise scale, steps of a fifth of it: the published ratios."""
-    sigma = settings["noise_scale"]
-    check_at_least("noise_scale", sigma, 1e-6)
+    sigma = _positive_noise(settings)
     return diffusion_purifier(
         likelihood.likelihood_maximisation,
         diffusion(model),

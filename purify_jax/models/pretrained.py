@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from purify_jax.checks import InputError
+from purify_jax.checks import InputError, check_choice, check_file_name
 from purify_jax.defense import Defense, defend
 from purify_jax.models.files import Model, load_model
 from purify_jax.models.methods import model_purifier
@@ -47,12 +47,11 @@ def load(name: str) -> Pretrained:
     Every file's SHA-256 is compared with the card's. Raises InputError for an unknown name, and
     for a file that is missing or damaged, which it names.
     """
+    check_choice("pretrained", name, available())
     cards = [path for folder in folders() if (path := folder / f"{name}.json").is_file()]
-    if not cards:
-        raise InputError(f"pretrained: got {name!r}, expected one of {available()}")
-    card = json.loads(cards[0].read_text())
+    card, files = _read_card(cards[0])
     found = {}
-    for role, file in card["files"].items():
+    for role, file in files.items():
         path = cards[0].parent / file["name"]
         if not path.is_file():
             raise InputError(f"pretrained: {path} is missing, expected beside its card {cards[0]}")
@@ -61,7 +60,7 @@ def load(name: str) -> Pretrained:
                 f"pretrained: {path} is damaged (its SHA-256 is not the card's), expected the "
                 "file as published"
             )
-        found[role] = load_model(path)
+        found[role] = load_model(path, _ROLES[role])
     return Pretrained(
         model_purifier(found["ebm"]),
         logits_fn(found["classifier"]),
@@ -69,6 +68,25 @@ def load(name: str) -> Pretrained:
         found["classifier"],
         card,
     )
+
+
+#: Role in a card → what its model may be.
+_ROLES = {"ebm": ("energy", "score"), "classifier": ("classifier",)}
+
+
+def _read_card(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+    """(the card, role → name and digest of its file); InputError if the card is damaged."""
+    try:
+        card = json.loads(path.read_text())
+        files = {r: {k: card["files"][r][k] for k in ("name", "sha256")} for r in _ROLES}
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"pretrained: the card {path} is damaged ({type(error).__name__}: {error}), expected it "
+            "as published"
+        ) from error
+    for role, file in files.items():
+        check_file_name(f"pretrained: {role} of the card {path}", file["name"])
+    return card, files
 
 
 def digest(path: str | Path) -> str:

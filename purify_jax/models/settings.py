@@ -109,7 +109,12 @@ def _times(factors: Array, output: Any) -> Array:
 
 def smallest_sigma(model: Model) -> float:
     """The smallest noise level the model was trained on."""
-    return float(model.metadata["training"]["sigma_min"])
+    sigma = model.metadata.get("training", {}).get("sigma_min")
+    if sigma is None:
+        raise InputError(
+            "model: its file lacks metadata.training.sigma_min, expected a noise level"
+        )
+    return float(sigma)
 
 
 def logits_fn(model: Model) -> LogitsFn:

@@ -9,9 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from purify_jax.checks import InputError
+from purify_jax.checks import InputError, check_choice
 from purify_jax.networks.convnet import ConvNet
 from purify_jax.networks.diffusion import ADM, DDPMpp, SongUNet
+from purify_jax.networks.fields import check_fields
 from purify_jax.networks.mlp import MLP
 from purify_jax.networks.ncsnv2 import NCSNv2
 from purify_jax.networks.resnet import ResNet
@@ -51,15 +52,15 @@ def describe(network: nn.Module) -> dict[str, Any]:
 
 
 def build(description: Mapping[str, Any]) -> nn.Module:
-    """The linen module of a description; InputError for an unknown name or field."""
+    """The linen module of a description; InputError for an unknown name or field, or a bad value."""
     name = str(description.get("name"))
+    check_choice("network", name, sorted(BY_NAME))
     plain = {k: v for k, v in description.items() if k != "name"}
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
-    if name not in BY_NAME:
-        raise InputError(f"network: got {name!r}, expected one of {sorted(BY_NAME)}")
+    check_fields(BY_NAME[name], fields)
     try:
         return BY_NAME[name](**fields)
-    except TypeError as error:
+    except TypeError as error:  # a field that has no default is missing
         raise InputError(f"network {name}: {error}") from error
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purify_jax.checks import InputError
+from purify_jax.checks import InputError, check_count
 from purify_jax.purifiers.loop import Filter
 from purify_jax.pytrees import Partial
 from purify_jax.types import Array
@@ -61,8 +61,7 @@ def jpeg(quality: int) -> Filter:
     transform rounds a coefficient the other way (tested). Images whose sides are no multiples of
     8 are continued by their edges. Raises InputError for another quality or number of channels.
     """
-    if not (isinstance(quality, int) and 1 <= quality <= 100):
-        raise InputError(f"quality: got {quality}, expected an integer from 1 to 100")
+    check_count("quality", quality, 1, 100)
     tables = tuple(
         jnp.asarray(quantisation_table(t, quality), jnp.float32) for t in (_LUMINANCE, _CHROMINANCE)
     )

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify_jax.arrays import l2_norm
-from purify_jax.checks import InputError, check_at_least, check_count, check_images
+from purify_jax.checks import InputError, check_at_least, check_count, check_images, check_number
 from purify_jax.diffusions import Diffusion, LinearSchedule, pixels, score_at, signed
 from purify_jax.keys import fold_keys, normal_like, stream
 from purify_jax.pytrees import Replaceable, pytree, static
@@ -56,6 +56,8 @@ def step_info(size: Array, score: Array) -> tuple[Array, Array]:
 def _times(t_star: float, dt: float, end: float) -> np.ndarray:
     """t*, t* − dt, … down to ``end``, the last step shorter: ``[T + 1]``."""
     check_at_least("dt", dt, 1e-9)
+    check_number("t_star", t_star)
+    check_number("end", end)
     if not 0 <= end < t_star <= 1:
         raise InputError(f"t_star: got {t_star} with end = {end}, expected 0 <= end < t_star <= 1")
     count = int(np.ceil((t_star - end) / dt - 1e-6))
@@ -73,6 +75,7 @@ def diffuse(
 
     √ᾱ·u + √(1 − ᾱ)·n, as DiffPure does it (Nie et al. 2022, arXiv 2205.07460).
     """
+    check_number("t_star", t_star)
     step = round(t_star * schedule.num_steps) - 1
     if not 0 <= step < schedule.num_steps:
         raise InputError(f"t_star: got {t_star}, expected {1 / schedule.num_steps} to 1")
@@ -170,7 +173,7 @@ def ddim(
     u ← α(t')·(u − √(1 − α(t)²)·ε̂)/α(t) + √(1 − α(t')²)·ε̂ along equal steps in t (equation 12 with
     σ = 0). ADBM (Li et al. 2025, arXiv 2408.00315) purifies with 5 steps.
     """
-    check_at_least("num_steps", num_steps, 1)
+    check_count("num_steps", num_steps)
     schedule = diffusion.schedule
 
     def step(state: Array, index: Array, row: Array) -> tuple[Array, tuple[Array, Array]]:

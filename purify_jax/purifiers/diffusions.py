@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from purify_jax.checks import InputError, check_at_least, check_count, check_images
+from purify_jax.checks import InputError, check_at_least, check_count, check_images, check_number
 from purify_jax.keys import fold_keys, normal_like, stream
 from purify_jax.purifiers.loop import SteppedPurifier, clip_to, step_info
 from purify_jax.pytrees import Partial, pytree, static
@@ -194,6 +194,7 @@ def gradual(
     ``steps_per_stage`` probability-flow steps from σ to 0 in geometric progression down to
     ``smallest``.
     """
+    check_number("smallest", smallest, 0.0, open_low=True)
     for stage in stages:
         check_at_least("stages", stage, smallest)
     check_count("steps_per_stage", steps_per_stage)
@@ -214,6 +215,8 @@ def _ladder(
     score: NoiseScore, sigmas: Sequence[float], num_restarts: int, steps_per_level: int = 1
 ) -> dict[str, Any]:
     check_count("num_restarts", num_restarts)
+    for sigma in sigmas:
+        check_number("sigmas", sigma)
     values = [float(s) for s in sigmas]
     descends = all(a > b for a, b in itertools.pairwise(values))
     if not values or not descends or not 0 < values[-1] <= values[0] < float("inf"):

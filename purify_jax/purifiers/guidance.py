@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from purify_jax.checks import InputError, check_at_least
+from purify_jax.checks import InputError, check_at_least, check_count, check_number
 from purify_jax.diffusions import Diffusion, LinearSchedule, pixels, signed
 from purify_jax.keys import fold_keys, normal_like
 from purify_jax.purifiers.diffpure import Trace, scan_steps, step_info
@@ -49,8 +49,9 @@ def guided(
       batches grow; the default is its value for one 32×32×3 image. Above t* = 0.12 that pull
       exceeds 2 a step and the images diverge: lower it there.
     """
-    check_at_least("num_rounds", num_rounds, 1)
+    check_count("num_rounds", num_rounds)
     check_at_least("epsilon", epsilon, 1e-6)
+    check_number("t_star", t_star)
     schedule = diffusion.schedule
     betas, bars = schedule.betas(), schedule.alphas_bar()
     before = np.append(1.0, bars[:-1])

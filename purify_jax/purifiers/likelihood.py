@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purify_jax.checks import check_at_least
+from purify_jax.checks import check_at_least, check_count
 from purify_jax.diffusions import Diffusion
 from purify_jax.keys import fold_keys, normal_like, stream
 from purify_jax.purifiers.diffpure import Trace, scan_steps, step_info
@@ -29,8 +29,9 @@ def likelihood_maximisation(
     σ uniform in ``sigma_range``, in pixel units: the published 0.4 to 0.6, with steps of 0.1, are in
     [-1, 1]. The gradient goes through the denoiser.
     """
-    check_at_least("num_steps", num_steps, 1)
+    check_count("num_steps", num_steps)
     check_at_least("sigma_range", sigma_range[0], 1e-6)
+    check_at_least("sigma_range", sigma_range[1], sigma_range[0])
     check_at_least("step_size", step_size, 0.0)
     decays = 0.9, 0.999
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from purify_jax.arrays import dot
-from purify_jax.checks import check_at_least
+from purify_jax.checks import check_at_least, check_number
 from purify_jax.pytrees import pytree
 from purify_jax.types import Array, ScoreFn
 
@@ -66,7 +66,9 @@ def finite_difference(delta: float = 1e-3) -> FiniteDifference:
 
     The published code forms z = ⟨s, s(x+δs)⟩/⟨s, s⟩ and κ = (1 − z)/δ. The difference of the
     two scores is taken here before the inner product: the same number, with fewer digits lost.
+    Raises InputError unless δ > 0.
     """
+    check_number("delta", delta, 0.0, open_low=True)
     return FiniteDifference(delta=delta)
 
 
@@ -122,6 +124,7 @@ def secant(initial_curvature: float = 1.0) -> Secant:
     step after one that did not move, uses the last known curvature, at first
     ``initial_curvature`` (1 is the value of a score that is a displacement, ``per_variance``).
     """
+    check_number("initial_curvature", initial_curvature)
     return Secant(initial_curvature=initial_curvature)
 
 

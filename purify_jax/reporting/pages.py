@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from purify_jax.atomic import write_atomically
+from purify_jax.checks import check_file_name
 from purify_jax.evaluation.sweeps import Curve
 from purify_jax.models.versions import versions
 from purify_jax.reporting import plots
@@ -32,12 +33,14 @@ def write_results(
       columns, rows: the table for the terminal.
       content: of ``results.json``, beside the versions.
       seed: of the run, for the page's footer.
-      figures: name → PNG.
+      figures: name → PNG; InputError for one that names no file.
       notes: lines for the terminal after the table.
 
     Returns the page's path.
     """
     workdir = Path(workdir)
+    for name in figures or {}:
+        check_file_name("figures", name)
     for name, png in (figures or {}).items():
         write_atomically(workdir / "figures" / f"{name}.png", png)
     found = versions()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedFormatter, FuncFormatter, MaxNLocator
 
 #: One colour per role, the same in every figure; readable with common colour blindness.
 COLOURS = {"undefended": "#c44e52", "defended": "#1f5fa8"}
@@ -14,7 +14,17 @@ _CYCLE = ("#1f5fa8", "#dd8452", "#3a923a", "#8172b3", "#937860", "#c44e52", "#7f
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG bytes."""
+    """The figure as PNG bytes; names are shown as they are, whatever TeX would make of them."""
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        texts = [axes.title, axes.xaxis.label, axes.yaxis.label]
+        texts += legend.get_texts() if legend else []
+        for axis in (axes.xaxis, axes.yaxis):
+            # Numbers of a logarithmic axis are TeX; names given as ticks are not.
+            if isinstance(axis.get_major_formatter(), (FixedFormatter, FuncFormatter)):
+                texts += axis.get_ticklabels()
+        for text in texts:
+            text.set_parse_math(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     return buffer.getvalue()

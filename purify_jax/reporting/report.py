@@ -15,6 +15,7 @@ _TEMPLATE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{{ title }}</title>
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 980px; margin: 2em auto; padding: 0 1em }
@@ -80,9 +81,14 @@ def write_report(
     return Path(path)
 
 
+def printable(value: Any) -> str:
+    """The value on one line of a terminal, which no character of it commands."""
+    return "".join(c if c.isprintable() else "?" for c in str(value))
+
+
 def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """The table in aligned plain text, first column to the left, the others to the right."""
-    cells = [[str(c) for c in columns], *[[str(c) for c in row] for row in rows]]
+    cells = [[printable(c) for c in row] for row in (columns, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     line = lambda row: "  ".join(
         cell.ljust(w) if i == 0 else cell.rjust(w)

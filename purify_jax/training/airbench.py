@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from purify_jax.checks import InputError, check_count
+from purify_jax.checks import InputError, check_at_least, check_count, check_number, check_seed
 from purify_jax.data import Dataset, to_float
 from purify_jax.keys import image_keys
 from purify_jax.models.files import Model
@@ -207,7 +207,15 @@ def train_airbench(
     """
     for name, value in (("microbatches", microbatches), ("whitening_images", whitening_images)):
         check_count(name, value)
-    check_count("batch_size", batch_size)
+    for name, value in (("num_steps", num_steps), ("batch_size", batch_size)):
+        check_count(name, value)
+    for name, value in (("whitening_steps", whitening_steps), ("crop_padding", crop_padding)):
+        check_count(name, value, 0)
+    rates = {"filter_rate": filter_rate, "bias_rate": bias_rate, "head_rate": head_rate}
+    for name, rate in {**rates, "weight_decay": weight_decay}.items():
+        check_at_least(name, rate, 0.0)
+    check_number("label_smoothing", label_smoothing, 0.0, 1.0, open_high=True)
+    check_seed(seed)
     if batch_size % microbatches:
         raise InputError(
             f"microbatches: got {microbatches}, expected a divisor of the batch size {batch_size}"

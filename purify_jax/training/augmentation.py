@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from purify_jax.arrays import per_image
-from purify_jax.checks import InputError, check_count
+from purify_jax.checks import InputError, check_count, check_number
 from purify_jax.keys import NOISE, SHARE, fold_keys, stream
 from purify_jax.pytrees import pytree, static
 from purify_jax.types import Array, Keys
@@ -59,8 +59,7 @@ def crop_and_purify(
     Raises InputError for a share outside [0, 1], or above 0 without a purifier.
     """
     check_count("crop_padding", crop_padding, 0)
-    if not 0 <= share <= 1:
-        raise InputError(f"purified: got {share}, expected a share from 0 to 1")
+    check_number("purified", share, 0.0, 1.0)
     if share and purifier is None:
         raise InputError("ebm: not given, expected one, because a share is to be purified")
     if not crop_padding and not share:

@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from purify_jax.checks import InputError
+from purify_jax.checks import check_number
 from purify_jax.data import Dataset
 from purify_jax.models.files import Model
 from purify_jax.models.versions import versions
@@ -49,8 +49,7 @@ def train_classifier(
     Returns the model with averaged parameters and batch statistics, and whether training finished.
     Raises InputError for a share without a purifier, or a value outside its range.
     """
-    if not 0 <= label_smoothing < 1:
-        raise InputError(f"label_smoothing: got {label_smoothing}, expected at least 0, below 1")
+    check_number("label_smoothing", label_smoothing, 0.0, 1.0, open_high=True)
     augment = crop_and_purify(crop_padding, purifier, purified)
     state, finished = runs.run(
         classification_loss(network, label_smoothing, augment),

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from purify_jax.arrays import per_image
-from purify_jax.checks import check_at_least
+from purify_jax.checks import check_at_least, check_number
 from purify_jax.data import Dataset
 from purify_jax.keys import LEVEL, NOISE, fold_keys, normal_like
 from purify_jax.models.files import Model
+from purify_jax.models.purification import check_settings
 from purify_jax.models.versions import versions
 from purify_jax.pytrees import Partial, pytree, static
 from purify_jax.training import settings as runs
@@ -112,6 +113,8 @@ def train_denoiser(
     Returns the model (role "score", with averaged parameters), and whether training finished.
     """
     check_at_least("log_sigma_std", log_sigma_std, 0.0)
+    check_number("log_sigma_mean", log_sigma_mean)
+    check_settings(purification or {})
     state, finished = runs.run(
         edm_loss(network, log_normal(log_sigma_mean, log_sigma_std)),
         network,

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify_jax import energy, noise
-from purify_jax.checks import InputError
+from purify_jax.checks import InputError, check_choice
 from purify_jax.data import Dataset
 from purify_jax.models.files import Model
+from purify_jax.models.purification import check_settings
 from purify_jax.models.versions import versions
 from purify_jax.training import settings as runs
 from purify_jax.training.settings import Settings, Trained
@@ -62,8 +63,8 @@ def train_score_model(
     an unknown role or scale, or levels that are not positive.
     """
     for name, value, known in (("role", role, ROLES), ("scale", scale, noise.SCALES)):
-        if value not in known:
-            raise InputError(f"{name}: got {value!r}, expected one of {sorted(known)}")
+        check_choice(name, value, sorted(known))
+    check_settings(purification or {})
     levels = np.asarray(sigmas, np.float32)
     if levels.ndim != 1 or not levels.size or not (np.isfinite(levels) & (levels > 0)).all():
         raise InputError(f"sigmas: got {levels.tolist()}, expected positive noise levels")

@@ -8,7 +8,14 @@ import flax.linen as nn
 import jax
 import optax
 
-from purify_jax.checks import InputError, check_at_least, check_count
+from purify_jax.checks import (
+    InputError,
+    check_at_least,
+    check_choice,
+    check_count,
+    check_number,
+    check_seed,
+)
 from purify_jax.data import Dataset
 from purify_jax.devices import sharding
 from purify_jax.models.files import Model
@@ -49,17 +56,15 @@ class Settings:
         for name in ("num_steps", "batch_size", "steps_per_dispatch", "checkpoint_every"):
             check_count(name, getattr(self, name))
         check_count("warmup_steps", self.warmup_steps, 0)
-        check_count("seed", self.seed, 0)
+        check_seed(self.seed)
         check_at_least("learning_rate", self.learning_rate, 0.0)
         check_at_least("weight_decay", self.weight_decay, 0.0)
         if self.clip_norm is not None:
             check_at_least("clip_norm", self.clip_norm, 1e-12)
-        if not 0 <= self.ema_decay < 1:
-            raise InputError(f"ema_decay: got {self.ema_decay}, expected at least 0, below 1")
-        if self.schedule not in SCHEDULES:
-            raise InputError(f"schedule: got {self.schedule!r}, expected one of {SCHEDULES}")
-        if self.seed >= 2**63:
-            raise InputError(f"seed: got {self.seed}, expected below 2**63")
+        check_number("ema_decay", self.ema_decay, 0.0, 1.0, open_high=True)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        if not isinstance(self.flip, bool):
+            raise InputError(f"flip: got {self.flip!r}, expected True or False")
 
     def optimizer(self) -> optax.GradientTransformation:
         """AdamW with these settings."""

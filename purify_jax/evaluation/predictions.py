@@ -1,0 +1,78 @@
+"""Predictions that may be counted: an answer that is not a number is an error, never a class."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from purify_jax.attacks.norms import get
+from purify_jax.checks import InputError, check_images
+from purify_jax.types import Array, Attack
+
+#: The class of a prediction that is not finite (argmax would say 0).
+NOT_FINITE = -1
+
+
+def is_finite(log_probs: Array) -> Array:
+    """Whether the largest log-probability ``[...]`` is a number; −inf elsewhere is a probability of 0."""
+    return jnp.isfinite(jnp.max(log_probs, axis=-1))
+
+
+def predicted_class(log_probs: Array) -> Array:
+    """The most probable class ``[...]``, or :data:`NOT_FINITE`."""
+    return jnp.where(is_finite(log_probs), log_probs.argmax(-1), NOT_FINITE)
+
+
+def check_classes(predicted: Any, name: str) -> None:
+    """Raises InputError that names ``name`` if some prediction is :data:`NOT_FINITE`."""
+    _refuse(np.asarray(predicted) == NOT_FINITE, name)
+
+
+def check_log_probs(log_probs: np.ndarray, batch: int, num_classes: int, name: str) -> None:
+    """Raises InputError unless ``log_probs [draws, batch, classes]`` are numbers, for all classes."""
+    if log_probs.ndim != 3 or log_probs.shape[1] != batch or log_probs.shape[2] < num_classes:
+        raise InputError(
+            f"{name}: the defense answers shape {log_probs.shape[1:]}, expected "
+            f"({batch}, {num_classes}), [batch, classes]"
+        )
+    _refuse(~np.isfinite(log_probs.max(-1)), name)
+
+
+def _refuse(bad: np.ndarray, name: str) -> None:
+    if bad.any():
+        raise InputError(
+            f"{name}: {int(bad.sum())} of {bad.size} predictions are not finite, expected numbers"
+        )
+
+
+def ball_of(attack: Attack) -> tuple[str, float] | None:
+    """(norm, ε) that an attack says it stays in; None for a plain function."""
+    norm, epsilon = getattr(attack, "norm", None), getattr(attack, "epsilon", None)
+    if norm is None or epsilon is None or np.size(epsilon) != 1:
+        return None
+    return get(norm).name, float(np.asarray(epsilon).reshape(()))
+
+
+def check_adversarial(
+    name: str, adversarial: Any, images: np.ndarray, ball: tuple[str, float] | None = None
+) -> None:
+    """Raises InputError, which names the attack, for images that may not be scored.
+
+    They have the shape of ``images``, are finite, in [0, 1], and inside ``ball`` (norm, ε) if that
+    is known, up to rounding.
+    """
+    name = f"attack {name!r}"
+    if np.shape(adversarial) != images.shape:
+        raise InputError(
+            f"{name}: returned shape {np.shape(adversarial)}, expected that of its images, {images.shape}"
+        )
+    found = np.asarray(adversarial)
+    check_images(found, name)
+    if ball is None:
+        return
+    norm, epsilon = ball
+    largest = float(np.max(np.asarray(get(norm).size(jnp.asarray(found - images)))))
+    if largest > 1.001 * epsilon + 1e-5:
+        raise InputError(
+            f"{name}: moved an image by {largest:g} ({norm}), expected at most epsilon = {epsilon:g}"
+        )
