@@ -57,7 +57,9 @@ def _exact_gradient(how: str) -> dict:
     network = pj.networks.NCSNv2(features=FLAGS.features)
     images = jnp.zeros((1, 32, 32, 3))
     shapes = jax.eval_shape(network.init, jax.random.key(0), images)["params"]
-    draws = np.random.default_rng(0)  # a constant of one repeated value would be stored as one value
+    draws = np.random.default_rng(
+        0
+    )  # a constant of one repeated value would be stored as one value
     params = jax.tree.map(lambda s: jnp.asarray(draws.normal(0, 0.01, s.shape), s.dtype), shapes)
     score_fn = pj.energy.score_from_network(network, params)
     purifier = pj.purifier(score_fn, num_steps=2, num_restarts=1)

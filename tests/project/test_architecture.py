@@ -11,7 +11,7 @@ PACKAGE = ROOT / "purify_jax"
 ORDER = [
     "arrays", "checks", "keys", "types", "pytrees", "atomic",
     "data", "noise", "corruptions", "networks", "diffusions", "energy", "losses",
-    "purifiers", "defense", "models", "devices", "training", "attacks", "evaluation", "reporting",
+    "purifiers", "defense", "bridges", "models", "devices", "training", "attacks", "evaluation", "reporting",
     "command",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "__pycache__" not in p.parts)
