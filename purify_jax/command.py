@@ -38,7 +38,10 @@ def _experiments() -> ModuleType:
 def commands() -> dict[str, str]:
     """Name → first line of what the command says of itself."""
     folder = Path(next(iter(_experiments().__path__)))
-    files = {p.stem: p for p in sorted(folder.glob("*.py")) if p.stem != "__init__"}
+    # A command is a file, or a folder with a main file.
+    files = {p.stem: p for p in folder.glob("*.py") if p.stem != "__init__"}
+    files |= {p.parent.name: p for p in folder.glob("*/__main__.py")}
+    files = dict(sorted(files.items()))
     about = {name: ast.get_docstring(ast.parse(path.read_text())) for name, path in files.items()}
     return {name: (text or "").split("\n")[0] for name, text in about.items()}
 
