@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import purify_jax as pj
 from experiments.common import cli, loading
+from experiments.common.adversarial import AdversarialFiles
 from experiments.common.workdirs import claim_workdir
 from purify_jax.attacks import suites
 from purify_jax.checks import check_file_name
@@ -35,6 +36,9 @@ flags.DEFINE_integer(
     "probe_images", 48, "Images of the short attacks behind the red flags; 0 for none."
 )
 flags.DEFINE_enum("sweep", "none", ["none", *sorted(sweeps.SWEEPS)], "Also draw a curve over this.")
+flags.DEFINE_bool(
+    "save_adversarial", False, "Save adversarial/MODEL/ATTACK.npz, for python -m experiments.score."
+)
 flags.DEFINE_bool("save_images", False, "Save adversarial images (.npz, PNG) and check them again.")
 FLAGS = flags.FLAGS
 
@@ -52,9 +56,14 @@ def main(argv: list[str]) -> None:
     loaded = loading.load()
     models, dataset = loaded.models, loaded.dataset.take(FLAGS.images)
     workdir = claim_workdir(FLAGS.workdir, _settings(), "evaluation.json")
-    keep = {}
+    files, keep = {}, {}
+    if FLAGS.save_adversarial:
+        ball = FLAGS.norm, FLAGS.epsilon
+        place = workdir / "adversarial"
+        files = keep = {m: AdversarialFiles(place / m, dataset, *ball) for m in models}
     if FLAGS.save_images:
-        keep = {m: _keeper(workdir / "images" / m, models[m], dataset) for m in models}
+        pictures = {m: _keeper(workdir / "images" / m, models[m], dataset) for m in models}
+        keep = {m: _both(pictures[m], files.get(m)) for m in models}
     with tqdm(unit="image", disable=not FLAGS.progress) as bar:
         result = evaluate_suite(
             models.get("defended", models["undefended"]),
@@ -67,6 +76,8 @@ def main(argv: list[str]) -> None:
             on_progress=_Progress(bar),
             keep_images=keep,
         )
+    for label, kept in files.items():
+        kept.finish(result.records[label])
     summary = (
         f"Suite {FLAGS.suite}, {FLAGS.norm} ε = {FLAGS.epsilon:g}, {FLAGS.images} images, "
         f"{FLAGS.draws} scoring draws."
@@ -106,6 +117,15 @@ def _options() -> suites.Options:
         eot=FLAGS.eot,
         samples_at_once=FLAGS.eot_at_once,
     )
+
+
+def _both(first, second):
+    def keep(*arguments) -> None:
+        first(*arguments)
+        if second is not None:
+            second(*arguments)
+
+    return keep
 
 
 def _keeper(folder: Path, model: pj.defense.Defense, dataset):

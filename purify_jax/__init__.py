@@ -8,6 +8,7 @@ The names that a user types are here; the rooms behind them are the sub-packages
 
 from purify_jax import (
     attacks,
+    bridges,
     corruptions,
     data,
     defense,
@@ -31,17 +32,19 @@ from purify_jax.evaluation import accuracy, certify, evaluate, worst_case
 from purify_jax.keys import fold_keys, image_keys, stream_key
 from purify_jax.models import load_model, pretrained, save_model
 from purify_jax.purifiers import adaptive, purifier
-from purify_jax.pytrees import as_pytree, jit
+from purify_jax.pytrees import Partial, as_pytree, jit
 from purify_jax.training import train_classifier, train_score_model
 
 __version__ = "0.2.0"
 
 __all__ = [
     "InputError",
+    "Partial",
     "accuracy",
     "adaptive",
     "as_pytree",
     "attacks",
+    "bridges",
     "certify",
     "corruptions",
     "data",

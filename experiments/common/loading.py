@@ -24,11 +24,16 @@ def define(images: int, batch_size: int, ebm_required: bool = False) -> None:
     flags.DEFINE_integer("images", images, "Images, from the start of the split.")
     flags.DEFINE_integer("batch_size", batch_size, "Images side by side.")
     flags.DEFINE_integer("seed", 0, "Seed of all randomness.")
+    define_purifier()
+    flagging.define_image_size()
+    flagging.define_data()
+
+
+def define_purifier() -> None:
+    """--num_steps, --num_restarts, --noise_scale."""
     flags.DEFINE_integer("num_steps", None, "Purification steps (default: the model's).")
     flags.DEFINE_integer("num_restarts", None, "Purification restarts (default: the model's).")
     flags.DEFINE_float("noise_scale", None, "Purification noise (default: the model's).")
-    flagging.define_image_size()
-    flagging.define_data()
 
 
 def define_models() -> None:
@@ -92,16 +97,7 @@ def load() -> Loaded:
     """The models and the whole split that the flags name; InputError where they do not fit."""
     flagging.check_numbers()
     ebm, classifier = read_models(_needs["ebm"])
-    logits_fn = pj.models.logits_fn(classifier)
-    defense = None
-    if ebm is not None:
-        purifier = pj.models.model_purifier(
-            ebm,
-            num_steps=FLAGS.num_steps,
-            num_restarts=FLAGS.num_restarts,
-            noise_scale=FLAGS.noise_scale,
-        )
-        defense = pj.defend(purifier, logits_fn)
+    defense = make_defense(ebm, classifier)
     name = FLAGS.dataset or classifier.metadata.get("dataset")
     if name is None:
         raise InputError(
@@ -113,7 +109,23 @@ def load() -> Loaded:
         raise InputError(
             f"dataset: images are {dataset.image_shape}, expected the model's {classifier.image_shape}"
         )
-    return Loaded(ebm, classifier, pj.undefended(logits_fn), defense, dataset)
+    bare = pj.undefended(pj.models.logits_fn(classifier))
+    return Loaded(ebm, classifier, bare, defense, dataset)
+
+
+def make_defense(
+    ebm: pj.models.Model | None, classifier: pj.models.Model
+) -> pj.defense.Defense | None:
+    """The models put together with the purifier's flags; None without a score model."""
+    if ebm is None:
+        return None
+    purifier = pj.models.model_purifier(
+        ebm,
+        num_steps=FLAGS.num_steps,
+        num_restarts=FLAGS.num_restarts,
+        noise_scale=FLAGS.noise_scale,
+    )
+    return pj.defend(purifier, pj.models.logits_fn(classifier))
 
 
 def settings(*more: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Attacks: gradients, the loops that follow them, and suites of both."""
 
-from purify_jax.attacks import norms, suites
+from purify_jax.attacks import norms, saved, suites
 from purify_jax.attacks.auto_pgd import apgd
 from purify_jax.attacks.averages import average_draws, eot
 from purify_jax.attacks.gradients import (
@@ -31,6 +31,7 @@ __all__ = [
     "joint_score",
     "norms",
     "pgd",
+    "saved",
     "spsa",
     "square",
     "suites",

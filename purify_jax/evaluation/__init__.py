@@ -1,6 +1,6 @@
 """Evaluation: attack, score with fresh keys, one record per image; and every other figure."""
 
-from purify_jax.evaluation import certification, corrupted, detection, red_flags, sweeps
+from purify_jax.evaluation import certification, corrupted, detection, red_flags, sweeps, worst_of
 from purify_jax.evaluation.attacked import evaluate, score
 from purify_jax.evaluation.batches import map_images
 from purify_jax.evaluation.certification import certified_accuracy, certify
@@ -35,4 +35,5 @@ __all__ = [
     "table",
     "wilson",
     "worst_case",
+    "worst_of",
 ]

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "purify_jax"
 ORDER = [
     "arrays", "checks", "keys", "types", "pytrees", "passes", "atomic",
     "data", "noise", "corruptions", "networks", "diffusions", "energy", "losses",
-    "purifiers", "defense", "models", "devices", "attacks", "training", "evaluation", "reporting",
+    "purifiers", "defense", "bridges", "models", "devices", "attacks", "training", "evaluation", "reporting",
     "command",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "__pycache__" not in p.parts)
@@ -101,7 +101,8 @@ def test_folders_stay_small():
 
 
 def test_the_top_of_experiments_is_binaries():
-    for path in (ROOT / "experiments").glob("*.py"):
+    binaries = ROOT / "experiments"
+    for path in [*binaries.glob("*.py"), *binaries.glob("*/__main__.py")]:
         if path.name != "__init__.py":
             assert "cli.run(main)" in path.read_text(), path.name
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purify_jax.evaluation import denoising
+from purify_jax.training import denoising
 
 
 def test_psnr_of_a_known_difference():

@@ -1,0 +1,120 @@
+"""Scores saved adversarial images again: the average over fresh draws, and the worst of them.
+
+python -m experiments.score --images=FILE.npz --model=digits
+
+FILE.npz holds "adversarial" [images, h, w, c] in [0, 1] and "labels" [images]; if it also holds
+"clean", "epsilon" and "norm", the ball is checked. ``experiments.evaluate --save_adversarial`` writes
+such files; so does np.savez. Writes results.json and a page next to the file, or to --workdir.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+import purify_jax as pj
+from experiments.common import cli, loading
+from experiments.common.workdirs import claim_workdir
+from purify_jax.attacks import saved
+from purify_jax.checks import check_count
+from purify_jax.devices import sharding
+from purify_jax.evaluation import worst_of
+from purify_jax.reporting.pages import write_results
+from purify_jax.reporting.report import Section
+
+loading.define_models()
+loading.define_purifier()
+flags.DEFINE_string("images", None, "File of adversarial images (.npz).", required=True)
+flags.DEFINE_string("workdir", None, "Folder for the results (default: FILE_score).")
+flags.DEFINE_integer("draws", 20, "Fresh draws per image; a deterministic model has one.")
+flags.DEFINE_bool("undefended", False, "Score the classifier without the purifier.")
+flags.DEFINE_integer("batch_size", 128, "Images side by side.")
+flags.DEFINE_integer("seed", 0, "Seed of the draws.")
+FLAGS = flags.FLAGS
+
+NOTE = (
+    "Share of images that are right, with 95% intervals over images. Average: of one draw, averaged over "
+    "all draws. Worst of M: right in M draws (an attacker who may resubmit), estimated without bias from "
+    "all draws."
+)
+
+
+def main(argv: list[str]) -> None:
+    """A file of images in, results.json and a page out."""
+    del argv
+    check_count("draws", FLAGS.draws)
+    ebm, classifier = loading.read_models(needs_ebm=False)
+    defense = None if FLAGS.undefended else loading.make_defense(ebm, classifier)
+    if defense is None:
+        defense = pj.undefended(pj.models.logits_fn(classifier))
+    file = Path(FLAGS.images)
+    found = saved.load(file, tuple(classifier.image_shape))
+    workdir = FLAGS.workdir or file.with_name(f"{file.stem}_score")
+    workdir = claim_workdir(workdir, _settings(), "settings.json")
+    draws = 1 if defense.is_deterministic else FLAGS.draws
+    judge = lambda images: worst_of.correct_draws(
+        jax.random.key(FLAGS.seed),
+        defense,
+        images,
+        found.labels,
+        draws,
+        batch_size=FLAGS.batch_size,
+        mesh=sharding.default_mesh(),
+    )
+    adversarial = judge(found.adversarial)
+    clean = None if found.clean is None else judge(found.clean)
+    _write(workdir, found, adversarial, clean)
+
+
+def _settings() -> dict[str, Any]:
+    names = ("model", "ebm", "classifier", "images", "draws", "undefended", "batch_size", "seed")
+    purifier = ("num_steps", "num_restarts", "noise_scale")
+    return {name: FLAGS[name].value for name in (*names, *purifier)}
+
+
+def _write(
+    workdir: Path, found: saved.SavedImages, adversarial: np.ndarray, clean: np.ndarray | None
+) -> None:
+    images, draws = adversarial.shape
+    # The figure that counts, and how it falls on the way: powers of two, and all draws.
+    counts = sorted({m for m in (2, 4, 8, 16, 32, 64) if m < draws} | {draws})
+    curve = worst_of.worst_of_curve(adversarial, counts)
+    rows = [[f"average of {draws} draws", str(worst_of.average(adversarial))]]
+    rows += [[f"worst of {m}", str(interval)] for m, interval in curve.items() if m > 1]
+    if clean is not None:
+        rows.append([f"clean, average of {draws} draws", str(worst_of.average(clean))])
+    ball, size = None, "no ball is known"
+    if found.clean is not None:
+        largest = {n: float(saved.distances(found, n).max()) for n in ("linf", "l2", "l1")}
+        ball = {"norm": found.norm, "epsilon": found.epsilon, "largest": largest}
+        size = f"at most {largest[found.norm or 'linf']:.4g} ({found.norm or 'linf'}) from clean"
+        if found.norm is not None:
+            size += f", inside the ball of {found.epsilon:.4g}"
+    columns = ["scoring", "accuracy"]
+    write_results(
+        workdir,
+        title="Saved adversarial images, scored again",
+        summary=f"{images} images of {Path(FLAGS.images).name}, {size}; {draws} fresh draws each.",
+        columns=columns,
+        rows=rows,
+        sections=[Section("Accuracy", NOTE, columns, rows)],
+        content={
+            "settings": _settings(),
+            "images": images,
+            "draws": draws,
+            "average": worst_of.average(adversarial),
+            "worst": worst_of.worst_of(adversarial),
+            "worst_of": curve,
+            "clean": None if clean is None else worst_of.average(clean),
+            "correct_draws": adversarial.sum(axis=1).tolist(),
+            "ball": ball,
+        },
+        seed=FLAGS.seed,
+        notes=[f"{images} images, {size}"],
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
