@@ -12,7 +12,10 @@ from types import ModuleType
 import purify_jax
 
 #: Commands that are not at the top of the experiments folder.
-ELSEWHERE = {"tables": "experiments.reproduction.tables"}
+ELSEWHERE = {
+    "exchange": "experiments.reproduction.exchange",
+    "tables": "experiments.reproduction.tables",
+}
 
 
 def _experiments() -> ModuleType:

@@ -1,4 +1,4 @@
-"""docs/own_model.md: a PyTorch classifier called back, and the same network converted."""
+"""docs/own_model.md: classifiers of other libraries, and attacks of other libraries on a defense."""
 
 import re
 
@@ -11,16 +11,21 @@ from conftest import ROOT, keys_for
 import purify_jax as pj
 
 
+def run_block(containing, **names):
+    """The names after the page's one block with this text is run with these names."""
+    text = (ROOT / "docs" / "own_model.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (source,) = [block for block in blocks if containing in block]
+    scope = {"pj": pj, "jax": jax, "np": np, **names}
+    exec(compile(source, "own_model.md", "exec"), scope)
+    return scope
+
+
 @pytest.fixture(scope="module")
 def both(golden, golden_classifier):
     """(logits_fn that calls PyTorch, logits_fn in JAX) of the digits convnet with the same weights."""
     torch = pytest.importorskip("torch")
-    blocks = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "own_model.md").read_text(), re.DOTALL
-    )
-    (source,) = [block for block in blocks if "def logits_from_torch" in block]
-    scope = {}
-    exec(compile(source, "own_model.md", "exec"), scope)
+    scope = run_block("def logits_from_torch")
     module = torch.nn.Sequential(
         torch.nn.Conv2d(1, 16, 3, padding=1),
         torch.nn.ReLU(),
@@ -77,3 +82,90 @@ def test_a_plain_function_defends(defense):
     logits_fn = lambda images: (images.reshape(images.shape[0], -1) - 0.5) @ weights
     found = pj.defend(defense.purifier, logits_fn)(keys_for(3), jnp.full((3, 8, 8, 1), 0.5))
     np.testing.assert_allclose(jnp.exp(found).sum(-1), 1, rtol=1e-5)
+
+
+def test_a_function_of_arrays_compiles_once_for_all_checkpoints(defense):
+    draw = lambda seed: jax.random.normal(jax.random.key(seed), (64, 10))
+    scope = run_block("def logits_of(weights", weights=draw(0), bias=jnp.zeros(10))
+    first, logits_of = scope["logits_fn"], scope["logits_of"]
+    images = jnp.full((3, 8, 8, 1), 0.25)
+    np.testing.assert_allclose(first(images), jnp.full((3, 64), -0.25) @ draw(0), rtol=1e-5)
+    second = pj.Partial(logits_of, draw(1), jnp.ones(10))
+    programs = [jax.tree.structure(pj.defend(defense.purifier, f)) for f in (first, second)]
+    assert programs[0] == programs[1]
+
+
+def test_an_nnx_classifier(defense):
+    from flax import nnx
+
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = nnx.BatchNorm(64, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+            self.linear = nnx.Linear(64, 10, rngs=rngs)
+
+        def __call__(self, images):
+            return self.linear(self.dropout(self.norm(images.reshape(len(images), -1))))
+
+    network = Network(nnx.Rngs(0))
+    network.norm.mean[...] = jnp.full(64, 0.3)
+    images = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1))
+    made = run_block("from flax import nnx", network=network)
+    scale = 1 / jnp.sqrt(1 + network.norm.epsilon)
+    expected = (images.reshape(3, -1) - 0.3) * scale @ network.linear.kernel[...]
+    np.testing.assert_allclose(made["logits_fn"](images), expected, rtol=1e-4, atol=1e-5)
+    # Defended, differentiated, and another checkpoint is the same program.
+    whole = pj.defend(defense.purifier, made["logits_fn"])
+    gradient, _ = pj.jit(pj.attacks.exact(whole))(keys_for(3), images, jnp.arange(3))
+    assert np.isfinite(gradient).all()
+    assert float(jnp.abs(gradient).max()) > 0
+    other = Network(nnx.Rngs(1))
+    other.eval()
+    second = pj.Partial(made["logits_of_nnx"], *nnx.split(other))
+    assert jax.tree.structure(second) == jax.tree.structure(made["logits_fn"])
+
+
+def test_an_equinox_classifier(defense):
+    eqx = pytest.importorskip("equinox", reason="equinox is not installed (pip install equinox)")
+    layers = [eqx.nn.Conv2d(1, 4, 3, key=jax.random.key(0)), eqx.nn.Lambda(jax.nn.relu)]
+    layers += [eqx.nn.Lambda(jnp.ravel), eqx.nn.Linear(144, 10, key=jax.random.key(1))]
+    network = eqx.nn.Sequential([*layers, eqx.nn.Dropout(0.5)])
+    logits_fn = run_block("import equinox")["logits_from_equinox"](network)
+    images = jax.random.uniform(jax.random.key(2), (3, 8, 8, 1))
+    hidden = jax.lax.conv(images.transpose(0, 3, 1, 2), layers[0].weight, (1, 1), "VALID")
+    hidden = jax.nn.relu(hidden + layers[0].bias).reshape(3, -1)
+    expected = hidden @ layers[3].weight.T + layers[3].bias
+    np.testing.assert_allclose(logits_fn(images), expected, rtol=1e-4, atol=1e-5)
+    assert len(jax.tree.leaves(logits_fn)) == 4
+    whole = pj.defend(defense.purifier, logits_fn)
+    gradient, _ = pj.jit(pj.attacks.exact(whole))(keys_for(3), images, jnp.arange(3))
+    assert float(jnp.abs(gradient).max()) > 0
+
+
+@pytest.mark.parametrize(
+    ("block", "library"),
+    [
+        ("import foolbox", "foolbox"),
+        ("import torchattacks", "torchattacks"),
+        ("from autoattack", "autoattack"),
+    ],
+)
+def test_attacks_of_pytorch_libraries(golden_classifier, block, library, tmp_path, monkeypatch):
+    """Each lowers the accuracy of a random defense, and its images are saved inside the ball."""
+    pytest.importorskip("torch", reason="PyTorch is not installed (make torch)")
+    pytest.importorskip(library, reason=f"{library} is not installed")
+    monkeypatch.chdir(tmp_path)
+    logits_fn, images, labels = golden_classifier
+    noise = lambda keys, x: (jnp.clip(x + 0.05 * pj.keys.normal_like(keys, x), 0, 1)[None], None)
+    noisy = pj.defend(noise, logits_fn)
+    names = {"images": np.array(images[:32]), "labels": np.array(labels[:32]), "epsilon": 0.2}
+    names |= run_block("# NCHW, float32", defense=noisy, **names)
+    names |= run_block(block, **names)
+    run_block("saved.save", **names)
+    found = pj.attacks.saved.load("adversarial.npz", images.shape[1:])
+    assert 0.15 < pj.attacks.saved.distances(found, "linf").max() <= 0.2 + 1e-6
+    judge = lambda x: pj.evaluation.worst_of.average(
+        pj.evaluation.worst_of.correct_draws(jax.random.key(9), noisy, x, found.labels, 4)
+    )
+    assert judge(found.clean).value > 0.9
+    assert judge(found.adversarial).value < 0.6

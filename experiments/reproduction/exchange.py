@@ -1,0 +1,163 @@
+"""results/ → files in the formats of RobustBench and AttackBench.
+
+python -m experiments.reproduction.exchange --out=exchange
+
+Writes, for every attacked evaluation of results/:
+
+- robustbench/model_info/DATASET/NORM/NAME.json, RobustBench's entry of a model: its fields, accuracies in
+  percent as text. "reported" is the worst case of the suite; "autoattack_acc" is null unless the suite was
+  AutoAttack's "rand" with its 100 steps and 20 draws ("standard" has no FAB here), and "unreliable" says
+  whether there were red flags. What RobustBench has no field for (images, intervals, randomness) is in
+  the footnote.
+- attackbench/DATASET/MODEL_NORM.json, the rows of AttackBench's compiled results: one attack on one model.
+  "ASR" is the share of images that are wrong under the attack, as there. "optimality" needs the
+  smallest distances, and calls and times are not recorded for each attack: they are null. Beside its columns: epsilon,
+  images and the 95% interval of the ASR. In suites that do not attack fallen images again only the
+  first attack met all images; the others are in the row of the whole suite.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments.common import cli
+from experiments.common.provenance import ROOT
+from purify_jax.atomic import write_atomically
+from purify_jax.attacks import suites
+from purify_jax.checks import InputError
+
+flags.DEFINE_string("results", str(ROOT / "results"), "Folder of results.")
+flags.DEFINE_string("out", None, "Folder for the files.", required=True)
+FLAGS = flags.FLAGS
+
+#: RobustBench's and AttackBench's names of norms.
+ROBUSTBENCH = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+
+Json = Mapping[str, Any]
+
+
+def main(argv: list[str]) -> None:
+    """results/ in, two folders of JSON files out."""
+    del argv
+    written = export(Path(FLAGS.results), ROOT / "pretrained", Path(FLAGS.out))
+    print(f"{len(written)} files written to {FLAGS.out}")
+
+
+def export(results: Path, cards: Path, out: Path) -> list[Path]:
+    """Writes both formats; returns the files. InputError if there is nothing to write."""
+    written = []
+    tables: dict[Path, list[Json]] = {}
+    for suite, name, part in evaluations(results):
+        card = json.loads((cards / f"{suite}.json").read_text())
+        norm = part["settings"]["norm"]
+        info = Path(
+            "robustbench/model_info", card["data"], ROBUSTBENCH[norm], f"{suite}_{name}.json"
+        )
+        written.append(out / info)
+        write_atomically(out / info, json.dumps(model_info(suite, card, part), indent=2) + "\n")
+        for row in attack_rows(suite, card, part):
+            place = out / "attackbench" / card["data"] / f"{row['model']}_{norm}.json"
+            tables.setdefault(place, []).append(row)
+    if not written:
+        raise InputError(f"results: {results} holds no attacked evaluation, expected some")
+    for place, rows in tables.items():
+        write_atomically(place, json.dumps(rows, indent=2) + "\n")
+    return [*written, *tables]
+
+
+def evaluations(results: Path) -> Iterator[tuple[str, str, Json]]:
+    """(suite of results, name, content) of every evaluation in which something was attacked."""
+    for path in sorted(results.glob("*/*.json")):
+        part = json.loads(path.read_text())
+        if "worst_case" in part and part["settings"]["suite"] != "clean":
+            yield path.parent.name, path.stem, part
+
+
+def model_info(suite: str, card: Json, part: Json) -> dict[str, Any]:
+    """RobustBench's entry of the defended model; who wrote what, and where, is left to its authors."""
+    setting = part["settings"]
+    clean, worst = part["rows"]["defended"][0]["one_draw"], part["worst_case"]["defended"]
+    purification = {**card["purification"], **_given(setting)}
+    network = card["files"]["classifier"]["training"]["network"]["name"]
+    robust = _percent(worst[0])
+    span = lambda i: f"{_percent(i[0])} [{_percent(i[1])}, {_percent(i[2])}] on {i[3]} images"
+    footnote = (
+        f"Randomised, with an optimisation loop before the classifier: attacked by the suite "
+        f"{setting['suite']!r} of purify_jax through all of it, scored by one fresh draw. 95% "
+        f"intervals: clean {span(clean)}, robust {span(worst)}."
+    )
+    return {
+        "link": None,
+        "name": f"purify_jax, {suite}",
+        "authors": None,
+        "additional_data": False,
+        "number_forward_passes": purification["num_restarts"],
+        "dataset": card["data"],
+        "venue": None,
+        "architecture": f"{network} behind {purification['method']} with {purification['num_steps']} steps",
+        "eps": _fraction(setting["epsilon"]),
+        "clean_acc": _percent(clean[0]),
+        "reported": robust,
+        "autoattack_acc": robust if _is_autoattack(setting) else None,
+        "footnote": footnote,
+        "unreliable": bool(part["red_flags"]),
+    }
+
+
+def attack_rows(suite: str, card: Json, part: Json) -> list[dict[str, Any]]:
+    """AttackBench's rows: attack by attack where each met all images, and the whole suite."""
+    setting = part["settings"]
+    found = []
+    for label, rows in part["rows"].items():
+        shown = [(row["attack"], row["one_draw"]) for row in rows[1:]]
+        if suites.SUITES[setting["suite"]].drop_fallen:
+            shown = shown[:1]
+        shown.append((f"{setting['suite']} (all of the suite)", part["worst_case"][label]))
+        for attack, (value, low, high, images) in shown:
+            found.append(
+                {
+                    "dataset": card["data"],
+                    "attack": attack,
+                    "library": "purify_jax",
+                    "model": f"{suite}_{label}",
+                    "threat_model": setting["norm"],
+                    "ASR": 1 - value,
+                    "optimality": None,
+                    "n_forwards": None,
+                    "n_backwards": None,
+                    "time": None,
+                    "epsilon": setting["epsilon"],
+                    "images": images,
+                    "ASR_interval": [1 - high, 1 - low],
+                }
+            )
+    return found
+
+
+def _is_autoattack(setting: Json) -> bool:
+    full = setting["steps"] in (None, 100) and setting["eot"] in (None, 20)
+    return setting["suite"] == "rand" and full
+
+
+def _given(setting: Json) -> dict[str, Any]:
+    names = ("num_steps", "num_restarts", "noise_scale")
+    return {name: setting[name] for name in names if setting.get(name) is not None}
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def _fraction(epsilon: float) -> str:
+    """The radius as RobustBench writes it: "8/255" for a few grey levels, else the number."""
+    levels = round(epsilon * 255)
+    if 0 < levels <= 32 and abs(levels / 255 - epsilon) < 1e-6:
+        return f"{levels}/255"
+    return f"{epsilon:g}"
+
+
+if __name__ == "__main__":
+    cli.run(main)
