@@ -98,24 +98,24 @@ def _demo(part: dict[str, Any]) -> list[str]:
     return [*rows, ""]
 
 
-def _row(name: str, images: int, bare: float, value: float, interval: Any) -> str:
-    return (
-        f"| {name} | {images} | {bare:.3f} | {value:.3f} | [{interval[0]:.3f}, {interval[1]:.3f}] |"
-    )
+def _row(name: str, images: int, bare: float | None, value: float, interval: Any) -> str:
+    """``bare`` is None for an attack that the bare classifier does not have."""
+    shown = "" if bare is None else f"{bare:.3f}"
+    return f"| {name} | {images} | {shown} | {value:.3f} | [{interval[0]:.3f}, {interval[1]:.3f}] |"
 
 
 def _evaluation(part: dict[str, Any]) -> list[str]:
     settings = part["settings"]
     ball = f"{settings['norm']} {settings['epsilon']:.3g}"
-    bare, defended = part["rows"]["undefended"], part["rows"]["defended"]
+    defended = part["rows"]["defended"]
+    bare = {row["attack"]: row["one_draw"][0] for row in part["rows"]["undefended"]}
     # Suites that drop fallen images have running totals in their rows: only the last one counts.
     dropped = settings["suite"] != "paper"
     lines = []
-    shown = zip(bare, defended, strict=True)
-    for b, d in list(shown)[: 1 if dropped else None]:
+    for d in defended[: 1 if dropped else None]:
         name = "none" if d["attack"] == "clean" else f"{d['attack']}, {ball}"
         value, low, high, images = d["one_draw"]
-        lines.append(_row(name, images, b["one_draw"][0], value, (low, high)))
+        lines.append(_row(name, images, bare.get(d["attack"]), value, (low, high)))
     if settings["suite"] == "clean":
         return lines
     value, low, high, images = part["worst_case"]["defended"]
@@ -136,12 +136,15 @@ def _comparison(part: dict[str, Any]) -> list[str]:
         f"Other purifiers with the same score network, {setting['images']} images, {setting['steps']} steps × "
         f"{setting['eot']} draws, 95% intervals of ±{_half(part, shares):.2f} at most:",
         "",
-        f"| purifier | {' | '.join(shares)} | corrupted | ms per image |",
-        "|---" * (len(shares) + 3) + "|",
+        f"| purifier | {' | '.join(shares)} | corrupted | passes | ms per image |",
+        "|---" * (len(shares) + 4) + "|",
     ]
     for name, row in part["purifiers"].items():
         cells = " | ".join(f"{row[s][0]:.3f}" for s in shares)
-        lines.append(f"| {name} | {cells} | {row['corrupted']:.3f} | {row['milliseconds']:.3f} |")
+        passes = row.get("passes", "")  # results of 0.1 did not count them
+        lines.append(
+            f"| {name} | {cells} | {row['corrupted']:.3f} | {passes} | {row['milliseconds']:.3f} |"
+        )
     return [*lines, ""]
 
 
