@@ -179,7 +179,7 @@ def test_tfds_sets_are_read_without_tensorflow(tmp_path):
     ):
         data.load_split("mnist", "test", tmp_path)
     lazy = data.load_split("mnist", "train[5:17]", tmp_path, lazy=True)
-    assert isinstance(lazy.images, data.Records)
+    assert isinstance(lazy.images, data.LazyImages)
     assert (len(lazy), lazy.image_shape) == (12, (28, 28, 1))
     np.testing.assert_array_equal(lazy.labels, found.labels[5:17])
     np.testing.assert_array_equal(lazy.images[np.array([11, 0, 3])], found.images[[16, 5, 8]])

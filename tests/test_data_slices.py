@@ -69,7 +69,7 @@ def prepared(monkeypatch, tmp_path):
     def load(name, split, data_dir, lazy, image_size):
         source = _Source()
         if lazy:
-            return data.Dataset(name, split, data.Records(source, (2, 2, 1)), labels, 10)
+            return data.Dataset(name, split, data.LazyImages(source, (2, 2, 1)), labels, 10)
         images = np.stack([r["image"] for r in source.__getitems__(range(SIZE))])
         return data.Dataset(name, split, images, labels, 10)
 

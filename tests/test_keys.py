@@ -11,7 +11,7 @@ from conftest import keys_for
 
 from purify_jax import attacks, keys, losses, noise, purifiers
 from purify_jax.defense import defend
-from purify_jax.evaluation import certification, detection, score
+from purify_jax.evaluation import certification, detection
 from purify_jax.evaluation.sweeps import AttackedAndScored
 from purify_jax.training.augmentation import crop_and_purify
 
@@ -132,7 +132,7 @@ def test_an_attack_and_the_defense_inside_it_share_no_key(recorder, name):
 def test_scoring_shares_no_key_with_the_attack(recorder):
     defense = defend(_purifiers()["adp"], _logits)
     attack = attacks.pgd(attacks.exact(defense), epsilon=0.1, num_steps=12)
-    run = AttackedAndScored(attack=attack, scorer=score(defense, 5))
+    run = AttackedAndScored(attack=attack, scorer=fresh_draws(defense, 5))
     run(keys_for(2), IMAGES, LABELS)
     recorder.check()
 

@@ -58,7 +58,7 @@ class Dataset:
         return dataclasses.replace(self, images=self.images[:count], labels=self.labels[:count])
 
 
-class Records:
+class LazyImages:
     """Images of a prepared data set that are read when they are asked for, ``[n, h, w, c]``."""
 
     def __init__(
@@ -73,10 +73,10 @@ class Records:
         self.shape = ((len(source) if stop is None else stop) - start, *shape)
         self.dtype = np.dtype(np.uint8)
 
-    def part(self, start: int, stop: int) -> "Records":
+    def part(self, start: int, stop: int) -> "LazyImages":
         """The images start..stop, still unread."""
         start, stop = self._start + start, self._start + stop
-        return Records(self._source, self.shape[1:], start, stop, self._image_size)
+        return LazyImages(self._source, self.shape[1:], start, stop, self._image_size)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -111,7 +111,7 @@ def load_split(
       split: "train", "test", or a slice such as "train[:80%]", "test[100:200]" or "test[-100:]", read
         as tensorflow-datasets reads it, whatever the data set.
       data_dir: folder of prepared data sets; not needed for "digits".
-      lazy: leave the images of a tensorflow-datasets set on disk (:class:`Records`); training
+      lazy: leave the images of a tensorflow-datasets set on disk (:class:`LazyImages`); training
         streams them. The others are loaded.
       image_size: resize every image so that its shorter side has so many pixels, and cut out the square
         in the centre (:func:`fit`); the images may then differ in size. As they are by default.
@@ -139,7 +139,7 @@ def load_split(
     chosen = slice(start, max(start, stop))
     if start >= stop:
         raise InputError(f"split: {split!r} of {name} has no images, expected at least one")
-    if lazy and isinstance(whole.images, Records):
+    if lazy and isinstance(whole.images, LazyImages):
         part: Any = whole.images.part(start, stop)
         return dataclasses.replace(whole, split=split, images=part, labels=whole.labels[chosen])
     return dataclasses.replace(
@@ -273,5 +273,5 @@ def _lazy(
         for start in range(0, len(source), 1000)
         for record in undecoded.__getitems__(range(start, min(start + 1000, len(source))))
     ]
-    records: Any = Records(source, shape, image_size=image_size)
+    records: Any = LazyImages(source, shape, image_size=image_size)
     return Dataset(name, split, records, np.array(labels, np.int32), num_classes)

@@ -1,7 +1,7 @@
 """Evaluation: attack, score with fresh keys, one record per image; and every other figure."""
 
 from purify_jax.evaluation import certification, corrupted, detection, red_flags, sweeps, worst_of
-from purify_jax.evaluation.attacked import evaluate, score
+from purify_jax.evaluation.attacked import evaluate, fresh_draws
 from purify_jax.evaluation.batches import map_images
 from purify_jax.evaluation.certification import certified_accuracy, certify
 from purify_jax.evaluation.corrupted import evaluate_corrupted
@@ -27,10 +27,10 @@ __all__ = [
     "detection",
     "evaluate",
     "evaluate_corrupted",
+    "fresh_draws",
     "map_images",
     "read_records",
     "red_flags",
-    "score",
     "sweeps",
     "table",
     "wilson",

@@ -34,7 +34,7 @@ class Draws:
         return jax.lax.map(one, jnp.arange(self.draws))
 
 
-def score(defense: PredictFn, draws: int) -> Draws:
+def fresh_draws(defense: PredictFn, draws: int) -> Draws:
     """(keys, images) → log-probabilities of ``draws`` independent draws, ``[draws, batch, C]``."""
     check_count("draws", draws)
     return Draws(defense=defense, draws=draws)
@@ -109,7 +109,7 @@ def evaluate(
     }
     file = RecordFile(path, {**identify, **(header or {})})
     scorer = sharding.over_images(
-        score(defense, draws), mesh, batch_axis=1, split_large=shard_parameters
+        fresh_draws(defense, draws), mesh, batch_axis=1, split_large=shard_parameters
     )
     everything: dict[str, Attack] = {"clean": Partial(_unchanged), **attacks}
     records: list[Record] = []

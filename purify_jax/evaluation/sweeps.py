@@ -13,7 +13,7 @@ from purify_jax.attacks.suites import Options
 from purify_jax.checks import check_choice
 from purify_jax.data import Dataset
 from purify_jax.defense import Defense
-from purify_jax.evaluation.attacked import score
+from purify_jax.evaluation.attacked import fresh_draws
 from purify_jax.evaluation.batches import map_images
 from purify_jax.evaluation.predictions import check_classes, predicted_class
 from purify_jax.evaluation.statistics import Interval, wilson
@@ -73,7 +73,7 @@ def attacked_accuracy(
     samples = 1 if defense.is_deterministic else samples
     steps = 20 if options.steps is None else options.steps
     chosen = eot(gradient or exact(defense), samples, options.samples_at_once)
-    scorer = score(defense, 1 if defense.is_deterministic else draws)
+    scorer = fresh_draws(defense, 1 if defense.is_deterministic else draws)
 
     def correct(epsilon: float) -> int:
         attack = pgd(

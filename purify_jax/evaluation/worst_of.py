@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from scipy import stats
 
 from purify_jax.checks import InputError, check_count, check_images, check_labels
-from purify_jax.evaluation.attacked import score
+from purify_jax.evaluation.attacked import fresh_draws
 from purify_jax.evaluation.batches import map_images
 from purify_jax.evaluation.statistics import Interval, wilson
 from purify_jax.keys import stream_key
@@ -41,9 +41,9 @@ def correct_draws(
     check_images(images)
     if len(labels) != len(images) or len(images) == 0:
         raise InputError(f"labels: got {len(labels)} for {len(images)} images, expected one each")
-    run = Partial(_correct, score(defense, draws))
+    run = Partial(_correct, fresh_draws(defense, draws))
     first = jnp.asarray(images[:1], jnp.float32)
-    shape = jax.eval_shape(score(defense, 1), jax.random.split(key, 1), first).shape
+    shape = jax.eval_shape(fresh_draws(defense, 1), jax.random.split(key, 1), first).shape
     check_labels(labels, shape[-1])
     found = map_images(
         run,
