@@ -115,7 +115,7 @@ def test_the_cache_on_disk_serves_another_checkpoint(tmp_path):
         lambda d: attacks.square(d, epsilon=0.1, num_queries=3),
         lambda d: attacks.apgd_targeted(d, epsilon=0.1, num_steps=2),
         lambda d: attacks.suites.white_box(d, attacks.suites.Options(steps=2)).attack,
-        lambda d: pj.evaluation.score(d, 2),
+        lambda d: pj.evaluation.fresh_draws(d, 2),
         lambda d: pj.evaluation.certification.class_counts(d, 0.1, 4, 2),
         lambda d: pj.evaluation.detection.score_norm(d.purifier.score_fn),
     ],

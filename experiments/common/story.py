@@ -209,7 +209,7 @@ def _sweep(key, defense, named, dataset, config) -> tuple[str, bytes]:
         # ε is a leaf of the attack: one compilation serves the whole curve.
         def correct(epsilon: float) -> int:
             run = AttackedAndScored(
-                attack=entry.make(epsilon, 10), scorer=evaluation.score(model, 1)
+                attack=entry.make(epsilon, 10), scorer=evaluation.fresh_draws(model, 1)
             )
             stream = stream_key(key, "sweep")
             mesh = sharding.default_mesh()
