@@ -11,7 +11,7 @@ from conftest import keys_for
 
 from purify_jax import attacks, keys, losses, noise, purifiers
 from purify_jax.defense import defend
-from purify_jax.evaluation import certification, detection
+from purify_jax.evaluation import certification, detection, fresh_draws
 from purify_jax.evaluation.sweeps import AttackedAndScored
 from purify_jax.training.augmentation import crop_and_purify
 
