@@ -125,9 +125,10 @@ def test_configs_that_cannot_be_read(given, capsys, tmp_path, content, argument,
 def test_the_configs_that_ship_are_fine(name):
     module = __import__(f"experiments.configs.{name}", fromlist=["get_config"])
     config = module.get_config()
-    for section in ("ebm", "classifier"):
-        if section in config:
-            config_schema.check(config, section)
+    sections = [name for name in ("ebm", "classifier", "defense") if name in config]
+    assert sections
+    for section in sections:
+        config_schema.check(config, section)
 
 
 @pytest.mark.parametrize(
