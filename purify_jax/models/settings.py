@@ -11,6 +11,7 @@ from purify_jax.arrays import per_image
 from purify_jax.checks import InputError
 from purify_jax.diffusions import BoundNetwork, Diffusion
 from purify_jax.models.files import Model
+from purify_jax.networks import ADM
 from purify_jax.pytrees import pytree, static
 from purify_jax.types import Array, LogitsFn, NoiseScore, Params, ScoreFn
 
@@ -37,11 +38,14 @@ def score_fn(model: Model) -> ScoreFn:
     raise InputError(f"model: got a {model.role}, expected an energy, score or diffusion model")
 
 
-def diffusion(model: Model) -> Diffusion:
+def diffusion(model: Model, labels: Any = None) -> Diffusion:
     """A model as a diffusion: a denoiser D(x; σ) and what diffusion purifiers ask of it.
 
     Of the role "diffusion", by the form in its metadata; an energy or score model by its
-    :func:`noise_score`. Raises InputError for a classifier or an unknown form.
+    :func:`noise_score`. Raises InputError for a classifier or an unknown form, and without labels
+    for an ADM with classes, which has no image without one.
+
+    labels: classes of the images, int scalar or ``[batch]``, for a network with classes.
     """
     if model.role != "diffusion":
         return diffusions.FromScore(noise_score=noise_score(model))
@@ -52,7 +56,12 @@ def diffusion(model: Model) -> Diffusion:
             f"model: its file gives the diffusion {form!r}, expected one of {sorted(DIFFUSIONS)} "
             "under metadata.diffusion.form"
         )
-    bound = BoundNetwork(variables=dict(model.variables), network=model.network)
+    if labels is None and isinstance(model.network, ADM) and model.network.num_classes:
+        raise InputError(
+            f"labels: not given, expected a class of the ADM's {model.network.num_classes}: "
+            "models.diffusion(model, labels=...)"
+        )
+    bound = BoundNetwork(variables=dict(model.variables), labels=labels, network=model.network)
     more = {"sigma_data": given["sigma_data"]} if "sigma_data" in given else {}
     return DIFFUSIONS[form](network=bound, **more)
 

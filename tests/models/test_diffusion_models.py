@@ -146,6 +146,25 @@ def test_an_unknown_form_is_named(edm, shipped):
         pj.models.score_fn(shipped.classifier)
 
 
+def test_a_network_that_needs_classes_says_so():
+    network = pj.networks.ADM(
+        features=8,
+        multipliers=(1,),
+        num_blocks=1,
+        attention_rates=(),
+        head_channels=8,
+        num_classes=3,
+    )
+    inputs = [jnp.zeros(i.shape) for i in pj.networks.example_inputs(network, (8, 8, 3))]
+    variables = jax.jit(network.init)(jax.random.key(0), *inputs)
+    about = {"diffusion": {"form": "discrete_vp"}}
+    model = pj.models.Model("diffusion", network, variables, (8, 8, 3), about)
+    with pytest.raises(InputError, match="expected a class of the ADM's 3"):
+        pj.models.diffusion(model)
+    denoised = pj.jit(pj.models.diffusion(model, labels=2))(inputs[0] + 0.5, jnp.full(1, 0.1))
+    assert np.isfinite(denoised).all()
+
+
 def _write_edm(path, change):
     state = dict(diffusion_weights.read(GOLDEN / "edm_ddpmpp.npz"))
     change(state)

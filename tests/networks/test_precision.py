@@ -10,6 +10,12 @@ BATCH = 7
 IMAGES = (BATCH, 32, 32, 3)
 
 
+def _inputs(network, dtype):
+    """What a network is called with, a batch of it in one type."""
+    examples = networks.example_inputs(network, IMAGES[1:])
+    return [jax.ShapeDtypeStruct((BATCH, *x.shape[1:]), dtype) for x in examples]
+
+
 def _types(jaxpr):
     """The types of all images that a program computes, in its inner programs too.
 
@@ -26,13 +32,11 @@ def _types(jaxpr):
 @pytest.mark.parametrize("parameters", ["float32", "float64"])
 def test_float64_is_kept(name, parameters):
     network = networks.BY_NAME[name]()
-    variables = jax.eval_shape(
-        network.init, jax.random.key(0), jax.ShapeDtypeStruct(IMAGES, "float32")
-    )
+    variables = jax.eval_shape(network.init, jax.random.key(0), *_inputs(network, "float32"))
     with jax.enable_x64(True):
         cast = lambda x: jax.ShapeDtypeStruct(x.shape, parameters)
-        images = jax.ShapeDtypeStruct(IMAGES, "float64")
-        traced = jax.make_jaxpr(network.apply)(jax.tree.map(cast, variables), images)
+        inputs = _inputs(network, "float64")
+        traced = jax.make_jaxpr(network.apply)(jax.tree.map(cast, variables), *inputs)
     assert [aval.dtype for aval in traced.out_avals] == [jnp.float64]
     computed = {t for t in _types(traced.jaxpr) if jnp.issubdtype(t, jnp.floating)}
     assert computed == {jnp.dtype("float64")}
@@ -40,7 +44,8 @@ def test_float64_is_kept(name, parameters):
 
 @pytest.mark.parametrize("name", sorted(networks.BY_NAME))
 def test_float32_stays_float32(name):
-    network, images = networks.BY_NAME[name](), jax.ShapeDtypeStruct(IMAGES, "float32")
-    variables = jax.eval_shape(network.init, jax.random.key(0), images)
-    traced = jax.make_jaxpr(network.apply)(variables, images)
+    network = networks.BY_NAME[name]()
+    inputs = _inputs(network, "float32")
+    variables = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+    traced = jax.make_jaxpr(network.apply)(variables, *inputs)
     assert [aval.dtype for aval in traced.out_avals] == [jnp.float32]

@@ -108,7 +108,8 @@ class ADM(nn.Module):
     def _embedding(self, condition: Array, labels: Array | None, dtype: Any) -> Array:
         """The activated embedding ``[b, 4·features]`` of the step and the class."""
         frequencies = positional_frequencies(self.features // 2, endpoint=False)
-        sin, cos = sinusoids(condition.astype(jnp.float32), frequencies)
+        wide = condition.astype(jnp.promote_types(condition.dtype, jnp.float32))
+        sin, cos = sinusoids(wide, frequencies)
         x = jnp.concatenate([cos, sin], axis=-1).astype(dtype)
         x = nn.silu(dense(4 * self.features, dtype, "time_embed_0")(x))
         x = dense(4 * self.features, dtype, "time_embed_2")(x)
