@@ -64,6 +64,7 @@ def _nchw(torch, images):
     return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 
+@pytest.mark.slow
 def test_pytorch_network_purification_and_gradients_are_the_librarys(twins):
     torch, module, score_fn, images = twins
     from benchmarks.peers import torch_published

@@ -52,6 +52,7 @@ def test_ncsnv2_parameter_count():
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == 29_694_083
 
 
+@pytest.mark.slow
 def test_deeper_ncsnv2_runs_at_64_pixels_and_in_bfloat16():
     network = networks.NCSNv2(features=4, deeper=True)
     images = jax.random.uniform(jax.random.key(0), (1, 64, 64, 3))
