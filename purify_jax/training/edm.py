@@ -74,14 +74,21 @@ class EDMLoss:
 
     def __call__(self, params, batch_stats, keys, images, labels):
         variables = {"params": params}
-        displacement_fn: Any = lambda x, sigmas: self.network.apply(variables, x, sigmas)
-        data_std = self.network.data_std  # type: ignore[attr-defined]
+        told = getattr(self.network, "noise_conditional", False)
+        displacement_fn: Any = lambda x, sigmas: self.network.apply(
+            variables, x, *([sigmas] if told else [])
+        )
+        data_std = getattr(self.network, "data_std", 0.25)
         loss = denoising_loss(displacement_fn, keys, images, self.draw_sigmas, data_std).mean()
         return loss, ({"loss": loss}, batch_stats)
 
 
 def edm_loss(network: nn.Module, draw_sigmas: Callable[[Keys], Array]) -> EDMLoss:
-    """:func:`denoising_loss` of a network (images, σ) → displacement, for ``training.scan_steps``."""
+    """:func:`denoising_loss` of a network → displacement, for ``training.scan_steps``.
+
+    A network that is ``noise_conditional`` is called with (images, σ), any other with images alone; the
+    weights' data deviation is the network's ``data_std``, 0.25 if it has none.
+    """
     return EDMLoss(network=network, draw_sigmas=draw_sigmas)
 
 
@@ -99,10 +106,11 @@ def train_denoiser(
     stream: bool | None = None,
     shard_parameters: bool = False,
 ) -> Trained:
-    """Trains a noise-conditional denoiser with EDM's loss: ln σ ~ N(mean, std²), σ in [0, 1] units.
+    """Trains a denoiser, noise-conditional or not, with EDM's loss: ln σ ~ N(mean, std²), σ in [0, 1] units.
 
     Args:
-      network: (noisy images, σ) → D(x; σ) − x with a ``data_std``, a ``NoiseConditionalUNet`` say.
+      network: (noisy images, σ) → D(x; σ) − x with a ``data_std``, a ``NoiseConditionalUNet`` say; or a
+        network that is not told σ, noisy images → displacement.
       dataset: images; labels are not looked at.
       settings: steps, batch size, learning rate and the like.
       log_sigma_mean, log_sigma_std: of the noise levels; the published −1.2 for images in [−1, 1] is

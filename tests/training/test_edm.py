@@ -7,7 +7,9 @@ import optax
 import pytest
 
 from purify_jax import energy, networks, noise, training
+from purify_jax.data import load_split
 from purify_jax.keys import image_keys
+from purify_jax.models import noise_score
 from purify_jax.networks import shuffled_unet
 from purify_jax.training import edm
 
@@ -97,3 +99,29 @@ def test_a_step_of_training_moves_the_network():
     assert int(end.step) == 3
     assert np.isfinite(float(metrics["loss"]))
     assert float(metrics["gradient_norm"]) > 0
+
+
+def test_a_network_that_is_not_told_the_noise_trains_on_the_same_loss():
+    """On one level of Gaussian data the best displacement is linear, d²/(σ² + d²) − 1 times the distance."""
+
+    class Linear(networks.nn.Module):
+        @networks.nn.compact
+        def __call__(self, images):
+            slope = self.param("slope", networks.nn.initializers.zeros, ())
+            return slope * (images - 0.5)
+
+    network, sigma = Linear(), 0.25
+    loss = edm.edm_loss(network, edm.log_normal(np.log(sigma), 0.0))
+    keys, images = image_keys(jax.random.key(1), jnp.arange(256)), _gaussian(256, 0.25)
+    value = jax.jit(lambda slope: loss({"slope": slope}, {}, keys, images, None)[0])
+    slopes = jnp.linspace(-0.8, -0.2, 13)  # the best one is −σ²/(σ² + d²) = −½
+    values = jnp.array([value(slope) for slope in slopes])
+    assert float(slopes[jnp.argmin(values)]) == pytest.approx(-0.5, abs=1e-6)
+    np.testing.assert_allclose(values.min(), 1.0, atol=0.02)
+    dataset = load_split("digits", "train")
+    settings = training.Settings(num_steps=2, batch_size=8, steps_per_dispatch=1)
+    model, finished = training.train_denoiser(
+        networks.MLP(features=(8,)), dataset, settings, progress=False
+    )
+    assert finished
+    assert np.isfinite(noise_score(model)(jnp.full((1, 8, 8, 1), 0.5), 0.2)).all()
