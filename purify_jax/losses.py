@@ -84,6 +84,19 @@ def margin(log_probs: Array, labels: Array) -> Array:
     return _largest_other(log_probs, labels) - _of_label(log_probs, labels)
 
 
+def smooth_error(log_probs: Array, labels: Array) -> Array:
+    """1 / (1 + exp(−margin)): near 1 where the image is misclassified, near 0 where it is far from that.
+
+    Its mean over draws comes close to the share of wrong ones, which is what an attack on a random
+    defense wants: a draw that is lost or won by far has no say, where a mean margin or a mean
+    cross-entropy would spend itself on it.
+
+    >>> smooth_error(jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1]])), jnp.array([0, 0])).round(3).tolist()
+    [0.5, 0.10000000149011612]
+    """
+    return jax.nn.sigmoid(margin(log_probs, labels))
+
+
 def dlr(log_probs: Array, labels: Array) -> Array:
     """Difference of logits ratio, −(z_y − max_{j≠y} z_j)/(z_π1 − z_π3) (Croce & Hein 2020, eq. 6).
 

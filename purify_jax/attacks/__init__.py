@@ -1,6 +1,6 @@
 """Attacks: gradients, the loops that follow them, and suites of both."""
 
-from purify_jax.attacks import norms, saved, suites
+from purify_jax.attacks import costs, norms, saved, suites
 from purify_jax.attacks.auto_pgd import apgd
 from purify_jax.attacks.averages import average_draws, eot
 from purify_jax.attacks.gradients import (
@@ -13,6 +13,7 @@ from purify_jax.attacks.gradients import (
     joint_score,
     spsa,
 )
+from purify_jax.attacks.momentum import momentum_pgd
 from purify_jax.attacks.projected_gradient import pgd
 from purify_jax.attacks.square_search import square
 from purify_jax.attacks.targeted import apgd_targeted
@@ -23,12 +24,14 @@ __all__ = [
     "average_draws",
     "blind",
     "bpda",
+    "costs",
     "eot",
     "exact",
     "exact_held_steps",
     "identity_backward",
     "joint_full",
     "joint_score",
+    "momentum_pgd",
     "norms",
     "pgd",
     "saved",

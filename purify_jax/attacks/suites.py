@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from purify_jax import losses
+from purify_jax.attacks import costs
 from purify_jax.attacks import gradients as g
 from purify_jax.attacks.auto_pgd import apgd
 from purify_jax.attacks.averages import eot as mean_gradient
@@ -87,6 +88,16 @@ def build(name: str, defense: Defense, options: Options) -> list[Entry]:
         if getattr(options, field) is not None:
             check_count(field, getattr(options, field))
     return SUITES[name].build(defense, options)
+
+
+def passes(name: str, defense: Defense, options: Options, images: Array) -> dict[str, costs.Passes]:
+    """Attack of a suite → what it costs per image of the shape of ``images [batch, h, w, c]``."""
+
+    def cost(place: int) -> costs.Passes:
+        return costs.count(lambda d: build(name, d, options)[place].attack, defense, images)
+
+    entries = build(name, defense, options)
+    return {entry.name: cost(place) for place, entry in enumerate(entries)}
 
 
 def _steps(options: Options, default: int) -> int:
@@ -243,5 +254,6 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
         "rand": Suite(_rand, drop_fallen=True),
         "paper": Suite(_paper, drop_fallen=False),
         "honest": Suite(_honest, drop_fallen=True),
+        "exhaustive": Suite(_honest, drop_fallen=True),
     }
 )

@@ -1,10 +1,12 @@
 """Evaluation: attack, score with fresh keys, one record per image; and every other figure."""
 
+from purify_jax.devices.batches import map_images
 from purify_jax.evaluation import certification, corrupted, detection, red_flags, sweeps, worst_of
-from purify_jax.evaluation.attacked import evaluate, fresh_draws
-from purify_jax.evaluation.batches import map_images
+from purify_jax.evaluation.attacked import evaluate
 from purify_jax.evaluation.certification import certified_accuracy, certify
 from purify_jax.evaluation.corrupted import evaluate_corrupted
+from purify_jax.evaluation.predictions import fresh_draws
+from purify_jax.evaluation.protocol import cost, figures, strongest
 from purify_jax.evaluation.records import (
     SCORINGS,
     RecordFile,
@@ -24,13 +26,16 @@ __all__ = [
     "certified_accuracy",
     "certify",
     "corrupted",
+    "cost",
     "detection",
     "evaluate",
     "evaluate_corrupted",
+    "figures",
     "fresh_draws",
     "map_images",
     "read_records",
     "red_flags",
+    "strongest",
     "sweeps",
     "table",
     "wilson",

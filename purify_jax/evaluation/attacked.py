@@ -11,33 +11,22 @@ from jax.sharding import Mesh
 from scipy.special import logsumexp
 
 from purify_jax.attacks import norms
-from purify_jax.checks import InputError, check_count, check_images, check_labels
+from purify_jax.attacks.costs import Passes
+from purify_jax.checks import InputError, check_images, check_labels
 from purify_jax.data import Dataset
 from purify_jax.devices import sharding
-from purify_jax.evaluation.batches import batches, padded_size
-from purify_jax.evaluation.predictions import ball_of, check_adversarial, check_log_probs
+from purify_jax.devices.batches import batches, padded_size
+from purify_jax.evaluation.predictions import (
+    ball_of,
+    check_adversarial,
+    check_log_probs,
+    fresh_draws,
+)
+from purify_jax.evaluation.protocol import PROTOCOL, own_draws
 from purify_jax.evaluation.records import Record, RecordFile
 from purify_jax.keys import fold_keys, image_keys, stream_key
-from purify_jax.pytrees import Partial, pytree, static
+from purify_jax.pytrees import Partial
 from purify_jax.types import Array, Attack, Keys, PredictFn
-
-
-@pytree
-class Draws:
-    """See :func:`score`."""
-
-    defense: Any
-    draws: int = static()
-
-    def __call__(self, keys: Keys, images: Array) -> Array:
-        one = lambda draw: self.defense(fold_keys(keys, draw), images)
-        return jax.lax.map(one, jnp.arange(self.draws))
-
-
-def fresh_draws(defense: PredictFn, draws: int) -> Draws:
-    """(keys, images) → log-probabilities of ``draws`` independent draws, ``[draws, batch, C]``."""
-    check_count("draws", draws)
-    return Draws(defense=defense, draws=draws)
 
 
 def _unchanged(keys: Keys, images: Array, labels: Array) -> Array:
@@ -57,6 +46,7 @@ def evaluate(
     drop_fallen: bool = False,
     shared_keys: bool = False,
     ball: tuple[str, float] | None = None,
+    passes: Mapping[str, Passes] | None = None,
     on_start: Callable[[str], None] | None = None,
     on_batch: Callable[[str, int, list[Record]], None] | None = None,
     keep_images: Callable[[str, np.ndarray, np.ndarray], None] | None = None,
@@ -68,7 +58,8 @@ def evaluate(
     Scoring uses keys disjoint from every attack's (section 3 of Athalye et al. 2018 and Croce
     et al. 2022, arXiv 2202.13711). Of N draws, ``one_draw`` is the first draw's verdict, ``mean``
     that of the mean probability, ``vote`` that of the majority, ``worst`` whether all N are
-    right; ``correct_draws`` counts them.
+    right; ``correct_draws`` counts them. ``own_correct`` and ``own_loss`` are what the attacker sees in
+    draws of its own, disjoint from both: :mod:`~purify_jax.evaluation.protocol` chooses by them.
 
     Args:
       key: the run's key. An image's results depend on it, the attack's name and the image's
@@ -80,10 +71,12 @@ def evaluate(
       batch_size: images side by side; the last batch is padded, so each attack compiles once.
       path: a JSON-lines file to write records to as they come, and to continue from.
       header: settings that identify the run in that file, beside those known here.
-      drop_fallen: do not attack again an image that some earlier attack made ``one_draw`` wrong.
+      drop_fallen: do not attack again an image of which some earlier attack left the attacker no right
+        draw of its own.
       shared_keys: a white box that knows the defender's keys: attack and scoring get the same.
       ball: (norm, ε) that every attack's images must lie in; what each attack says of itself by
         default (``attack.norm``, ``attack.epsilon``), any for a plain function.
+      passes: attack → what it costs per image with its own draws, for the records.
       on_start: called with the attack before its first batch, which compiles it.
       on_batch: called with (attack, images done, records of the batch), for progress.
       keep_images: called with (attack, indices, adversarial images).
@@ -98,6 +91,7 @@ def evaluate(
     sharding.check_one_writer(path)
     batch_size = padded_size(batch_size, len(dataset), mesh)
     identify = {
+        "protocol": PROTOCOL,
         "dataset": dataset.name,
         "split": dataset.split,
         "images": len(dataset),
@@ -118,6 +112,7 @@ def evaluate(
         for name, attack in everything.items():
             run = sharding.over_images(attack, mesh, split_large=shard_parameters)
             inside = ball_of(attack) if ball is None else ball
+            price = (passes or {}).get(name, Passes())
             todo = [i for i in range(len(dataset)) if not (drop_fallen and i in fallen)]
             skipped = sorted(set(range(len(dataset))) - set(todo))
             done: list[Record] = []
@@ -126,7 +121,7 @@ def evaluate(
             for chosen, padded in batches(todo, batch_size):
 
                 def compute(
-                    chosen=chosen, padded=padded, name=name, run=run, inside=inside
+                    chosen=chosen, padded=padded, name=name, run=run, inside=inside, price=price
                 ) -> list[Record]:
                     return _one_batch(
                         key,
@@ -139,11 +134,12 @@ def evaluate(
                         shared_keys,
                         keep_images,
                         inside,
+                        price,
                     )
 
                 batch = file.batch(name, chosen, compute)
                 done += batch
-                fallen |= {r["index"] for r in batch if not r["one_draw"]}
+                fallen |= {r["index"] for r in batch if r["own_correct"] == 0}
                 if on_batch is not None:
                     on_batch(name, len(done), batch)
             if skipped:
@@ -169,6 +165,7 @@ def _one_batch(
     shared_keys: bool,
     keep_images: Callable | None,
     ball: tuple[str, float] | None,
+    passes: Passes,
 ) -> list[Record]:
     images, labels = dataset.batch(padded)
     check_images(images, f"images of {dataset.name}", dataset.image_shape)
@@ -179,14 +176,27 @@ def _one_batch(
     attack_keys = fold_keys(score_keys, 0) if shared_keys else own_keys
     adversarial = attack(attack_keys, images, labels)
     check_adversarial(name, adversarial, images, ball)
-    log_probs = np.asarray(scorer(score_keys, adversarial))
-    check_log_probs(log_probs, len(padded), dataset.num_classes, f"attack {name!r}")
+
+    def scored(keys: Keys) -> np.ndarray:
+        log_probs = np.asarray(scorer(keys, adversarial))
+        check_log_probs(log_probs, len(padded), dataset.num_classes, f"attack {name!r}")
+        return log_probs
+
+    log_probs = scored(score_keys)
+    draws = len(log_probs)
+    # The same for all attacks, so that the attacker compares candidates by the same draws.
+    judge_keys = image_keys(stream_key(key, "the attacker's own draws"), padded)
+    times = own_draws(draws) // draws
+    own = np.concatenate([scored(fold_keys(judge_keys, i)) for i in range(times)])
     if keep_images is not None:
         keep_images(name, padded[: len(chosen)], np.asarray(adversarial)[: len(chosen)])
     difference = jnp.asarray(adversarial) - images
     sizes = {n.name: np.asarray(n.size(difference)) for n in (norms.linf, norms.l2)}
     correct = log_probs.argmax(-1) == labels
     mean = logsumexp(log_probs.astype(np.float64), axis=0) - np.log(len(log_probs))
+    own_right = (own.argmax(-1) == labels).sum(axis=0)
+    # Of single answers, where "loss" is that of the mean probability: what one fresh draw will see.
+    own_loss = -np.maximum(own[:, np.arange(len(labels)), labels], -1e4).mean(axis=0)
     votes = np.sum(np.eye(log_probs.shape[-1], dtype=int)[log_probs.argmax(-1)], axis=0)
     return [
         {
@@ -198,6 +208,10 @@ def _one_batch(
             "vote": bool(votes[row].argmax() == labels[row]),
             "worst": bool(correct[:, row].all()),
             "correct_draws": int(correct[:, row].sum()),
+            "draws": draws,
+            "own_correct": int(own_right[row]),
+            "own_loss": round(float(own_loss[row]), 5),
+            "passes": list(passes),
             "loss": round(float(-mean[row, labels[row]]), 5),
             "linf": round(float(sizes["linf"][row]), 6),
             "l2": round(float(sizes["l2"][row]), 6),

@@ -27,7 +27,7 @@ from purify_jax.checks import (
 )
 from purify_jax.data import Dataset
 from purify_jax.devices import sharding
-from purify_jax.evaluation.batches import batches, padded_size
+from purify_jax.devices.batches import batches, padded_size
 from purify_jax.evaluation.predictions import is_finite
 from purify_jax.evaluation.records import Record, RecordFile
 from purify_jax.evaluation.statistics import Interval, wilson

@@ -11,7 +11,7 @@ from purify_jax.checks import InputError, check_count
 from purify_jax.corruptions import BENCHMARK, NAMES, SEVERITIES, check_name, corrupt
 from purify_jax.data import Dataset
 from purify_jax.devices import sharding
-from purify_jax.evaluation.batches import map_images
+from purify_jax.devices.batches import map_images
 from purify_jax.evaluation.predictions import check_classes, predicted_class
 from purify_jax.evaluation.records import Record, RecordFile
 from purify_jax.evaluation.statistics import Interval, wilson

@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from purify_jax.attacks.norms import get
-from purify_jax.checks import InputError, check_images
-from purify_jax.types import Array, Attack
+from purify_jax.checks import InputError, check_count, check_images
+from purify_jax.keys import fold_keys
+from purify_jax.pytrees import pytree, static
+from purify_jax.types import Array, Attack, Keys, PredictFn
 
 #: The class of a prediction that is not finite (argmax would say 0).
 NOT_FINITE = -1
@@ -43,6 +46,24 @@ def _refuse(bad: np.ndarray, name: str) -> None:
         raise InputError(
             f"{name}: {int(bad.sum())} of {bad.size} predictions are not finite, expected numbers"
         )
+
+
+@pytree
+class Draws:
+    """See :func:`fresh_draws`."""
+
+    defense: Any
+    draws: int = static()
+
+    def __call__(self, keys: Keys, images: Array) -> Array:
+        one = lambda draw: self.defense(fold_keys(keys, draw), images)
+        return jax.lax.map(one, jnp.arange(self.draws))
+
+
+def fresh_draws(defense: PredictFn, draws: int) -> Draws:
+    """(keys, images) → log-probabilities of ``draws`` independent draws, ``[draws, batch, C]``."""
+    check_count("draws", draws)
+    return Draws(defense=defense, draws=draws)
 
 
 def ball_of(attack: Attack) -> tuple[str, float] | None:

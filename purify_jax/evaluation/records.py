@@ -165,6 +165,8 @@ def _difference(content: bytes, head: bytes) -> str:
     except (ValueError, KeyError, TypeError, AttributeError):
         return "its first line is not a header"
     now = json.loads(head)["header"]
+    if before.get("protocol", 1) != now.get("protocol", 1):
+        return f"made under protocol {before.get('protocol', 1)}, this is {now.get('protocol', 1)}"
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             return f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"

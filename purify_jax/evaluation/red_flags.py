@@ -19,7 +19,7 @@ from purify_jax.attacks.norms import get
 from purify_jax.attacks.suites import FAMILIES, Options
 from purify_jax.data import Dataset
 from purify_jax.defense import Defense
-from purify_jax.evaluation.batches import map_images
+from purify_jax.devices.batches import map_images
 from purify_jax.evaluation.records import Record, attack_names, of_attack
 from purify_jax.evaluation.statistics import Interval
 from purify_jax.evaluation.sweeps import Curve, attacked_accuracy

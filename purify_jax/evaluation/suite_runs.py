@@ -10,13 +10,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from purify_jax.attacks import suites
+from purify_jax.attacks import costs, suites
 from purify_jax.checks import check_choice, check_count, check_file_name, check_seed
 from purify_jax.data import Dataset
 from purify_jax.defense import Defense, undefended
 from purify_jax.devices import sharding
 from purify_jax.evaluation import red_flags, sweeps
 from purify_jax.evaluation.attacked import evaluate
+from purify_jax.evaluation.protocol import Figures, figures, own_draws
 from purify_jax.evaluation.records import Record, accuracy, worst_case
 from purify_jax.evaluation.statistics import Interval
 
@@ -42,6 +43,10 @@ class SuiteResult(NamedTuple):
     def worst_case(self, label: str = "defended", scoring: str = "one_draw") -> Interval:
         """Share of images that withstood every attack of the suite."""
         return worst_case(self.records[label], scoring)
+
+    def figures(self, label: str = "defended") -> Figures:
+        """The figures to quote: the average, the worst of N, what it cost."""
+        return figures(self.records[label])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +108,16 @@ def evaluate_suite(
     found: dict[str, list[Record]] = {}
     for label, model in models.items():
         entries = suites.build(run.suite, model, options)
+        draws = 1 if label == "undefended" else run.draws
         notify = functools.partial(on_progress or _silent, label)
         found[label] = evaluate(
             key,
             model,
             {entry.name: entry.attack for entry in entries},
             dataset,
-            draws=1 if label == "undefended" else run.draws,
+            draws=draws,
             batch_size=run.batch_size,
+            passes=_passes(run.suite, model, options, dataset, draws),
             path=None if workdir is None else Path(workdir) / f"records_{label}.jsonl",
             header={"suite": run.suite, "norm": options.norm, "epsilon": options.epsilon},
             drop_fallen=suites.SUITES[run.suite].drop_fallen,
@@ -136,6 +143,16 @@ def evaluate_suite(
     if target is not None:
         flags = red_flags.red_flags(found["defended"], probes, curve=curve)
     return SuiteResult(found, shared, probes, flags, curve)
+
+
+def _passes(
+    suite: str, defense: Defense, options: suites.Options, dataset: Dataset, draws: int
+) -> dict[str, costs.Passes]:
+    """Attack → its passes for one image, and those of the attacker's own draws."""
+    image, _ = dataset.batch(np.arange(1))
+    judging = costs.count_prediction(defense, image).times(own_draws(draws))
+    attacks = suites.passes(suite, defense, options, image)
+    return {"clean": judging, **{name: judging + each for name, each in attacks.items()}}
 
 
 def _silent(label: str, attack: str, done: int, batch: list[Record] | None) -> None:

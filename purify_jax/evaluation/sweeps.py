@@ -13,9 +13,8 @@ from purify_jax.attacks.suites import Options
 from purify_jax.checks import check_choice
 from purify_jax.data import Dataset
 from purify_jax.defense import Defense
-from purify_jax.evaluation.attacked import fresh_draws
-from purify_jax.evaluation.batches import map_images
-from purify_jax.evaluation.predictions import check_classes, predicted_class
+from purify_jax.devices.batches import map_images
+from purify_jax.evaluation.predictions import check_classes, fresh_draws, predicted_class
 from purify_jax.evaluation.statistics import Interval, wilson
 from purify_jax.keys import stream, stream_key
 from purify_jax.pytrees import pytree

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from scipy import stats
 
 from purify_jax.checks import InputError, check_count, check_images, check_labels
-from purify_jax.evaluation.attacked import fresh_draws
-from purify_jax.evaluation.batches import map_images
+from purify_jax.devices.batches import map_images
+from purify_jax.evaluation.predictions import fresh_draws
 from purify_jax.evaluation.statistics import Interval, wilson
 from purify_jax.keys import stream_key
 from purify_jax.pytrees import Partial
@@ -77,11 +77,17 @@ def survival(correct: np.ndarray, worst_of: int) -> np.ndarray:
     Raises InputError unless 1 ≤ M ≤ N.
     """
     correct = _checked(correct)
-    draws = correct.shape[1]
+    return survival_of_counts(correct.sum(axis=1), correct.shape[1], worst_of)
+
+
+def survival_of_counts(right: np.ndarray, draws: int, worst_of: int) -> np.ndarray:
+    """:func:`survival` of images with ``right[i]`` of ``draws`` right draws."""
     check_count("worst_of", worst_of)
     if worst_of > draws:
         raise InputError(f"worst_of: got {worst_of}, expected at most the {draws} draws there are")
-    right = correct.sum(axis=1)
+    right = np.asarray(right)
+    if right.ndim != 1 or right.size == 0 or right.min() < 0 or right.max() > draws:
+        raise InputError(f"right: got {right!r}, expected counts from 0 to draws = {draws}")
     # C(k, M) / C(N, M) = Π_j (k − j) / (N − j), without large numbers.
     j = np.arange(worst_of)
     return np.prod(np.maximum(right[:, None] - j, 0) / (draws - j), axis=1)
@@ -102,7 +108,13 @@ def worst_of(correct: np.ndarray, draws: int | None = None) -> Interval:
     estimates at one end, the t interval is too short, as everywhere.
     """
     correct = _checked(correct)
-    each = survival(correct, correct.shape[1] if draws is None else draws)
+    of = correct.shape[1]
+    return mean_survival(correct.sum(axis=1), of, of if draws is None else draws)
+
+
+def mean_survival(right: np.ndarray, draws: int, worst_of: int) -> Interval:
+    """:func:`worst_of` ``worst_of`` draws, from the number of right ones of each image."""
+    each = survival_of_counts(right, draws, worst_of)
     if np.isin(each, (0.0, 1.0)).all():
         return wilson(int(each.sum()), len(each))
     mean, count = float(each.mean()), len(each)

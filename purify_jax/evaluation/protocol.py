@@ -1,0 +1,96 @@
+"""The figures to quote: of each image the candidate that the attacker prefers, judged by fresh draws.
+
+Every attack leaves one candidate image (and the clean image is one). The attacker keeps the candidate
+that looks strongest in draws of *its own*, which scoring never sees: with the scoring draws it would
+choose its luck. The N scoring draws of that candidate then give
+
+- the average: accuracy of one fresh draw;
+- the worst of M ≤ N: all of M fresh draws are right, for an attacker who may submit M times.
+
+A union over attacks with one scoring draw each (:func:`~purify_jax.evaluation.records.worst_case`) is
+random itself and falls with the number of attacks, whether they are any good or not.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from purify_jax.attacks.costs import Passes
+from purify_jax.checks import InputError
+from purify_jax.evaluation.records import Record, attack_names
+from purify_jax.evaluation.statistics import Interval
+from purify_jax.evaluation.worst_of import mean_survival
+
+#: The number of this protocol in the header of a record file; files of 0.1 name none and count as 1.
+PROTOCOL = 2
+#: The attacker judges a candidate by this many times the draws that score it.
+OWN_DRAWS_PER_DRAW = 2
+
+
+def own_draws(draws: int) -> int:
+    """How many draws of its own an attacker takes for each candidate: none hidden if there is one."""
+    return draws if draws == 1 else OWN_DRAWS_PER_DRAW * draws
+
+
+def strongest(records: Sequence[Record]) -> list[Record]:
+    """Of each image, by index, the record that is strongest in the attacker's own draws.
+
+    That is the fewest right, and the highest mean loss among equals. Raises InputError without
+    records, and for records of 0.1, in which the attacker had no draws of its own.
+    """
+    if not records:
+        raise InputError("records: got none, expected at least one")
+    best: dict[int, Record] = {}
+    for record in records:
+        if record.get("skipped"):
+            continue
+        if "own_correct" not in record:
+            raise InputError(
+                "records: made under protocol 1, without draws of the attacker's own, expected protocol "
+                f"{PROTOCOL}: evaluate again (their worst_case can still be read)"
+            )
+        index = record["index"]
+        if index not in best or _rank(record) < _rank(best[index]):
+            best[index] = record
+    return [best[index] for index in sorted(best)]
+
+
+def _rank(record: Record) -> tuple[int, float]:
+    return record["own_correct"], -record["own_loss"]
+
+
+def cost(records: Sequence[Record], attack: str | None = None) -> Passes:
+    """Mean passes per image of one attack, or of all with the attacker's own draws.
+
+    Over all images, of which an attack that skips the fallen ones has seen a part.
+    """
+    chosen = [r for r in records if attack is None or r["attack"] == attack]
+    images = {r["index"] for r in chosen}
+    total = np.sum([r.get("passes", Passes()) for r in chosen] or [Passes()], axis=0)
+    return Passes(*(float(part) / max(len(images), 1) for part in total))
+
+
+class Figures(NamedTuple):
+    """What :func:`figures` returns; ``by`` counts the images for which each attack was strongest."""
+
+    average: Interval
+    worst: Interval
+    worst_of: dict[int, Interval]
+    by: dict[str, int]
+    draws: int
+    cost: Passes
+
+
+def figures(records: Sequence[Record]) -> Figures:
+    """The average over the N scoring draws of each image's strongest candidate, and the worst of M ≤ N.
+
+    Intervals are 95%, over images. Raises InputError as :func:`strongest`.
+    """
+    kept = strongest(records)
+    draws = int(kept[0]["draws"])
+    right = np.array([r["correct_draws"] for r in kept])
+    curve = {m: mean_survival(right, draws, m) for m in range(1, draws + 1)}
+    names = [r["attack"] for r in kept]
+    by = {name: names.count(name) for name in attack_names(records)}
+    return Figures(curve[1], curve[draws], curve, by, draws, cost(records))
