@@ -9,6 +9,7 @@ import numpy as np
 import purify_jax as pj
 from purify_jax.attacks import saved
 from purify_jax.checks import InputError
+from purify_jax.evaluation.protocol import rank
 from purify_jax.evaluation.records import Record, attack_names, of_attack
 
 
@@ -36,14 +37,15 @@ class AdversarialFiles:
     def finish(self, records: Sequence[Record]) -> list[Path]:
         """Writes ``ATTACK.npz`` of every attack, and ``worst_case.npz``; returns their paths.
 
-        The worst case of an image is the attack (or none) that left it the fewest right draws and,
-        among equals, the highest loss. Raises InputError if the evaluation was begun without saving.
+        The worst case of an image is the attack (or none) that the attacker's own draws prefer: the
+        fewest right ones and, among equals, the highest loss. Raises InputError if the evaluation
+        was begun without saving.
         """
         written = []
         # The images of the worst case so far, what they are called, and how they rank.
         worst = np.array(self.dataset.batch(np.arange(len(self.dataset)))[0], np.float32)
         by = np.full(len(worst), "clean", dtype="<U32")
-        rank = {r["index"]: _rank(r) for r in of_attack(records, "clean")}
+        ranks = {r["index"]: rank(r) for r in of_attack(records, "clean")}
         for attack in attack_names(records)[1:]:
             run = [r for r in of_attack(records, attack) if not r.get("skipped")]
             kept = self._kept(attack)
@@ -55,8 +57,8 @@ class AdversarialFiles:
                 )
             for record in run:
                 index = record["index"]
-                if _rank(record) < rank[index]:
-                    worst[index], by[index], rank[index] = kept[index], attack, _rank(record)
+                if rank(record) < ranks[index]:
+                    worst[index], by[index], ranks[index] = kept[index], attack, rank(record)
             if run:
                 indices = np.array([r["index"] for r in run])
                 images = np.stack([kept[i] for i in indices])
@@ -99,7 +101,3 @@ class AdversarialFiles:
 
     def _parts(self, attack: str) -> Path:
         return self._path(attack).with_suffix(".parts")
-
-
-def _rank(record: Record) -> tuple[int, float]:
-    return record["correct_draws"], -record["loss"]

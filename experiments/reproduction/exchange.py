@@ -79,14 +79,14 @@ def evaluations(results: Path) -> Iterator[tuple[str, str, Json]]:
 def model_info(suite: str, card: Json, part: Json) -> dict[str, Any]:
     """RobustBench's entry of the defended model; who wrote what, and where, is left to its authors."""
     setting = part["settings"]
-    clean, worst = part["rows"]["defended"][0]["one_draw"], part["worst_case"]["defended"]
+    clean, worst = part["rows"]["defended"][0]["one_draw"], _robust(part, "defended")
     purification = {**card["purification"], **_given(setting)}
     network = card["files"]["classifier"]["training"]["network"]["name"]
     robust = _percent(worst[0])
     span = lambda i: f"{_percent(i[0])} [{_percent(i[1])}, {_percent(i[2])}] on {i[3]} images"
     footnote = (
         f"Randomised, with an optimisation loop before the classifier: attacked by the suite "
-        f"{setting['suite']!r} of purify_jax through all of it, scored by one fresh draw. 95% "
+        f"{setting['suite']!r} of purify_jax through all of it, scored by {_scored(part)}. 95% "
         f"intervals: clean {span(clean)}, robust {span(worst)}."
     )
     return {
@@ -112,11 +112,13 @@ def attack_rows(suite: str, card: Json, part: Json) -> list[dict[str, Any]]:
     setting = part["settings"]
     found = []
     for label, rows in part["rows"].items():
-        shown = [(row["attack"], row["one_draw"]) for row in rows[1:]]
+        shown = [(row["attack"], row["one_draw"], _passes(row, label)) for row in rows[1:]]
         if suites.SUITES[setting["suite"]].drop_fallen:
             shown = shown[:1]
-        shown.append((f"{setting['suite']} (all of the suite)", part["worst_case"][label]))
-        for attack, (value, low, high, images) in shown:
+        shown.append(
+            (f"{setting['suite']} (all of the suite)", _robust(part, label), _total(rows, label))
+        )
+        for attack, (value, low, high, images), passes in shown:
             found.append(
                 {
                     "dataset": card["data"],
@@ -126,8 +128,8 @@ def attack_rows(suite: str, card: Json, part: Json) -> list[dict[str, Any]]:
                     "threat_model": setting["norm"],
                     "ASR": 1 - value,
                     "optimality": None,
-                    "n_forwards": None,
-                    "n_backwards": None,
+                    "n_forwards": passes[0],
+                    "n_backwards": passes[1],
                     "time": None,
                     "epsilon": setting["epsilon"],
                     "images": images,
@@ -135,6 +137,31 @@ def attack_rows(suite: str, card: Json, part: Json) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def _robust(part: Json, label: str) -> list[float]:
+    """The average over fresh draws; of results of 0.1 the union of one draw per attack."""
+    return part["figures"][label]["average"] if "figures" in part else part["worst_case"][label]
+
+
+def _scored(part: Json) -> str:
+    if "figures" not in part:
+        return "one fresh draw"
+    return f"the average of {part['figures']['defended']['draws']} fresh draws"
+
+
+def _passes(row: Json, label: str) -> tuple[float | None, float | None]:
+    """Forward and backward passes per image: of the whole defense, or of the bare classifier."""
+    if "passes" not in row:
+        return None, None
+    return tuple(row["passes"][:2] if label == "defended" else row["passes"][2:])
+
+
+def _total(rows: list[Json], label: str) -> tuple[float | None, float | None]:
+    each = [_passes(row, label) for row in rows]
+    if any(None in passes for passes in each):
+        return None, None
+    return sum(forward for forward, _ in each), sum(backward for _, backward in each)
 
 
 def _is_autoattack(setting: Json) -> bool:

@@ -72,8 +72,16 @@ def _is_there(path: Path, model: pj.models.Model, dtype: Any) -> bool:
 
 
 def _headline(part: dict[str, Any]) -> dict[str, Any]:
-    """The figures of an evaluation: clean accuracy and the worst case, with intervals."""
+    """The figures of an evaluation: clean accuracy, average, worst of several draws, worst case, with intervals."""
     if "worst_case" not in part:
         return {}
     clean = {label: rows[0]["one_draw"] for label, rows in part["rows"].items()}
-    return {"clean": clean, "worst_case": part["worst_case"]}
+    figures = {
+        label: {name: found[name] for name in ("average", "worst", "draws", "cost")}
+        for label, found in part.get("figures", {}).items()
+    }
+    return {
+        "clean": clean,
+        "worst_case": part["worst_case"],
+        **({"figures": figures} if figures else {}),
+    }

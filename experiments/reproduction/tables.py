@@ -118,15 +118,33 @@ def _evaluation(part: dict[str, Any]) -> list[str]:
         lines.append(_row(name, images, bare.get(d["attack"]), value, (low, high)))
     if settings["suite"] == "clean":
         return lines
-    value, low, high, images = part["worst_case"]["defended"]
-    name = f"**worst case of `{settings['suite']}`, {ball}**"
-    lines.append(_row(name, images, part["worst_case"]["undefended"][0], value, (low, high)))
+    lines += _quoted(part, ball) if "figures" in part else _union(part, ball)
     if part.get("shared_keys"):
         value, low, high, images = part["shared_keys"]
         lines.append(
             f"| shared keys (not in the worst case), {ball} | {images} | | {value:.3f} | [{low:.3f}, {high:.3f}] |"
         )
     return lines
+
+
+def _quoted(part: dict[str, Any], ball: str) -> list[str]:
+    """The average over fresh draws and the worst of them; see purify_jax/evaluation/protocol.py."""
+    suite, found = part["settings"]["suite"], part["figures"]["defended"]
+    bare, cost = part["figures"]["undefended"], found["cost"]
+    spent = f"{cost['purifier_backward']:.0f} backward passes"
+    rows = (("average", f"**average under `{suite}`, {ball}** ({spent})"),
+            ("worst", f"worst of {found['draws']} draws, {ball}"))  # fmt: skip
+    return [
+        _row(name, found[key][3], bare[key][0], found[key][0], found[key][1:3])
+        for key, name in rows
+    ]
+
+
+def _union(part: dict[str, Any], ball: str) -> list[str]:
+    """Of results of 0.1: one draw per attack, in union."""
+    value, low, high, images = part["worst_case"]["defended"]
+    name = f"**worst case of `{part['settings']['suite']}`, {ball}** (protocol 1)"
+    return [_row(name, images, part["worst_case"]["undefended"][0], value, (low, high))]
 
 
 def _comparison(part: dict[str, Any]) -> list[str]:

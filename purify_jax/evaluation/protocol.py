@@ -51,12 +51,13 @@ def strongest(records: Sequence[Record]) -> list[Record]:
                 f"{PROTOCOL}: evaluate again (their worst_case can still be read)"
             )
         index = record["index"]
-        if index not in best or _rank(record) < _rank(best[index]):
+        if index not in best or rank(record) < rank(best[index]):
             best[index] = record
     return [best[index] for index in sorted(best)]
 
 
-def _rank(record: Record) -> tuple[int, float]:
+def rank(record: Record) -> tuple[int, float]:
+    """Smaller for a candidate that the attacker prefers: fewer right own draws, then a higher loss."""
     return record["own_correct"], -record["own_loss"]
 
 

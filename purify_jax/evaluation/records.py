@@ -188,13 +188,15 @@ def read_records(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
 
 
 def table(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """A row per attack: accuracies under every scoring, mean distances, images attacked."""
+    """A row per attack: accuracies under every scoring, mean distances and passes, images attacked."""
     rows = []
     for name in attack_names(records):
         chosen = of_attack(records, name)
         attacked = [r for r in chosen if "one_draw" in r]
         row: dict[str, Any] = {"attack": name, "images": len(chosen), "attacked": len(attacked)}
         row |= {scoring: accuracy(records, name, scoring) for scoring in SCORINGS}
+        # Purifier forward, backward, classifier forward, backward; of all images, skipped or not.
+        row["passes"] = np.mean([r.get("passes", (0, 0, 0, 0)) for r in chosen], axis=0).tolist()
         for size in ("linf", "l2"):
             row[size] = float(np.mean([r[size] for r in attacked])) if attacked else 0.0
         rows.append(row)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -149,7 +150,7 @@ def _passes(
     suite: str, defense: Defense, options: suites.Options, dataset: Dataset, draws: int
 ) -> dict[str, costs.Passes]:
     """Attack → its passes for one image, and those of the attacker's own draws."""
-    image, _ = dataset.batch(np.arange(1))
+    image = jnp.asarray(dataset.batch(np.arange(1))[0])
     judging = costs.count_prediction(defense, image).times(own_draws(draws))
     attacks = suites.passes(suite, defense, options, image)
     return {"clean": judging, **{name: judging + each for name, each in attacks.items()}}

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from purify_jax.evaluation import records
+from purify_jax.evaluation.protocol import Figures
 from purify_jax.evaluation.suite_runs import SuiteResult
 from purify_jax.reporting import plots
 from purify_jax.reporting.pages import curve_figure, write_results
@@ -14,6 +15,11 @@ NOTE = (
     "Accuracy with 95% Wilson intervals. one_draw: a single answer; mean: of the mean "
     "probability of all draws; vote: of their majority; worst: all draws right (an attacker who "
     "may resubmit). In suites that drop fallen images, a row counts those as wrong."
+)
+QUOTE = (
+    "The figures to quote. Of each image the attacker keeps the candidate that its own draws prefer; fresh "
+    "draws judge it. Average: the accuracy of one answer. Worst of M: all of M answers are right, for an "
+    "attacker who may submit M times. 95% intervals over images. Passes: what the attacks cost per image."
 )
 SHARED = "PGD, shared keys (deterministic white box)"
 
@@ -49,6 +55,21 @@ def table(result: SuiteResult) -> tuple[list[str], list[list[str]]]:
     return ["attack", *(f"{label} {scoring}" for label, scoring in columns)], body
 
 
+def quoted(result: SuiteResult) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows): the average and the worst of several draws of every model, and the cost."""
+    columns = ["model", "average", "worst of 2", "worst of all draws", "backward", "forward"]
+    rows = []
+    for label in result.records:
+        found = result.figures(label)
+        two = str(found.worst_of[2]) if found.draws > 1 else ""
+        worst = f"{found.worst} (of {found.draws})" if found.draws > 1 else ""
+        # A defense is counted by its purifier, the bare classifier by itself.
+        counted = found.cost[:2] if found.cost.purifier_forward else found.cost[2:]
+        passes = [f"{counted[1]:.0f}", f"{counted[0]:.0f}"]
+        rows.append([label, str(found.average), two, worst, *passes])
+    return columns, rows
+
+
 def _figure(result: SuiteResult) -> bytes:
     values: dict[str, dict[str, records.Interval]] = {}
     for label, found in result.records.items():
@@ -70,7 +91,8 @@ def write_robustness(
     """Writes the page and ``results.json`` of a suite; returns the page's path."""
     columns, rows = table(result)
     sections = [
-        Section("Accuracy", NOTE, columns, rows, figure=_figure(result)),
+        Section("To quote", QUOTE, *quoted(result)),
+        Section("Attack by attack", NOTE, columns, rows, figure=_figure(result)),
         Section("Red flags", flags=[str(flag) for flag in result.red_flags]),
     ]
     if result.curve is not None:
@@ -79,6 +101,7 @@ def write_robustness(
     content = {
         "settings": dict(settings),
         "rows": {label: records.table(found) for label, found in result.records.items()},
+        "figures": {label: _content(result.figures(label)) for label in result.records},
         "worst_case": {label: result.worst_case(label) for label in result.records},
         "shared_keys": result.shared_keys,
         "red_flags": [flag._asdict() for flag in result.red_flags],
@@ -94,5 +117,18 @@ def write_robustness(
         sections=sections,
         content=content,
         seed=seed,
-        notes=[f"RED FLAG: {flag}" for flag in result.red_flags],
+        notes=[*_notes(result), *(f"RED FLAG: {flag}" for flag in result.red_flags)],
     )
+
+
+def _content(found: Figures) -> dict[str, Any]:
+    return {**found._asdict(), "cost": found.cost._asdict()}
+
+
+def _notes(result: SuiteResult) -> list[str]:
+    notes = []
+    for label in result.records:
+        found = result.figures(label)
+        worst = f", worst of {found.draws} {found.worst}" if found.draws > 1 else ""
+        notes.append(f"{label}: average over fresh draws {found.average}{worst}")
+    return notes

@@ -108,7 +108,7 @@ def test_fallen_images_are_dropped_and_counted(defense, digits_test):
     found = evaluation.evaluate(
         jax.random.key(1), defense, table, data, draws=2, batch_size=8, drop_fallen=True
     )
-    fallen = {r["index"] for r in found if r["attack"] != "weak" and not r.get("one_draw")}
+    fallen = {r["index"] for r in found if r["attack"] != "weak" and not r.get("own_correct")}
     last = records.of_attack(found, "weak")
     assert fallen
     assert {r["index"] for r in last} == set(range(24))
