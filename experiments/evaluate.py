@@ -7,6 +7,7 @@ python -m experiments.evaluate --ebm=runs/quickstart/ebm.safetensors \
 Resumes from --workdir: an evaluation that was killed continues and ends with the same records.
 """
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -16,11 +17,12 @@ from PIL import Image
 from tqdm import tqdm
 
 import purify_jax as pj
-from experiments.common import cli, loading
+from experiments.common import cli, loading, shards
 from experiments.common.adversarial import AdversarialFiles
 from experiments.common.workdirs import claim_workdir
 from purify_jax.attacks import suites
-from purify_jax.checks import check_file_name
+from purify_jax.checks import InputError, check_file_name
+from purify_jax.devices import sharding
 from purify_jax.evaluation import sweeps
 from purify_jax.evaluation.suite_runs import SuiteRun, evaluate_suite, survivors_so_far
 from purify_jax.reporting.robustness import write_robustness
@@ -36,6 +38,7 @@ flags.DEFINE_integer(
     "probe_images", 48, "Images of the short attacks behind the red flags; 0 for none."
 )
 flags.DEFINE_enum("sweep", "none", ["none", *sorted(sweeps.SWEEPS)], "Also draw a curve over this.")
+shards.define()
 flags.DEFINE_bool(
     "save_adversarial", False, "Save adversarial/MODEL/ATTACK.npz, for python -m experiments.score."
 )
@@ -52,7 +55,12 @@ def main(argv: list[str]) -> None:
         batch_size=FLAGS.batch_size,
         probe_images=FLAGS.probe_images,
         sweep=None if FLAGS.sweep == "none" else FLAGS.sweep,
+        block=FLAGS.block,
     )
+    shard = shards.chosen()
+    if shard != (0, 1) and (FLAGS.save_adversarial or FLAGS.save_images):
+        raise InputError("shard: got it beside saved images, expected one or the other")
+    run = dataclasses.replace(run, shard=shard)
     loaded = loading.load()
     models, dataset = loaded.models, loaded.dataset.take(FLAGS.images)
     workdir = claim_workdir(FLAGS.workdir, _settings(), "evaluation.json")
@@ -64,18 +72,17 @@ def main(argv: list[str]) -> None:
     if FLAGS.save_images:
         pictures = {m: _keeper(workdir / "images" / m, models[m], dataset) for m in models}
         keep = {m: _both(pictures[m], files.get(m)) for m in models}
-    with tqdm(unit="image", disable=not FLAGS.progress) as bar:
-        result = evaluate_suite(
-            models.get("defended", models["undefended"]),
-            dataset,
-            _options(),
-            run,
-            seed=FLAGS.seed,
-            models=models,
-            workdir=workdir,
-            on_progress=_Progress(bar),
-            keep_images=keep,
-        )
+    if FLAGS.merge:
+        _merge(workdir, list(models))
+    result = _run(models, dataset, run, workdir, keep)
+    if shard != (0, 1):
+        if FLAGS.shard is not None:
+            print(f"shard {FLAGS.shard}: records written to {workdir}; --merge joins them")
+            return
+        if not shards.is_last_step_mine():
+            return
+        _merge(workdir, list(models))
+        result = _run(models, dataset, dataclasses.replace(run, shard=(0, 1)), workdir, keep)
     for label, kept in files.items():
         kept.finish(result.records[label])
     summary = (
@@ -83,6 +90,31 @@ def main(argv: list[str]) -> None:
         f"{FLAGS.draws} scoring draws."
     )
     write_robustness(workdir, result, summary, _settings(), FLAGS.seed)
+    shards.finish()
+
+
+def _run(models: dict, dataset: pj.data.Dataset, run: SuiteRun, workdir: Path, keep: dict):
+    # Every process of several works on its own blocks, with its own devices.
+    mine = jax.local_devices()
+    with tqdm(unit="image", disable=not FLAGS.progress) as bar:
+        return evaluate_suite(
+            models.get("defended", models["undefended"]),
+            dataset,
+            _options(),
+            run,
+            seed=FLAGS.seed,
+            models=models,
+            workdir=workdir,
+            mesh=sharding.data_mesh(mine) if jax.device_count() > 1 else None,
+            on_progress=_Progress(bar),
+            keep_images=keep,
+        )
+
+
+def _merge(workdir: Path, labels: list[str]) -> None:
+    shared = ["shared_keys"] if FLAGS.suite == "honest" and "defended" in labels else []
+    for label in [*labels, *shared]:
+        shards.merge(workdir, label)
 
 
 class _Progress:
@@ -105,7 +137,7 @@ class _Progress:
 
 
 def _settings() -> dict:
-    more = ("suite", "norm", "epsilon", "draws", "eot", "steps")
+    more = ("suite", "norm", "epsilon", "draws", "eot", "steps", "block")
     return loading.settings(*more)
 
 

@@ -86,7 +86,7 @@ def golden_classifier(golden):
     return logits_fn, images, jnp.asarray(data["labels"], jnp.int32)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_binary():
     """Runs ``python -m experiments.NAME`` (or a module by its full name); the completed process."""
 

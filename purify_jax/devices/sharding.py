@@ -75,9 +75,13 @@ def _is_address(text: str) -> bool:
     return bool(host) and port.isascii() and port.isdigit() and 0 < int(port) < 2**16
 
 
-def check_one_writer(path: Any) -> None:
-    """Raises InputError if several processes were to write the same records."""
-    if path is not None and jax.process_count() > 1:
+def check_one_writer(path: Any, mesh: Mesh | None) -> None:
+    """Raises InputError if several processes were to write the same records.
+
+    With a mesh of its own devices each process works for itself, and has a path of its own.
+    """
+    alone = jax.process_count() == 1 or (mesh is not None and _is_own(mesh))
+    if path is not None and not alone:
         raise InputError(
             f"path: got {path} with {jax.process_count()} processes, expected none (records are "
             "returned to each), or one process"
@@ -178,7 +182,7 @@ def over_images(
 
     def run(*arguments: Any) -> Any:
         result = compiled(function, *(_put(a, spread) for a in arguments))
-        if jax.process_count() == 1:
+        if _is_own(mesh):
             return result
         return multihost_utils.process_allgather(result, tiled=True)
 
@@ -199,8 +203,14 @@ def _spread(mesh: Mesh, batch_axis: int, split_large: bool) -> Callable:
     return jax.jit(lambda function, *arguments: spread(function, arguments))
 
 
+def _is_own(mesh: Mesh) -> bool:
+    """Whether all devices of the mesh belong to this process."""
+    return jax.process_count() == 1 or set(mesh.devices.flat) <= set(jax.local_devices())
+
+
 def _put(array: Any, where: NamedSharding) -> Any:
-    return jax.device_put(array, where) if jax.process_count() == 1 else _place(array, where)
+    own = where.is_fully_addressable
+    return jax.device_put(array, where) if own else _place(array, where)
 
 
 def _place(array: Any, spread: NamedSharding) -> Any:

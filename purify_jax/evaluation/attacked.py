@@ -1,5 +1,6 @@
 """Evaluation: attack every image, score with fresh keys, one record per image and attack."""
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from scipy.special import logsumexp
 
 from purify_jax.attacks import norms
 from purify_jax.attacks.costs import Passes
-from purify_jax.checks import InputError, check_images, check_labels
+from purify_jax.checks import InputError, check_count, check_images, check_labels
 from purify_jax.data import Dataset
 from purify_jax.devices import sharding
 from purify_jax.devices.batches import batches, padded_size
@@ -52,6 +53,8 @@ def evaluate(
     keep_images: Callable[[str, np.ndarray, np.ndarray], None] | None = None,
     mesh: Mesh | None = None,
     shard_parameters: bool = False,
+    block: int | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> list[Record]:
     """Runs attacks against a defense on a data set; returns the records, "clean" first.
 
@@ -82,13 +85,16 @@ def evaluate(
       keep_images: called with (attack, indices, adversarial images).
       mesh: devices to split each batch over (``sharding.data_mesh()``); one device by default.
       shard_parameters: split large parameters over the devices too, for those that no device holds.
+      block: images that go through all attacks before the next ones start; fallen images make room for
+        others of their block. All of them by default.
+      shard: (i, n): only blocks i, i + n, i + 2n, ...; the records are those of the whole run.
 
     Raises InputError for bad images or labels, a file that belongs to another evaluation, an attack
     whose images are not numbers in [0, 1] inside its ball, and predictions that are not numbers.
     """
     if "clean" in attacks:
         raise InputError("attacks: the name 'clean' is taken, expected another")
-    sharding.check_one_writer(path)
+    sharding.check_one_writer(path, mesh)
     batch_size = padded_size(batch_size, len(dataset), mesh)
     identify = {
         "protocol": PROTOCOL,
@@ -101,57 +107,83 @@ def evaluate(
         "drop_fallen": drop_fallen,
         "shared_keys": shared_keys,
     }
+    blocks = shard_blocks(len(dataset), block, shard)
+    identify |= {"attacks": list(attacks), "block": block}
+    if shard != (0, 1):
+        identify["shard"] = list(shard)
     file = RecordFile(path, {**identify, **(header or {})})
     scorer = sharding.over_images(
         fresh_draws(defense, draws), mesh, batch_axis=1, split_large=shard_parameters
     )
     everything: dict[str, Attack] = {"clean": Partial(_unchanged), **attacks}
+    runs = {
+        name: sharding.over_images(attack, mesh, split_large=shard_parameters)
+        for name, attack in everything.items()
+    }
+    done = dict.fromkeys(everything, 0)
     records: list[Record] = []
-    fallen: set[int] = set()
-    try:
+
+    def run_block(indices: range) -> None:
+        fallen: set[int] = set()
         for name, attack in everything.items():
-            run = sharding.over_images(attack, mesh, split_large=shard_parameters)
             inside = ball_of(attack) if ball is None else ball
             price = (passes or {}).get(name, Passes())
-            todo = [i for i in range(len(dataset)) if not (drop_fallen and i in fallen)]
-            skipped = sorted(set(range(len(dataset))) - set(todo))
-            done: list[Record] = []
-            if on_start is not None:
+            todo = [i for i in indices if not (drop_fallen and i in fallen)]
+            if on_start is not None and done[name] == 0:
                 on_start(name)
             for chosen, padded in batches(todo, batch_size):
-
-                def compute(
-                    chosen=chosen, padded=padded, name=name, run=run, inside=inside, price=price
-                ) -> list[Record]:
-                    return _one_batch(
-                        key,
-                        dataset,
-                        chosen,
-                        padded,
-                        name,
-                        run,
-                        scorer,
-                        shared_keys,
-                        keep_images,
-                        inside,
-                        price,
-                    )
-
+                compute = functools.partial(
+                    _one_batch,
+                    key,
+                    dataset,
+                    chosen,
+                    padded,
+                    name,
+                    runs[name],
+                    scorer,
+                    shared_keys,
+                    keep_images,
+                    inside,
+                    price,
+                )
                 batch = file.batch(name, chosen, compute)
-                done += batch
+                records.extend(batch)
                 fallen |= {r["index"] for r in batch if r["own_correct"] == 0}
+                done[name] += len(batch)
                 if on_batch is not None:
-                    on_batch(name, len(done), batch)
+                    on_batch(name, done[name], batch)
+            skipped = sorted(set(indices) - set(todo))
+            done[name] += len(skipped)
             if skipped:
-                lines = lambda name=name, skipped=skipped: [
-                    {"attack": name, "index": i, "label": int(dataset.labels[i]), "skipped": True}
-                    for i in skipped
-                ]
-                done += file.batch(name, skipped, lines)
-            records += done
+                records.extend(file.batch(name, skipped, lambda: _skipped(name, dataset, skipped)))
+
+    try:
+        for indices in blocks:
+            run_block(indices)
     finally:
         file.close()
     return records
+
+
+def shard_blocks(count: int, block: int | None, shard: tuple[int, int]) -> list[range]:
+    """The blocks of images of one shard (i, n); InputError if it would have none."""
+    block = count if block is None else block
+    check_count("block", block)
+    index, shards = shard
+    check_count("shards", shards)
+    check_count("shard", index, 0)
+    every = [range(first, min(first + block, count)) for first in range(0, count, block)]
+    if index >= shards or shards > len(every):
+        raise InputError(
+            f"shard: got {index}/{shards}, expected one of 0/{len(every)} to {len(every) - 1}/{len(every)} at most: "
+            f"{count} images in blocks of {block}"
+        )
+    return every[index::shards]
+
+
+def _skipped(name: str, dataset: Dataset, indices: list[int]) -> list[Record]:
+    label = lambda i: int(dataset.labels[i])
+    return [{"attack": name, "index": i, "label": label(i), "skipped": True} for i in indices]
 
 
 def _one_batch(

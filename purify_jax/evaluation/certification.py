@@ -171,7 +171,7 @@ def certify(
     Raises InputError for α outside (0, 1), n₀ > n, σ ≤ 0, bad images, or a file of another run.
     """
     check_settings(sigma, n0, n, alpha)
-    sharding.check_one_writer(path)
+    sharding.check_one_writer(path, mesh)
     batch_size = padded_size(batch_size, len(dataset), mesh)
     identify = {
         "dataset": dataset.name,

@@ -107,7 +107,7 @@ def evaluate_corrupted(
     for severity in severities:
         check_count("severities", severity, 0, 5)
     for path in (paths or {}).values():
-        sharding.check_one_writer(path)
+        sharding.check_one_writer(path, mesh)
     identify = {"batch_size": batch_size, "severities": list(severities), **(header or {})}
     files = {m: RecordFile((paths or {}).get(m), {**identify, "model": m}) for m in models}
     found: dict[str, dict[str, dict[int, Interval]]] = {m: {n: {} for n in names} for m in models}

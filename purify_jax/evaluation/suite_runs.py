@@ -59,6 +59,8 @@ class SuiteRun:
     batch_size: int = 32
     probe_images: int = 48
     sweep: str | None = None
+    block: int | None = None
+    shard: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         check_choice("suite", self.suite, sorted(suites.SUITES))
@@ -67,6 +69,14 @@ class SuiteRun:
         check_count("draws", self.draws)
         check_count("batch_size", self.batch_size)
         check_count("probe_images", self.probe_images, 0)
+        if self.block is not None:
+            check_count("block", self.block)
+
+    def record_name(self, label: str) -> str:
+        """The name of a model's record file: a shard's names the shard."""
+        index, count = self.shard
+        part = "" if count == 1 else f".shard-{index}-of-{count}"
+        return f"records_{label}{part}.jsonl"
 
 
 def evaluate_suite(
@@ -89,7 +99,8 @@ def evaluate_suite(
       dataset: labelled images.
       options: norm, ε, and what overrides the suite's steps and EOT samples.
       run: the suite ("honest", "paper", "rand", "standard", "clean"), scoring draws, batch size,
-        images for the red flags' probes (0 for none), and a sweep ("epsilon", "eot", "steps").
+        images for the red flags' probes (0 for none), a sweep ("epsilon", "eot", "steps"), images per
+        block, and which shard of the blocks (then there are records alone).
       seed: of all randomness.
       models: label → defense, instead of "undefended" and "defended".
       workdir: a folder for ``records_<label>.jsonl``; an evaluation that was killed continues there.
@@ -119,11 +130,13 @@ def evaluate_suite(
             draws=draws,
             batch_size=run.batch_size,
             passes=_passes(run.suite, model, options, dataset, draws),
-            path=None if workdir is None else Path(workdir) / f"records_{label}.jsonl",
+            path=None if workdir is None else Path(workdir) / run.record_name(label),
             header={"suite": run.suite, "norm": options.norm, "epsilon": options.epsilon},
             drop_fallen=suites.SUITES[run.suite].drop_fallen,
             ball=(options.norm, options.epsilon),
             mesh=mesh,
+            block=run.block,
+            shard=run.shard,
             on_start=functools.partial(_starting, notify),
             on_batch=notify,
             keep_images=(keep_images or {}).get(label),
@@ -132,8 +145,10 @@ def evaluate_suite(
     shared, probes, curve = None, {}, None
     where: dict[str, Any] = {"batch_size": max(run.batch_size, 1), "mesh": mesh}
     if target is not None and run.suite == "honest":
-        path = None if workdir is None else Path(workdir) / "records_shared_keys.jsonl"
-        shared = _shared_keys(key, target, dataset, options, path, **where)
+        path = None if workdir is None else Path(workdir) / run.record_name("shared_keys")
+        shared = _shared_keys(key, target, dataset, options, path, run.block, run.shard, **where)
+    if run.shard != (0, 1):  # the rest needs all records
+        return SuiteResult(found, shared, {}, [], None)
     if target is not None and run.probe_images > 0:
         few = dataset.take(min(run.probe_images, len(dataset)))
         probes = red_flags.probe(key, target, few, options, **where)
@@ -170,6 +185,8 @@ def _shared_keys(
     dataset: Dataset,
     options: suites.Options,
     path: Path | None,
+    block: int | None,
+    shard: tuple[int, int],
     batch_size: int,
     mesh: Mesh | None,
 ) -> Interval:
@@ -186,6 +203,8 @@ def _shared_keys(
         shared_keys=True,
         ball=(options.norm, options.epsilon),
         mesh=mesh,
+        block=block,
+        shard=shard,
     )
     return accuracy(found, entry.name)
 

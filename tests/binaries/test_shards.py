@@ -1,0 +1,133 @@
+"""Several processes, one evaluation: after the merge, the bytes of a single process."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, environment
+
+MODEL = ["--model=digits", "--num_steps=2", "--num_restarts=1"]
+ATTACK = ["--suite=rand", "--steps=2", "--eot=2", "--epsilon=0.3", "--probe_images=0", "--draws=4"]
+SIZE = ["--images=32", "--batch_size=4", "--block=8"]
+COMMAND = ["evaluate", *MODEL, *ATTACK, *SIZE, "--noprogress"]
+
+
+@pytest.fixture(scope="module")
+def single(run_binary, tmp_path_factory):
+    """The folder of one process that does it all."""
+    folder = tmp_path_factory.mktemp("single")
+    run_binary(*COMMAND, f"--workdir={folder}")
+    return folder
+
+
+def _contents(folder):
+    return {m: (folder / f"records_{m}.jsonl").read_bytes() for m in ("defended", "undefended")}
+
+
+def _figures(folder):
+    return json.loads((folder / "results.json").read_text())["figures"]
+
+
+def test_four_shards_of_which_one_is_killed(run_binary, single, tmp_path):
+    for i in (0, 3):
+        done = run_binary(*COMMAND, f"--workdir={tmp_path}", f"--shard={i}/4")
+        assert f"shard {i}/4: records written" in done.stdout
+    # Shard 1 is killed as soon as it has written something, and left torn.
+    victim = subprocess.Popen(
+        [sys.executable, "-m", "experiments.evaluate", *COMMAND[1:], f"--workdir={tmp_path}",
+         "--shard=1/4"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        cwd=ROOT, env=environment(),
+    )  # fmt: skip
+    torn = tmp_path / "records_undefended.shard-1-of-4.jsonl"
+    for _ in range(3000):
+        if victim.poll() is not None or (torn.exists() and torn.read_bytes().count(b"\n") > 2):
+            break
+        time.sleep(0.02)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    refused = run_binary(*COMMAND, f"--workdir={tmp_path}", "--merge", check=False)
+    assert refused.returncode == 1
+    assert "merge: shards 2/4 of 'undefended' are missing, expected all" in refused.stderr
+    run_binary(*COMMAND, f"--workdir={tmp_path}", "--shard=2/4")
+    if (tmp_path / "records_defended.shard-1-of-4.jsonl").exists():
+        (tmp_path / "records_defended.shard-1-of-4.jsonl").unlink()
+    refused = run_binary(*COMMAND, f"--workdir={tmp_path}", "--merge", check=False)
+    assert refused.returncode == 1
+    assert "shard-1-of-4.jsonl is not finished" in refused.stderr or "1/4" in refused.stderr
+    assert not (tmp_path / "records_defended.jsonl").exists()
+    run_binary(*COMMAND, f"--workdir={tmp_path}", "--shard=1/4")
+    run_binary(*COMMAND, f"--workdir={tmp_path}", "--merge")
+    assert _contents(tmp_path) == _contents(single)
+    assert _figures(tmp_path) == _figures(single)
+
+
+@pytest.mark.slow
+def test_two_processes_by_coordinator(single, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free_port = probe.getsockname()[1]
+    command = [
+        sys.executable, "-m", "experiments.evaluate", *COMMAND[1:], f"--workdir={tmp_path}",
+        f"--coordinator=127.0.0.1:{free_port}", "--num_processes=2",
+    ]  # fmt: skip
+    both = [
+        subprocess.Popen(
+            [*command, f"--process_id={i}"],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment(),
+        )
+        for i in range(2)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    assert _contents(tmp_path) == _contents(single)
+    assert _figures(tmp_path) == _figures(single)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--shard=4/4"], "shard: got '4/4', expected I/N with 0 <= I < N"),
+        (["--shard=one"], "shard: got 'one', expected I/N"),
+        (["--shard=0/9"], "shard: got 0/9, expected one of 0/4 to 3/4 at most: 32 images in"),
+        (["--shard=0/4", "--merge"], "merge: got --shard beside it"),
+        (["--shard=0/4", "--save_adversarial"], "shard: got it beside saved images"),
+        (["--merge"], "has no shards of 'undefended', expected --shard runs first"),
+    ],
+)
+def test_shards_that_do_not_fit_are_one_line(run_binary, tmp_path, flags, message):
+    done = run_binary(*COMMAND, f"--workdir={tmp_path / 'w'}", *flags, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_shards_of_two_protocols_or_evaluations_are_one_line(single, tmp_path):
+    from experiments.common import shards
+    from purify_jax.checks import InputError
+
+    lines = (single / "records_defended.jsonl").read_text().splitlines(keepends=True)
+    header = json.loads(lines[0])["header"]
+
+    def write(i, **changed):
+        head = {**header, "shard": [i, 2], **changed}
+        body = [json.dumps({"header": {k: v for k, v in head.items() if v is not None}}) + "\n"]
+        (tmp_path / f"records_defended.shard-{i}-of-2.jsonl").write_text("".join(body + lines[1:]))
+
+    write(0)
+    write(1, draws=5)
+    with pytest.raises(InputError, match=r"belongs to another evaluation \(draws: 4 and 5\)"):
+        shards.merge(tmp_path, "defended")
+    write(0, attacks=None, protocol=None)
+    with pytest.raises(InputError, match="has no header of protocol 2"):
+        shards.merge(tmp_path, "defended")
+    write(0)
+    (tmp_path / "records_defended.shard-0-of-3.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"has shards of \[2, 3\] in all"):
+        shards.merge(tmp_path, "defended")
