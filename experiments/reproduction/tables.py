@@ -1,7 +1,7 @@
-"""results/ → the tables between the markers of README.md. What ``make tables`` runs.
+"""results/ → the tables between the markers of README.md, and docs/leaderboard.md: ``make tables``.
 
-python -m experiments.reproduction.tables            # rewrites README.md
-python -m experiments.reproduction.tables --check    # fails if README.md differs from what results/ says
+python -m experiments.reproduction.tables            # rewrites both
+python -m experiments.reproduction.tables --check    # fails if one differs from what results/ says
 """
 
 import json
@@ -12,6 +12,7 @@ from absl import flags
 
 from experiments.common import cli
 from experiments.common.provenance import ROOT
+from experiments.reproduction import leaderboard
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 
@@ -28,18 +29,22 @@ PUBLISHED = {
 
 
 def main(argv: list[str]) -> None:
-    """results/ in, README.md out."""
+    """results/ in, README.md and docs/leaderboard.md out."""
     del argv
-    path = ROOT / "README.md"
-    before = path.read_text()
-    after = rewrite(before, ROOT / "results")
-    if FLAGS.check:
-        if before != after:
-            raise InputError("README.md: differs from results/, expected the output of make tables")
-        print("README.md agrees with results/")
-        return
-    write_atomically(path, after)
-    print(f"written: {path.name}")
+    readme, board = ROOT / "README.md", ROOT / "docs" / "leaderboard.md"
+    pages = {
+        readme: rewrite(readme.read_text(), ROOT / "results"),
+        board: leaderboard.page(ROOT / "results"),
+    }
+    for path, after in pages.items():
+        name = str(path.relative_to(ROOT))
+        if not FLAGS.check:
+            write_atomically(path, after)
+            print(f"written: {name}")
+        elif not path.is_file() or path.read_text() != after:
+            raise InputError(f"{name}: differs from results/, expected the output of make tables")
+        else:
+            print(f"{name} agrees with results/")
 
 
 def rewrite(text: str, results: Path) -> str:

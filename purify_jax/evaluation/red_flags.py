@@ -27,6 +27,8 @@ from purify_jax.keys import stream_key
 from purify_jax.pytrees import pytree
 from purify_jax.types import Array, Keys
 
+#: How far a pixel moves to measure a slope, in units of a pixel's range.
+STEP = 1e-3
 #: Shares above which something is "more than a few images" or "much".
 FEW, MUCH = 0.05, 0.10
 
@@ -57,7 +59,15 @@ class Health:
         random = jax.random.normal(jax.random.key(0), purified.shape, purified.dtype)
         through = pull_back(random)[0]
         zero = lambda g, axes: jnp.all(g == 0, axis=axes)
+        # Along the gradient's own signs, so that the slope is as large as rounding allows.
+        signs = jnp.where(grads == 0, jnp.sign(random[0]), jnp.sign(grads))
+        value = lambda x: losses.cross_entropy(defense(keys, x), labels)
+        ahead, behind = value(images + STEP * signs), value(images - STEP * signs)
+        measured = (ahead - behind) / (2 * STEP)
+        claimed = jnp.sum(grads * signs, axis=(1, 2, 3))
+        larger = jnp.maximum(jnp.abs(measured), jnp.abs(claimed))
         return {
+            "not_derivative": jnp.abs(measured - claimed) > 0.5 * larger + 0.02,
             "zero": zero(grads, (1, 2, 3)),
             "not_finite": ~jnp.all(jnp.isfinite(grads), axis=(1, 2, 3)),
             "saturated": loss < 1e-6,
@@ -79,6 +89,8 @@ def gradient_health(
     saturated: the loss itself is 0 to rounding, so its gradient must vanish.
     classifier_zero: the gradient with respect to the purified images is zero.
     purifier_zero: nothing comes back through the purifier from a random cotangent.
+    not_derivative: the slope of the loss along the gradient's signs, by central differences with the
+      same keys, differs from what the gradient claims by more than half of the larger of the two.
     """
     images, labels = dataset.batch(np.arange(len(dataset)))
     found = map_images(
@@ -169,6 +181,14 @@ def _from_health(health: Mapping[str, float]) -> list[RedFlag]:
                 "gradients are not finite",
                 f"on {health['not_finite']:.0%} of images",
                 "find the division or root that overflows; such images are not attacked at all",
+            )
+        )
+    if health["not_derivative"] > MUCH and health["zero"] <= FEW:
+        flags.append(
+            RedFlag(
+                "the gradient is not the derivative (a branch is stopped, rounded, shattered or replaced)",
+                f"measured slopes differ from it by more than half on {health['not_derivative']:.0%} of images",
+                "differentiate the missing branch; BPDA with a smooth stand-in for what oscillates",
             )
         )
     if health["zero"] <= FEW:

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 import purify_jax as pj
 from experiments.common import from_config
-from experiments.reproduction import plans, tables
+from experiments.reproduction import leaderboard, plans, tables
 
 
 def test_a_part_is_marked_and_not_repeated(run_binary, model_files, tmp_path):
@@ -91,6 +91,16 @@ def test_bad_input_gets_one_line(run_binary, tmp_path, args, message):
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_leaderboard_is_what_results_say():
+    text = (ROOT / "docs" / "leaderboard.md").read_text()
+    assert leaderboard.page(ROOT / "results") == text
+    shown = json.loads((ROOT / "results/digits/honest_linf_0.15.json").read_text())
+    share = (
+        shown.get("figures", {}).get("defended", {}).get("average", shown["worst_case"]["defended"])
+    )
+    assert f"{share[0]:.3f} [{share[1]:.3f}, {share[2]:.3f}]" in text
 
 
 def test_readme_tables_are_what_results_say():

@@ -1,0 +1,106 @@
+"""docs/leaderboard.md: what was claimed, what exact gradients left of it, what this library measured.
+
+Called by ``make tables``. Claims are as published, in percent, each with attack and source; what is
+measured comes from ``results/`` alone. A cell without a measurement stays empty.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HEAD = """# Claimed against re-measured
+
+Purification defenses, as claimed and as later attacked by others, and what this library measured. Made
+by `make tables`; RobustBench lists no randomised defense, so there is no other place to look this up. An entry
+"measured here" names its file in `results/`, which holds command, commit, versions and the passes it took.
+Nothing is measured here on the published CIFAR-10 checkpoints yet: `experiments.import_weights` loads them
+([diffusion.md](diffusion.md)), and running `evaluate --suite=honest` on them needs a GPU.
+
+## Published, CIFAR-10, Linf 8/255
+
+| defense | clean | claimed | by | later, under exact gradients | by |
+|---|---|---|---|---|---|
+"""
+
+MEASURED = """
+## Measured here
+
+`honest` and `paper` on this library's own models; the average over fresh draws and the worst of N of each
+image's strongest candidate ([evaluation.md](evaluation.md)), 95% intervals. "One draw in union" stands for results of
+protocol 1, before the attacker had draws of its own.
+
+| model | ball | suite | images | clean | average | worst of N | backward passes | file |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+
+class Claim(NamedTuple):
+    """A published defense: percent correct, with who measured what."""
+
+    defense: str
+    clean: str
+    claimed: str
+    by: str
+    later: str
+    later_by: str
+
+
+#: Sources: the papers named; * not peer reviewed. Rows of one defense may use different classifiers.
+CLAIMS = (
+    Claim(
+        "ADP, σ = 0.25, WideResNet-28-10", "86.14", "70.01", "BPDA+EOT (Yoon et al. 2021)",
+        "33.7 ± 0.5", "APGD-CW, EOT 200, 1000 images (Croce et al. 2022, arXiv 2202.13711)",
+    ),
+    Claim(
+        "DiffPure", "89-90", "70.64", "adjoint gradients, AutoAttack (Nie et al. 2022)",
+        "42.5; worst of 10: 22.7", "DiffHammer, 512 images (NeurIPS 2024)",
+    ),
+    Claim(
+        "GDMP", "", "", "", "41.6; worst of 10: 27.5", "DiffHammer, 512 images (NeurIPS 2024)",
+    ),
+    Claim(
+        "likelihood maximisation (LM)", "", "", "",
+        "16.2; worst of 10: 8.0", "DiffHammer, 512 images (NeurIPS 2024)",
+    ),
+    Claim(
+        "ScoreOpt", "93.75", "59-66", "PGD+EOT", "22.07*", "exact PGD+EOT, 512 images",
+    ),
+    Claim("PuriFlow", "94.14", "60.76", "PGD+EOT", "", ""),
+    Claim("ADBM", "91.9", "", "", "47.7*", "exact gradients, 512 images"),
+    Claim("ADDT", "89.9", "", "", "55.8*", "exact gradients, 512 images"),
+    Claim(
+        "a Langevin-EBM defense", "", "54.9", "as published", "6.1", "full gradients (MEFA, arXiv 2605.06357)",
+    ),
+)  # fmt: skip
+
+
+def page(results: Path) -> str:
+    """The Markdown of docs/leaderboard.md."""
+    claims = [f"| {' | '.join(claim)} |" for claim in CLAIMS]
+    rows = [row for path in sorted(results.glob("*/*.json")) if (row := _row(path, results))]
+    return HEAD + "\n".join(claims) + "\n" + MEASURED + "\n".join(rows) + "\n"
+
+
+def _row(path: Path, results: Path) -> str | None:
+    part = json.loads(path.read_text())
+    if "worst_case" not in part or part["settings"]["suite"] not in ("honest", "paper"):
+        return None
+    setting = part["settings"]
+    span = lambda i: f"{i[0]:.3f} [{i[1]:.3f}, {i[2]:.3f}]"
+    clean = part["rows"]["defended"][0]["one_draw"]
+    average, worst, passes = _figures(part, span)
+    suite = setting["suite"]
+    note = ", **red flags**" if part["red_flags"] else ""
+    cells = (
+        path.parent.name, f"{setting['norm']} {setting['epsilon']:.3g}", suite + note, clean[3],
+        span(clean), average, worst, passes, f"`results/{path.relative_to(results)}`",
+    )  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _figures(part: dict[str, Any], span: Any) -> tuple[str, str, str]:
+    if "figures" not in part:
+        return f"one draw in union: {span(part['worst_case']['defended'])}", "", ""
+    found = part["figures"]["defended"]
+    backward = f"{found['cost']['purifier_backward']:.0f}"
+    return span(found["average"]), f"{found['draws']}: {span(found['worst'])}", backward
