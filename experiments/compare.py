@@ -16,7 +16,7 @@ from absl import flags
 from tqdm import tqdm
 
 import purify_jax as pj
-from experiments.common import cli, flagging, loading
+from experiments.common import cli, flagging, loading, transfer
 from purify_jax import attacks as atk
 from purify_jax import evaluation, purifiers
 from purify_jax.atomic import write_atomically
@@ -38,6 +38,7 @@ flags.DEFINE_integer("chain_steps", 200, "Steps of the Langevin chains.")
 flags.DEFINE_integer("diffusion_steps", 20, "Steps of DiffPure.")
 flags.DEFINE_integer("severity", 3, "Severity of the corruptions.")
 flags.DEFINE_list("only", None, "Only these purifiers.")
+flags.DEFINE_bool("transfer", True, "Score every purifier's attacked images on every other.")
 FLAGS = flags.FLAGS
 
 NOTE = (
@@ -47,6 +48,12 @@ NOTE = (
     "Time: one batch, compiled, median of five. Passes: forward passes of the score network for one "
     "image, all restarts together. All purifiers share one score network; their "
     "settings follow from its noise scale and were not tuned on these images."
+)
+
+
+TRANSFER = (
+    "Accuracy of one draw, averaged over all: the images that exact+EOT made on one purifier (column), "
+    "scored on another (row). The lowest of a row is the one to believe."
 )
 
 
@@ -109,10 +116,12 @@ def main(argv: list[str]) -> None:
     changed = {n: corrupted.corrupted(dataset, n, FLAGS.severity, FLAGS.seed) for n in BENCHMARK}
     rows = {}
     for name in tqdm(chosen, desc="purifiers", disable=not FLAGS.progress):
-        path = workdir / f"{name.replace(' ', '_')}.json"
+        path = workdir / f"{transfer.file_name(name)}.json"
         if not path.exists():
             defense = loaded.undefended.replace(purifier=everything[name])
-            row = _measure(name, defense, dataset, changed)
+            kept = transfer.Kept(workdir, name, "exact+EOT", len(dataset))
+            row = _measure(name, defense, dataset, changed, kept)
+            kept.write()
             row["passes"] = _passes(type(loaded.ebm.network), everything[name], dataset)
             write_atomically(path, json.dumps(row, indent=2) + "\n")
         try:
@@ -122,10 +131,22 @@ def main(argv: list[str]) -> None:
                 f"workdir: {path} is damaged ({error}), expected it as written; without it, "
                 "this purifier is measured again"
             ) from error
-    _write(workdir, rows, options)
+    matrix = None
+    if FLAGS.transfer:
+        there = transfer.kept(workdir, chosen)
+        for n in sorted(set(chosen) - set(there)):
+            print(f"transfer: {n} was measured without keeping its images, left out")
+        made = {
+            n: lambda n=n: loaded.undefended.replace(purifier=everything[n])  # type: ignore[misc]
+            for n in there
+        }
+        matrix = transfer.measure(
+            workdir, made, dataset, draws=FLAGS.draws, seed=FLAGS.seed, batch_size=FLAGS.batch_size
+        )  # fmt: skip
+    _write(workdir, rows, options, matrix)
 
 
-def _measure(name, defense, dataset, changed) -> dict:
+def _measure(name, defense, dataset, changed, kept) -> dict:
     key = jax.random.key(FLAGS.seed)
     samples = 1 if defense.is_deterministic else FLAGS.eot
     pgd = lambda gradient, eot: atk.pgd(
@@ -141,7 +162,7 @@ def _measure(name, defense, dataset, changed) -> dict:
     }
     records = evaluation.evaluate(
         key, defense, attacks, dataset, draws=FLAGS.draws, batch_size=FLAGS.batch_size,
-        mesh=sharding.default_mesh(),
+        mesh=sharding.default_mesh(), keep_images=kept,
     )  # fmt: skip
     row: dict = {n: evaluation.accuracy(records, n) for n in ("clean", *attacks)}
     found = evaluate_corrupted(
@@ -174,7 +195,7 @@ def _seconds(defense, dataset) -> float:
     return float(np.median(times))
 
 
-def _write(workdir, rows: dict, options) -> None:
+def _write(workdir, rows: dict, options, matrix: transfer.Matrix | None) -> None:
     shares = ("clean", "blind", "BPDA+EOT", "exact+EOT")
     interval = lambda cell: f"{cell[0]:.3f} [{cell[1]:.3f}, {cell[2]:.3f}]"
     columns = [
@@ -211,6 +232,15 @@ def _write(workdir, rows: dict, options) -> None:
         pj.reporting.Section("Purifiers", NOTE, columns, body),
         pj.reporting.Section("Accuracy against cost", figure=figure),
     ]
+    found: dict = {}
+    flags: list = []
+    if matrix is not None:
+        flags = transfer.red_flags(matrix)
+        found = {"transfer": transfer.content(matrix, flags)}
+        sections += [
+            pj.reporting.Section("Transfer between purifiers", TRANSFER, *transfer.table(matrix)),
+            pj.reporting.Section("Red flags", flags=[str(flag) for flag in flags]),
+        ]
     write_results(
         workdir,
         title="Comparison of purifiers",
@@ -218,7 +248,8 @@ def _write(workdir, rows: dict, options) -> None:
         columns=columns,
         rows=body,
         sections=sections,
-        content={"settings": loading.settings(*options), "purifiers": rows},
+        content={"settings": loading.settings(*options), "purifiers": rows, **found},
+        notes=[f"RED FLAG: {flag}" for flag in flags],
         seed=FLAGS.seed,
         figures={"accuracy_against_cost": figure},
     )

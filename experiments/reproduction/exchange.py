@@ -140,7 +140,7 @@ def attack_rows(suite: str, card: Json, part: Json) -> list[dict[str, Any]]:
 
 
 def _robust(part: Json, label: str) -> list[float]:
-    """The average over fresh draws; of results of 0.1 the union of one draw per attack."""
+    """The average over fresh draws; of results up to 0.2 the union of one draw per attack."""
     return part["figures"][label]["average"] if "figures" in part else part["worst_case"][label]
 
 

@@ -146,9 +146,9 @@ def _quoted(part: dict[str, Any], ball: str) -> list[str]:
 
 
 def _union(part: dict[str, Any], ball: str) -> list[str]:
-    """Of results of 0.1: one draw per attack, in union."""
+    """Of results up to 0.2: one draw per attack, in union."""
     value, low, high, images = part["worst_case"]["defended"]
-    name = f"**worst case of `{part['settings']['suite']}`, {ball}** (protocol 1)"
+    name = f"**worst case of `{part['settings']['suite']}`, {ball}** (union, protocol 1)"
     return [_row(name, images, part["worst_case"]["undefended"][0], value, (low, high))]
 
 

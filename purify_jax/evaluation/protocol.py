@@ -22,7 +22,7 @@ from purify_jax.evaluation.records import Record, attack_names
 from purify_jax.evaluation.statistics import Interval
 from purify_jax.evaluation.worst_of import mean_survival
 
-#: The number of this protocol in the header of a record file; files of 0.1 name none and count as 1.
+#: The number of this protocol in the header of a record file; files up to 0.2 name none and count as 1.
 PROTOCOL = 2
 #: The attacker judges a candidate by this many times the draws that score it.
 OWN_DRAWS_PER_DRAW = 2
@@ -37,7 +37,7 @@ def strongest(records: Sequence[Record]) -> list[Record]:
     """Of each image, by index, the record that is strongest in the attacker's own draws.
 
     That is the fewest right, and the highest mean loss among equals. Raises InputError without
-    records, and for records of 0.1, in which the attacker had no draws of its own.
+    records, and for records up to 0.2, in which the attacker had no draws of its own.
     """
     if not records:
         raise InputError("records: got none, expected at least one")

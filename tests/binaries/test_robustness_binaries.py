@@ -5,6 +5,9 @@ import json
 import numpy as np
 import pytest
 
+import purify_jax as pj
+from experiments.common import transfer
+
 
 @pytest.fixture
 def run(run_binary, model_files, tmp_path):
@@ -60,6 +63,36 @@ def test_corruptions_with_a_contact_sheet(run):
     assert "mCE" in done.stdout
 
 
+def _transfer_is_right(folder, rows):
+    """The attack on the bare classifier, scored on it once more: no draw is involved."""
+    found = json.loads((folder / "results.json").read_text())["transfer"]
+    assert found["made_on_scored_on"]["none"]["none"][0] == rows["none"]["exact+EOT"][0]
+    assert sum(found["times_strongest"].values()) == 2
+    data = pj.load_split("digits", "test").take(8)
+    for name in rows:
+        images = np.load(folder / "adversarial" / f"{name}.npz")["images"]
+        assert 0.1 < np.abs(images - data.images).max() <= 0.15 + 1e-6
+
+
+def test_transfer_finds_whose_images_are_strongest():
+    """Eight images, four draws: A's attack leaves itself everything, B's images leave A nothing."""
+    right = {
+        "A": {"A": [4] * 20, "B": [3] * 20},
+        "B": {"A": [0] * 19 + [4], "B": [1] * 20},
+    }
+    matrix = transfer.Matrix(["A", "B"], right, {"A": 4, "B": 4})
+    assert matrix.strongest("A")[0] == "B"
+    assert matrix.share("B", "A").value == pytest.approx(0.05)
+    assert matrix.strongest("B")[0] == "B"
+    (flag,) = transfer.red_flags(matrix)
+    assert flag.cause == "A: images made for B beat its own exact gradient"
+    assert transfer.content(matrix, [flag])["times_strongest"] == {"A": 0, "B": 2}
+    # As strong as its own: nothing to say, and its own is named.
+    even = transfer.Matrix(["A", "B"], {**right, "B": right["A"]}, {"A": 4, "B": 4})
+    assert even.strongest("A")[0] == "A"
+    assert transfer.red_flags(even) == []
+
+
 def test_compare_names_every_purifier_and_continues(run):
     args = (
         "--epsilon=0.15", "--images=8", "--batch_size=8", "--steps=2", "--eot=2", "--draws=1",
@@ -71,6 +104,7 @@ def test_compare_names_every_purifier_and_continues(run):
     for row in found.values():
         assert row["milliseconds"] > 0
         assert 0 <= row["exact+EOT"][1] <= row["exact+EOT"][0] <= row["exact+EOT"][2] <= 1
+    _transfer_is_right(folder, found)
     before = (folder / "annealed.json").stat().st_mtime_ns
     run("compare", *args)
     assert (folder / "annealed.json").stat().st_mtime_ns == before
