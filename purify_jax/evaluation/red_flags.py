@@ -210,12 +210,13 @@ def _from_health(health: Mapping[str, float]) -> list[RedFlag]:
     if health["purifier_zero"] > FEW:
         where = "the purifier passes no gradient (quantised, or stopped on purpose)"
         advice = "BPDA through the purifier, or a smooth stand-in for it in the backward pass"
+    elif health["classifier_zero"] - health["saturated"] > FEW:
+        # Saturated images have no gradient either; here there are more without one.
+        where = "the classifier passes no gradient (quantised, or stopped on purpose)"
+        advice = "BPDA through the classifier, or a transfer attack from a smooth copy"
     elif health["saturated"] > FEW:
         where = "the softmax is saturated (extreme temperature or confidence)"
         advice = "a margin or DLR loss on the logits, or divide the logits by their scale"
-    elif health["classifier_zero"] > FEW:
-        where = "the classifier passes no gradient (quantised, or stopped on purpose)"
-        advice = "BPDA through the classifier, or a transfer attack from a smooth copy"
     flags.append(RedFlag(where, f"the gradient is zero on {health['zero']:.0%} of images", advice))
     return flags
 

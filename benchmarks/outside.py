@@ -1,0 +1,92 @@
+"""An outsider's attack: the official AutoAttack `rand` on a defense through the PyTorch bridge.
+
+python -m benchmarks.outside --model=digits --dataset=digits --images=128 --epsilon=0.15 --workdir=runs/outside
+
+Its images, and those of this library's `rand` and `honest`, are judged by the same fresh draws; differences are
+paired. Needs PyTorch and https://github.com/fra31/auto-attack.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from scipy import stats
+
+import purify_jax as pj
+from experiments.common import cli, loading
+from purify_jax.atomic import write_atomically
+from purify_jax.attacks import saved, suites
+from purify_jax.checks import InputError
+from purify_jax.evaluation import evaluate, figures, protocol, worst_of
+from purify_jax.evaluation.statistics import Interval
+
+loading.define(images=128, batch_size=64)
+loading.define_ball()
+flags.DEFINE_integer("draws", 20, "Fresh draws for each image.")
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+    """Flags in; a table on the terminal, ``outside.json`` and ``autoattack_rand.npz`` out."""
+    del argv
+    loaded = loading.load()
+    defense, dataset = loaded.models["defended"], loaded.dataset.take(FLAGS.images)
+    workdir = Path(FLAGS.workdir)
+    file = workdir / "autoattack_rand.npz"
+    if not file.exists():
+        saved.save(file, _autoattack(defense, dataset))
+    found = saved.load(file, dataset.image_shape)
+    key = jax.random.key(FLAGS.seed)
+    right = worst_of.correct_draws(
+        key, defense, found.adversarial, found.labels, FLAGS.draws, batch_size=FLAGS.batch_size
+    )
+    outside = right.mean(axis=1)
+    table: dict[str, dict] = {"AutoAttack rand, official": {"average": worst_of.average(right)}}
+    for suite in ("rand", "honest"):
+        average, each = _ours(suite, key, defense, dataset)
+        difference = outside - each
+        half = stats.t.ppf(0.975, len(each) - 1) * difference.std(ddof=1) / np.sqrt(len(each))
+        table[suite] = {"average": average, "outside minus this": [float(difference.mean()), half]}
+    for name, row in table.items():
+        more = row.get("outside minus this")
+        print(
+            f"{name:28s} {row['average']}",
+            "" if more is None else f"{more[0]:+.3f} ± {more[1]:.3f}",
+        )
+    write_atomically(workdir / "outside.json", json.dumps(table, indent=2) + "\n")
+
+
+def _ours(suite: str, key, defense, dataset) -> tuple[Interval, np.ndarray]:
+    options = suites.Options(norm=FLAGS.norm, epsilon=FLAGS.epsilon)
+    table = {e.name: e.attack for e in suites.build(suite, defense, options)}
+    records = evaluate(
+        key, defense, table, dataset, draws=FLAGS.draws, batch_size=FLAGS.batch_size, drop_fallen=True
+    )  # fmt: skip
+    kept = protocol.strongest(records)
+    return figures(records).average, np.array([r["correct_draws"] / r["draws"] for r in kept])
+
+
+def _autoattack(defense, dataset) -> saved.SavedImages:
+    try:
+        import torch
+        from autoattack import AutoAttack
+    except ImportError as error:
+        raise InputError(f"autoattack: {error}, expected it and PyTorch installed") from error
+    images, labels = dataset.batch(np.arange(len(dataset)))
+    module = pj.bridges.as_torch_module(defense, key=jax.random.key(FLAGS.seed))
+    names = {"linf": "Linf", "l2": "L2"}
+    attack = AutoAttack(
+        module, norm=names[FLAGS.norm], eps=FLAGS.epsilon, version="rand", device="cpu",
+        seed=FLAGS.seed,
+    )  # fmt: skip
+    x = torch.from_numpy(np.ascontiguousarray(np.asarray(images).transpose(0, 3, 1, 2)))
+    moved = attack.run_standard_evaluation(x, torch.from_numpy(labels).long(), bs=FLAGS.batch_size)
+    return saved.SavedImages(
+        moved.numpy().transpose(0, 2, 3, 1).copy(), labels, images, FLAGS.epsilon, FLAGS.norm
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
