@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import purify_jax as pj
-from experiments.common import cli, flagging
+from experiments.common import cli, flagging, locks
 from purify_jax.atomic import check_output, write_atomically
 from purify_jax.checks import InputError
 from purify_jax.devices import sharding
@@ -51,6 +51,7 @@ def main(argv: list[str]) -> None:
         noise_scale=FLAGS.noise_scale,
     )
     names, images, skipped = _read(Path(FLAGS.input), model.image_shape)
+    locks.hold("workdir", FLAGS.workdir)
     with tqdm(total=len(images), desc="purifying", unit="image") as bar:
         purified = pj.evaluation.map_images(
             Partial(_mean_over_restarts, purifier),

@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.common import cli
+from experiments.common import cli, locks
 from experiments.common.provenance import ROOT
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
@@ -30,6 +30,8 @@ PUBLISHED = {
 def main(argv: list[str]) -> None:
     """results/ in, README.md out."""
     del argv
+    if not FLAGS.check:
+        locks.hold("results", ROOT / "results")
     path = ROOT / "README.md"
     before = path.read_text()
     after = rewrite(before, ROOT / "results")
