@@ -7,18 +7,19 @@ python -m experiments.evaluate --ebm=runs/quickstart/ebm.safetensors \
 Resumes from --workdir: an evaluation that was killed continues and ends with the same records.
 """
 
+import io
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags
-from PIL import Image
 from tqdm import tqdm
 
 import purify_jax as pj
 from experiments.common import cli, loading
 from experiments.common.adversarial import AdversarialFiles
 from experiments.common.workdirs import claim_workdir
+from purify_jax.atomic import write_atomically
 from purify_jax.attacks import suites
 from purify_jax.checks import check_file_name
 from purify_jax.evaluation import sweeps
@@ -136,13 +137,12 @@ def _keeper(folder: Path, model: pj.defense.Defense, dataset):
         name = attack.replace(" ", "_").replace("+", "_")
         check_file_name("attack", name)
         place = folder / name
-        place.mkdir(parents=True, exist_ok=True)
-        np.savez(place / f"{indices[0]:06d}.npz", indices=indices, images=adversarial)
+        buffer = io.BytesIO()
+        np.savez(buffer, indices=indices, images=adversarial)
+        write_atomically(place / f"{indices[0]:06d}.npz", buffer.getvalue())
         for index, image in zip(indices, adversarial, strict=True):
             pixels = np.rint(image * 255).astype(np.uint8)
-            Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(
-                place / f"{index:06d}.png"
-            )
+            write_atomically(place / f"{index:06d}.png", pj.data.png(pixels))
         again = np.load(place / f"{indices[0]:06d}.npz")["images"]
         rounded = np.stack(
             [pj.data.read_image(place / f"{i:06d}.png", channels=again.shape[-1]) for i in indices]

@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from PIL import Image
 from tqdm import tqdm
 
 import purify_jax as pj
@@ -107,9 +106,8 @@ def _read(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], np.ndar
 
 
 def _save(path: Path, image: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
+    write_atomically(path, pj.data.png(pixels))
 
 
 if __name__ == "__main__":

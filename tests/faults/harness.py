@@ -8,6 +8,7 @@ import atexit
 import ctypes
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import struct
@@ -27,6 +28,12 @@ _PRELOADED = [
 ]  # fmt: skip
 
 
+#: What tensorstore prints of arrays whose checkpoint has failed already, past every hook of Python.
+_LATE_WRITES = re.compile(
+    r"Traceback \(most recent call last\):\n(  File [^\n]*asyncio/base_events.py[^\n]*\n( {4}[^\n]*\n)*)*"
+)
+
+
 class Done(NamedTuple):
     """How a process ended; ``code`` is minus the signal that ended it, ``hung`` if that took too long."""
 
@@ -41,7 +48,7 @@ class Done(NamedTuple):
         """accepted, refused (status 1 and one error line), hang, killed, or what should not be."""
         if self.hung:
             return "hang"
-        if "Traceback (most recent call last)" in self.err:
+        if "Traceback (most recent call last)" in _LATE_WRITES.sub("", self.err):
             return "traceback"
         if self.code < 0:
             return "killed"
@@ -83,14 +90,25 @@ class Running:
     """A binary that runs; :meth:`kill` and :meth:`wait` end it."""
 
     def __init__(self, module: str, arguments: list[str], cwd: Path, faults: dict):
-        self._folder = tempfile.TemporaryDirectory(prefix="faults_")
-        files = [str(Path(self._folder.name) / name) for name in ("out", "err")]
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)
-        given = (module, arguments, str(cwd), faults, environment(), *files)
+        pipes = [context.Pipe(duplex=False) for _ in range(2)]
+        ends = [end for _, end in pipes]
+        given = (module, arguments, str(cwd), faults, environment(), *ends)
         self.process = context.Process(target=_child, args=given)
         self.started = time.monotonic()
         self.process.start()
+        self._texts = [b"", b""]
+        self._readers = []
+        for number, (reading, writing) in enumerate(pipes):
+            writing.close()
+            reader = threading.Thread(target=self._read, args=(number, reading), daemon=True)
+            reader.start()
+            self._readers.append(reader)
+
+    def _read(self, number: int, end) -> None:
+        while content := os.read(end.fileno(), 2**16):
+            self._texts[number] += content
 
     def kill(self) -> None:
         """SIGKILL, as the kernel sends it when memory runs out."""
@@ -104,11 +122,9 @@ class Running:
         self.kill()
         self.process.join()
         seconds = time.monotonic() - self.started
-        texts = []
-        for name in ("out", "err"):
-            path = Path(self._folder.name) / name
-            texts.append(path.read_text(errors="replace") if path.exists() else "")
-        self._folder.cleanup()
+        for reader in self._readers:
+            reader.join(1)  # longer only where a process of its own holds on to its output
+        texts = [text.decode(errors="replace") for text in self._texts]
         return Done(self.process.exitcode, *texts, seconds, hung)
 
 
@@ -118,19 +134,19 @@ def _child(
     cwd: str,
     faults: dict,
     variables: dict[str, str],
-    out: str,
-    err: str,
+    out,
+    err,
 ) -> None:
     code = 1
     try:
         os.chdir(cwd)
         sys.path[:] = [str(ROOT), *(p for p in sys.path if p)]
-        for number, path in ((0, os.devnull), (1, out), (2, err)):
-            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), number)
+        for number, end in ((1, out), (2, err)):
+            os.dup2(end.fileno(), number)
         sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1) for n in (1, 2))
         sys.argv = [module, *arguments]
         os.environ.update(variables)
-        _configure(variables)
+        _configure(variables, keeps="file_size" not in faults)
         _apply(**faults)
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
@@ -147,10 +163,10 @@ def _child(
         os._exit(code)
 
 
-def _configure(variables: dict[str, str]) -> None:
+def _configure(variables: dict[str, str], keeps: bool) -> None:
     """What JAX reads from the environment when it is imported, which the server did before.
 
-    Short compilations are kept too: here they are all that takes time.
+    Short compilations are kept too, as here they are all that takes time; none on a full disk.
     """
     import jax
 
@@ -159,12 +175,21 @@ def _configure(variables: dict[str, str]) -> None:
     jax.config.update("jax_platforms", variables["JAX_PLATFORMS"])
     jax.config.update("jax_compilation_cache_dir", variables["JAX_COMPILATION_CACHE_DIR"])
     name = "jax_persistent_cache_min_compile_time_secs"
-    cli._use_compilation_cache = lambda: jax.config.update(name, 0.0)
+    cli._use_compilation_cache = lambda: jax.config.update(name, 0.0 if keeps else 1e9)
 
 
-def _apply(file_size: int | None = None, clock: str | None = None, unprivileged: bool = False):
+def _apply(
+    file_size: int | None = None,
+    clock: str | None = None,
+    unprivileged: bool = False,
+    checkout: Path | None = None,
+) -> None:
     """file_size: no file can grow beyond so many bytes, as on a full disk. clock: "backwards" or
-    "jumping". unprivileged: permissions of files count, even for root."""
+    "jumping". unprivileged: permissions of files count, even for root. checkout: another one."""
+    if checkout is not None:
+        from experiments.common import provenance
+
+        provenance.ROOT = checkout
     if file_size is not None:
         import resource
 

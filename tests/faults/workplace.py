@@ -121,6 +121,7 @@ def prepare(place: Workplace, out: Path) -> None:
     """What ``reproduce`` expects of the part before the one that it runs."""
     demo = out / "runs" / "demo"
     demo.mkdir(parents=True)
+    (out / "results").mkdir()
     shutil.copy(place.ebm, demo)
     shutil.copy(place.classifier, demo)
 
