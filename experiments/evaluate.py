@@ -8,18 +8,19 @@ Resumes from --workdir: an evaluation that was killed continues and ends with th
 """
 
 import dataclasses
+import io
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags
-from PIL import Image
 from tqdm import tqdm
 
 import purify_jax as pj
 from experiments.common import cli, loading, shards
 from experiments.common.adversarial import AdversarialFiles
 from experiments.common.workdirs import claim_workdir
+from purify_jax.atomic import write_atomically
 from purify_jax.attacks import suites
 from purify_jax.checks import InputError, check_file_name
 from purify_jax.devices import sharding
@@ -63,7 +64,9 @@ def main(argv: list[str]) -> None:
     run = dataclasses.replace(run, shard=shard)
     loaded = loading.load()
     models, dataset = loaded.models, loaded.dataset.take(FLAGS.images)
-    workdir = claim_workdir(FLAGS.workdir, _settings(), "evaluation.json")
+    workdir = claim_workdir(
+        shards.folder(Path(FLAGS.workdir), shard), _settings(), "evaluation.json"
+    )
     files, keep = {}, {}
     if FLAGS.save_adversarial:
         ball = FLAGS.norm, FLAGS.epsilon
@@ -81,6 +84,7 @@ def main(argv: list[str]) -> None:
             return
         if not shards.is_last_step_mine():
             return
+        workdir = claim_workdir(FLAGS.workdir, _settings(), "evaluation.json")
         _merge(workdir, list(models))
         result = _run(models, dataset, dataclasses.replace(run, shard=(0, 1)), workdir, keep)
     for label, kept in files.items():
@@ -168,13 +172,12 @@ def _keeper(folder: Path, model: pj.defense.Defense, dataset):
         name = attack.replace(" ", "_").replace("+", "_")
         check_file_name("attack", name)
         place = folder / name
-        place.mkdir(parents=True, exist_ok=True)
-        np.savez(place / f"{indices[0]:06d}.npz", indices=indices, images=adversarial)
+        buffer = io.BytesIO()
+        np.savez(buffer, indices=indices, images=adversarial)
+        write_atomically(place / f"{indices[0]:06d}.npz", buffer.getvalue())
         for index, image in zip(indices, adversarial, strict=True):
             pixels = np.rint(image * 255).astype(np.uint8)
-            Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(
-                place / f"{index:06d}.png"
-            )
+            write_atomically(place / f"{index:06d}.png", pj.data.png(pixels))
         again = np.load(place / f"{indices[0]:06d}.npz")["images"]
         rounded = np.stack(
             [pj.data.read_image(place / f"{i:06d}.png", channels=again.shape[-1]) for i in indices]

@@ -11,11 +11,10 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from PIL import Image
 from tqdm import tqdm
 
 import purify_jax as pj
-from experiments.common import cli, flagging
+from experiments.common import cli, flagging, locks
 from purify_jax.atomic import check_output, write_atomically
 from purify_jax.checks import InputError
 from purify_jax.devices import sharding
@@ -51,6 +50,7 @@ def main(argv: list[str]) -> None:
         noise_scale=FLAGS.noise_scale,
     )
     names, images, skipped = _read(Path(FLAGS.input), model.image_shape)
+    locks.hold("workdir", FLAGS.workdir)
     with tqdm(total=len(images), desc="purifying", unit="image") as bar:
         purified = pj.evaluation.map_images(
             Partial(_mean_over_restarts, purifier),
@@ -106,9 +106,8 @@ def _read(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], np.ndar
 
 
 def _save(path: Path, image: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
+    write_atomically(path, pj.data.png(pixels))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 
 import purify_jax as pj
-from experiments.common import cli, flagging, provenance
+from experiments.common import cli, flagging, locks, provenance
 from experiments.reproduction import plans, publishing
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
@@ -47,11 +47,14 @@ def main(argv: list[str]) -> None:
     unknown = sorted(set(FLAGS.parts or []) - set(names))
     if unknown:
         raise InputError(f"parts: got {unknown}, expected some of {names}")
+    locks.hold("workdir", workdir)
+    locks.hold("results", results)
     for part in plan.parts:
         if FLAGS.parts is None or part.name in FLAGS.parts:
             _run(part, plan, results)
     print(f"results: {results}")
     if FLAGS.publish:
+        locks.hold("publish", "pretrained")
         for path in publishing.publish(FLAGS.suite, plan, results, Path("pretrained")):
             print(f"published: {path}")
 

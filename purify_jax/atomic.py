@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import os
+import re
 from pathlib import Path
 
 from purify_jax.checks import InputError
@@ -21,6 +22,10 @@ def check_output(name: str, path: str | Path, folder: bool = False) -> None:
         raise InputError(f"{name}: {path} cannot be written ({place} is no folder to write into)")
 
 
+#: What :func:`write_atomically` writes into until it is complete: .NAME.PROCESS.tmp.
+_UNFINISHED = re.compile(r"\..+\.\d+\.tmp")
+
+
 def write_atomically(path: str | Path, content: bytes | str) -> None:
     """Writes a file beside its final name and renames it, so that a reader never sees half of it."""
     path = Path(path)
@@ -36,3 +41,14 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: str | Path, lock: str) -> None:
+    """Removes what processes left in ``folder`` that died while they wrote a file.
+
+    For the one process that may write there; folders within that have a file ``lock`` are another's.
+    """
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not (Path(place) / name / lock).exists()]
+        for name in filter(_UNFINISHED.fullmatch, files):
+            (Path(place) / name).unlink(missing_ok=True)

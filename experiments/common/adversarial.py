@@ -1,5 +1,6 @@
 """What --save_adversarial leaves behind: a file per attack for ``python -m experiments.score``."""
 
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import purify_jax as pj
+from purify_jax.atomic import write_atomically
 from purify_jax.attacks import saved
 from purify_jax.checks import InputError
 from purify_jax.evaluation.protocol import rank
@@ -27,12 +29,10 @@ class AdversarialFiles:
         if attack == "clean":
             return
         place = self._parts(attack)
-        place.mkdir(parents=True, exist_ok=True)
         # Whole or not at all, and before the batch's records are written.
-        beside = place / "part.tmp"
-        with open(beside, "wb") as file:
-            np.savez(file, indices=indices, images=images)
-        beside.rename(place / f"{int(indices[0]):08d}.npz")
+        buffer = io.BytesIO()
+        np.savez(buffer, indices=indices, images=images)
+        write_atomically(place / f"{int(indices[0]):08d}.npz", buffer.getvalue())
 
     def finish(self, records: Sequence[Record]) -> list[Path]:
         """Writes ``ATTACK.npz`` of every attack, and ``worst_case.npz``; returns their paths.

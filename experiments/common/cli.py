@@ -72,7 +72,11 @@ def run(main: Callable[[list[str]], None]) -> None:
         except PermissionError as error:
             fail(f"file: no permission for {error.filename}")
         except OSError as error:
-            full = {errno.ENOSPC: "the disk is full", errno.EFBIG: "the file would be too large"}
+            full = {
+                errno.ENOSPC: "the disk is full",
+                errno.EDQUOT: "the disk quota is used up",
+                errno.EFBIG: "the file would be too large",
+            }
             place = error.filename2 or error.filename
             if error.errno in full:
                 fail(f"saving: {full[error.errno]}; what was saved before is as it was")
@@ -81,8 +85,15 @@ def run(main: Callable[[list[str]], None]) -> None:
             fail(f"file: {place}: {error.strerror}")
 
     logging.set_verbosity(logging.WARNING)
+    _leave_failed_saves_to_their_line()
     sys.argv = _with_shipped_configs(sys.argv)
     app.run(guarded, flags_parser=_parsed)
+
+
+def _leave_failed_saves_to_their_line() -> None:
+    """orbax's threads log pages about a checkpoint that failed; the line of the SaveError says it."""
+    is_no_page = lambda record: "orbax" not in record.pathname or not record.exc_info
+    logging.get_absl_logger().addFilter(is_no_page)
 
 
 def _parsed(arguments: list[str]) -> list[str]:

@@ -18,8 +18,13 @@ ROOT = Path(__file__).parents[2]
 def commit() -> str:
     """The commit of this checkout, with "+changes" if tracked files differ; "unknown" without git."""
     try:
+        # Looking at a checkout must not write into it: a run that dies then would leave git's lock.
         git = lambda *args: subprocess.run(
-            ["git", *args], cwd=ROOT, capture_output=True, text=True, check=True
+            ["git", "--no-optional-locks", *args],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
         # Results are outputs: writing them does not change what made them.
         inputs = ["--", ".", ":!results", ":!pretrained", ":!README.md", ":!docs"]

@@ -46,6 +46,12 @@ def chosen() -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def folder(workdir: Path, shard: tuple[int, int]) -> Path:
+    """Where a shard writes its records; the work directory itself for one process."""
+    index, count = shard
+    return workdir if count == 1 else workdir / f"shard-{index}-of-{count}"
+
+
 def is_last_step_mine() -> bool:
     """Waits until all processes have written their records; process 0 goes on, the others wait for it."""
     multihost_utils.sync_global_devices("records are written")
@@ -67,8 +73,12 @@ def merge(workdir: Path, label: str) -> Path:
     Raises InputError if there are none, one is missing or unfinished, they belong to different
     evaluations, or the joined file is there and differs.
     """
-    pattern = re.compile(rf"records_{re.escape(label)}\.shard-(\d+)-of-(\d+)\.jsonl")
-    found = {m: p for p in sorted(workdir.glob("*.jsonl")) if (m := pattern.fullmatch(p.name))}
+    name = f"records_{label}.jsonl"
+    pattern = re.compile(r"shard-(\d+)-of-(\d+)")
+    places = {
+        m: p / name for p in sorted(workdir.glob("shard-*")) if (m := pattern.fullmatch(p.name))
+    }
+    found = {m: path for m, path in places.items() if path.is_file()}
     if not found:
         raise InputError(
             f"merge: {workdir} has no shards of {label!r}, expected --shard runs first"
@@ -91,7 +101,7 @@ def merge(workdir: Path, label: str) -> Path:
         shard = head.pop("shard", None)
         if shard != [index, counts[0]] or (header and head != header):
             raise InputError(
-                f"merge: {path.name} belongs to another evaluation ({_first_difference(header, head)}), "
+                f"merge: {path.parent.name} belongs to another evaluation ({_first_difference(header, head)}), "
                 "expected shards of one"
             )
         header = head
@@ -100,7 +110,7 @@ def merge(workdir: Path, label: str) -> Path:
             parts[block.start] = taken
     first = (json.dumps({"header": header}, sort_keys=True) + "\n").encode()
     content = first + b"".join(line for start in sorted(parts) for line in parts[start])
-    path = workdir / f"records_{label}.jsonl"
+    path = workdir / name
     if path.exists() and path.read_bytes() != content:
         raise InputError(
             f"merge: {path.name} is there and differs, expected a folder of shards alone"
@@ -119,7 +129,9 @@ def _read(path: Path) -> tuple[dict[str, Any], list[bytes]]:
             raise TypeError("attacks")
         return head, lines[1:]
     except (ValueError, LookupError, TypeError) as error:
-        raise InputError(f"merge: {path.name} has no header of protocol 2 ({error!r})") from error
+        raise InputError(
+            f"merge: {path.parent.name} has no header of protocol 2 ({error!r})"
+        ) from error
 
 
 def _take(lines: list[bytes], block: range, attacks: list[str], path: Path) -> Iterator[bytes]:
@@ -132,7 +144,7 @@ def _take(lines: list[bytes], block: range, attacks: list[str], path: Path) -> I
             wanted.remove((record["attack"], record["index"]))
         except (IndexError, KeyError, ValueError, TypeError) as error:
             raise InputError(
-                f"merge: {path.name} is not finished, expected it to be run again to its end"
+                f"merge: {path.parent.name} is not finished, expected it to be run again to its end"
             ) from error
         yield line
 

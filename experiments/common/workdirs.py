@@ -1,11 +1,11 @@
 """A work directory belongs to one config; it is never emptied, and never shared."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.common.locks import hold
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 
@@ -15,21 +15,17 @@ def claim_workdir(
 ) -> Path:
     """Makes ``workdir`` and writes the config into it, or checks that it belongs to that config.
 
-    Raises InputError that names the first difference if the folder belongs to another config,
-    or that says so if it cannot be written.
+    No other process can claim it until this one ends. Raises InputError that names the first
+    difference if the folder belongs to another config, or that says so if it cannot be written or
+    another process works in it.
     """
     workdir = Path(workdir)
     text = json.dumps(config, indent=2, sort_keys=True, default=str)
     path = workdir / name
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not os.access(workdir, os.W_OK | os.X_OK):
-            raise PermissionError(13, "permission denied")
-        if not path.exists():
-            write_atomically(path, text)
-            return workdir
-    except OSError as error:
-        raise InputError(f"workdir: {workdir} cannot be written: {error.strerror}") from error
+    hold("workdir", workdir)
+    if not path.exists():
+        write_atomically(path, text)
+        return workdir
     try:
         before = _flatten(json.loads(path.read_text()))
     except (OSError, ValueError) as error:

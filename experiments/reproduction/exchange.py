@@ -23,9 +23,9 @@ from typing import Any
 
 from absl import flags
 
-from experiments.common import cli
+from experiments.common import cli, locks
 from experiments.common.provenance import ROOT
-from purify_jax.atomic import write_atomically
+from purify_jax.atomic import check_output, write_atomically
 from purify_jax.attacks import suites
 from purify_jax.checks import InputError
 
@@ -42,6 +42,8 @@ Json = Mapping[str, Any]
 def main(argv: list[str]) -> None:
     """results/ in, two folders of JSON files out."""
     del argv
+    check_output("out", FLAGS.out, folder=True)
+    locks.hold("out", FLAGS.out)
     written = export(Path(FLAGS.results), ROOT / "pretrained", Path(FLAGS.out))
     print(f"{len(written)} files written to {FLAGS.out}")
 

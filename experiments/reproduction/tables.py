@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.common import cli
+from experiments.common import cli, locks
 from experiments.common.provenance import ROOT
 from experiments.reproduction import leaderboard
 from purify_jax.atomic import write_atomically
@@ -31,6 +31,8 @@ PUBLISHED = {
 def main(argv: list[str]) -> None:
     """results/ in, README.md and docs/leaderboard.md out."""
     del argv
+    if not FLAGS.check:
+        locks.hold("results", ROOT / "results")
     readme, board = ROOT / "README.md", ROOT / "docs" / "leaderboard.md"
     pages = {
         readme: rewrite(readme.read_text(), ROOT / "results"),

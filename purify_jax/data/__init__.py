@@ -2,7 +2,7 @@
 
 from purify_jax.data.batching import batch_indices
 from purify_jax.data.datasets import Dataset, LazyImages, load_split
-from purify_jax.data.images import fit, image_files, read_image, to_float
+from purify_jax.data.images import fit, image_files, png, read_image, to_float
 
 __all__ = [
     "Dataset",
@@ -11,6 +11,7 @@ __all__ = [
     "fit",
     "image_files",
     "load_split",
+    "png",
     "read_image",
     "to_float",
 ]

@@ -1,5 +1,6 @@
 """Images as arrays: read, made one size, as floats."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,15 @@ def read_image(path: Path, channels: int | None = None) -> np.ndarray:
     except Exception as error:  # each format's reader has its own; also an image of absurd size
         raise InputError(f"image: {path} cannot be read: {' '.join(str(error).split())}") from error
     return array[..., None] if array.ndim == 2 else array
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """An image uint8 ``[h, w, 1 or 3]`` as a PNG file."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def fit(image: np.ndarray, size: int | None) -> np.ndarray:

@@ -72,12 +72,6 @@ class SuiteRun:
         if self.block is not None:
             check_count("block", self.block)
 
-    def record_name(self, label: str) -> str:
-        """The name of a model's record file: a shard's names the shard."""
-        index, count = self.shard
-        part = "" if count == 1 else f".shard-{index}-of-{count}"
-        return f"records_{label}{part}.jsonl"
-
 
 def evaluate_suite(
     defense: Defense,
@@ -130,7 +124,7 @@ def evaluate_suite(
             draws=draws,
             batch_size=run.batch_size,
             passes=_passes(run.suite, model, options, dataset, draws),
-            path=None if workdir is None else Path(workdir) / run.record_name(label),
+            path=None if workdir is None else Path(workdir) / f"records_{label}.jsonl",
             header={"suite": run.suite, "norm": options.norm, "epsilon": options.epsilon},
             drop_fallen=suites.SUITES[run.suite].drop_fallen,
             ball=(options.norm, options.epsilon),
@@ -145,7 +139,7 @@ def evaluate_suite(
     shared, probes, curve = None, {}, None
     where: dict[str, Any] = {"batch_size": max(run.batch_size, 1), "mesh": mesh}
     if target is not None and run.suite == "honest":
-        path = None if workdir is None else Path(workdir) / run.record_name("shared_keys")
+        path = None if workdir is None else Path(workdir) / "records_shared_keys.jsonl"
         shared = _shared_keys(key, target, dataset, options, path, run.block, run.shard, **where)
     if run.shard != (0, 1):  # the rest needs all records
         return SuiteResult(found, shared, {}, [], None)

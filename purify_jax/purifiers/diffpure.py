@@ -18,13 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify_jax.arrays import l2_norm
-from purify_jax.checks import InputError, check_at_least, check_count, check_images, check_number
+from purify_jax.checks import InputError, check_count, check_images, check_number
 from purify_jax.diffusions import Diffusion, LinearSchedule, pixels, score_at, signed
 from purify_jax.keys import fold_keys, normal_like, stream
 from purify_jax.pytrees import Replaceable, pytree, static
 from purify_jax.types import BOUNDS, Array, Keys, PurifyInfo, ScoreFn
 
 _SCHEDULE = LinearSchedule()
+#: The most steps that a dt may make, a hundred times the published number; a table has a row for each.
+MOST_STEPS = 100_000
 
 
 class Trace(NamedTuple):
@@ -55,11 +57,16 @@ def step_info(size: Array, score: Array) -> tuple[Array, Array]:
 
 def _times(t_star: float, dt: float, end: float) -> np.ndarray:
     """t*, t* − dt, … down to ``end``, the last step shorter: ``[T + 1]``."""
-    check_at_least("dt", dt, 1e-9)
+    check_number("dt", dt, 0, open_low=True)
     check_number("t_star", t_star)
     check_number("end", end)
     if not 0 <= end < t_star <= 1:
         raise InputError(f"t_star: got {t_star} with end = {end}, expected 0 <= end < t_star <= 1")
+    if t_star - end > MOST_STEPS * dt:
+        raise InputError(
+            f"dt: got {dt:g}, which is {(t_star - end) / dt:.0f} steps from t_star = {t_star:g} on, "
+            f"expected at most {MOST_STEPS} steps"
+        )
     count = int(np.ceil((t_star - end) / dt - 1e-6))
     return np.append(t_star - dt * np.arange(count), end)
 

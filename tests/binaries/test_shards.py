@@ -42,7 +42,7 @@ def test_four_shards_of_which_one_is_killed(run_binary, single, tmp_path):
          "--shard=1/4"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         cwd=ROOT, env=environment(),
     )  # fmt: skip
-    torn = tmp_path / "records_undefended.shard-1-of-4.jsonl"
+    torn = tmp_path / "shard-1-of-4" / "records_undefended.jsonl"
     for _ in range(3000):
         if victim.poll() is not None or (torn.exists() and torn.read_bytes().count(b"\n") > 2):
             break
@@ -53,11 +53,10 @@ def test_four_shards_of_which_one_is_killed(run_binary, single, tmp_path):
     assert refused.returncode == 1
     assert "merge: shards 2/4 of 'undefended' are missing, expected all" in refused.stderr
     run_binary(*COMMAND, f"--workdir={tmp_path}", "--shard=2/4")
-    if (tmp_path / "records_defended.shard-1-of-4.jsonl").exists():
-        (tmp_path / "records_defended.shard-1-of-4.jsonl").unlink()
+    (tmp_path / "shard-1-of-4" / "records_defended.jsonl").unlink(missing_ok=True)
     refused = run_binary(*COMMAND, f"--workdir={tmp_path}", "--merge", check=False)
     assert refused.returncode == 1
-    assert "shard-1-of-4.jsonl is not finished" in refused.stderr or "1/4" in refused.stderr
+    assert "shard-1-of-4 is not finished" in refused.stderr or "1/4" in refused.stderr
     assert not (tmp_path / "records_defended.jsonl").exists()
     run_binary(*COMMAND, f"--workdir={tmp_path}", "--shard=1/4")
     run_binary(*COMMAND, f"--workdir={tmp_path}", "--merge")
@@ -118,7 +117,9 @@ def test_shards_of_two_protocols_or_evaluations_are_one_line(single, tmp_path):
     def write(i, **changed):
         head = {**header, "shard": [i, 2], **changed}
         body = [json.dumps({"header": {k: v for k, v in head.items() if v is not None}}) + "\n"]
-        (tmp_path / f"records_defended.shard-{i}-of-2.jsonl").write_text("".join(body + lines[1:]))
+        folder = tmp_path / f"shard-{i}-of-2"
+        folder.mkdir(exist_ok=True)
+        (folder / "records_defended.jsonl").write_text("".join(body + lines[1:]))
 
     write(0)
     write(1, draws=5)
@@ -128,6 +129,7 @@ def test_shards_of_two_protocols_or_evaluations_are_one_line(single, tmp_path):
     with pytest.raises(InputError, match="has no header of protocol 2"):
         shards.merge(tmp_path, "defended")
     write(0)
-    (tmp_path / "records_defended.shard-0-of-3.jsonl").write_text("")
+    (tmp_path / "shard-0-of-3").mkdir()
+    (tmp_path / "shard-0-of-3" / "records_defended.jsonl").write_text("")
     with pytest.raises(InputError, match=r"has shards of \[2, 3\] in all"):
         shards.merge(tmp_path, "defended")

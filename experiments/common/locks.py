@@ -1,0 +1,95 @@
+"""One process at a time writes into a folder; a second one ends in one line."""
+
+import atexit
+import errno
+import fcntl
+import os
+import socket
+from pathlib import Path
+
+import jax
+from absl import logging
+
+from purify_jax.atomic import remove_unfinished
+from purify_jax.checks import InputError
+
+NAME = ".lock"
+#: What a file system answers that has no locks.
+_NONE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+#: Folder → descriptor, of the locks of this process: it may ask for one again.
+_held: dict[Path, int] = {}
+
+
+def hold(name: str, folder: str | Path) -> None:
+    """Makes ``folder`` and locks it until this process ends, however it ends.
+
+    The kernel holds the lock (flock), so that a killed process leaves none behind. Then removes what
+    a killed process left half-written. Of several processes that work together the first one
+    holds it for all. Raises InputError, which says ``name``, if another process holds it, or if the
+    folder cannot be written.
+    """
+    if jax.distributed.is_initialized() and jax.process_index() > 0:
+        return
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.resolve() in _held:
+            return
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "permission denied")
+        descriptor = _locked(folder / NAME)
+    except OSError as error:
+        raise InputError(f"{name}: {folder} cannot be written: {error.strerror}") from error
+    if descriptor is None:
+        raise InputError(
+            f"{name}: {folder} is in use by {_holder(folder / NAME)}, expected one process at a time; "
+            "wait for it, or give another folder"
+        )
+    _held[folder.resolve()] = descriptor
+    remove_unfinished(folder, NAME)
+
+
+def _locked(path: Path) -> int | None:
+    """A descriptor of the locked file; None if another process has it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                os.close(descriptor)
+                return None
+            if error.errno not in _NONE:
+                os.close(descriptor)
+                raise
+            logging.warning("%s: no locks here; that two runs use one folder is not seen", path)
+        try:
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                break
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # who had it before removed it meanwhile, as below: it is no lock
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return descriptor
+
+
+def _holder(path: Path) -> str:
+    try:
+        return " ".join(path.read_text(errors="replace").split())[:200] or "another process"
+    except OSError:
+        return "another process"
+
+
+def release() -> None:
+    """Gives back all locks of this process, and leaves no file behind."""
+    for folder, descriptor in _held.items():
+        try:
+            (folder / NAME).unlink(missing_ok=True)
+        except OSError as error:
+            logging.warning("%s: %s", folder / NAME, error.strerror)
+        os.close(descriptor)
+    _held.clear()
+
+
+atexit.register(release)

@@ -1,0 +1,113 @@
+"""Two processes never write into one folder; a process that died locks nobody out."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import harness
+import pytest
+import workplace
+from harness import ROOT
+
+from experiments.common import locks, workdirs
+from purify_jax.atomic import remove_unfinished
+from purify_jax.checks import InputError
+
+HOLD = (
+    "import sys, time; from experiments.common.workdirs import claim_workdir; "
+    "claim_workdir(sys.argv[1], {}); print('held', flush=True); time.sleep(100)"
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return workplace.make(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture(autouse=True)
+def _released():
+    yield
+    locks.release()
+
+
+def holder(folder):
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_the_second_process_is_told_and_the_third_takes_over_from_a_killed_one(tmp_path):
+    first = holder(tmp_path)
+    try:
+        before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+        message = (
+            f"workdir: {tmp_path} is in use by process {first.pid} on .*, expected one process"
+        )
+        with pytest.raises(InputError, match=message):
+            workdirs.claim_workdir(tmp_path, {})
+        assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+    started = time.monotonic()
+    workdirs.claim_workdir(tmp_path, {})
+    workdirs.claim_workdir(tmp_path, {})  # the same process may ask again
+    assert time.monotonic() - started < 1
+    locks.release()
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    inside, others = tmp_path / "figures", tmp_path / "part"
+    for folder in (inside, others):
+        folder.mkdir()
+        (folder / ".model.safetensors.123.tmp").write_text("half")
+    (others / locks.NAME).touch()
+    for name in ("mine.tmp", ".mine.tmp", "results.json"):
+        (tmp_path / name).write_text("whole")
+    remove_unfinished(tmp_path, locks.NAME)
+    left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    kept = [
+        ".mine.tmp",
+        "mine.tmp",
+        "part/.lock",
+        "part/.model.safetensors.123.tmp",
+        "results.json",
+    ]
+    assert left == kept
+
+
+def test_a_lock_that_was_removed_meanwhile_is_none(tmp_path, monkeypatch):
+    """Who waited for the file of a process that ended and removed it holds nothing, and asks anew."""
+    real, removed = locks.fcntl.flock, []
+
+    def flock(descriptor, operation):
+        if not removed:
+            removed.append(True)
+            (tmp_path / locks.NAME).unlink()
+        return real(descriptor, operation)
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    locks.hold("workdir", tmp_path)
+    monkeypatch.undo()
+    with open(tmp_path / locks.NAME) as file, pytest.raises(BlockingIOError):
+        real(file, locks.fcntl.LOCK_EX | locks.fcntl.LOCK_NB)
+
+
+def test_every_binary_that_writes_a_folder_asks_for_it(place, tmp_path):
+    commands = workplace.commands(place, tmp_path / "held")
+    names = [name for name in commands if name not in ("export", "import_weights")]  # one file each
+    workplace.prepare(place, tmp_path / "held")
+    for folder in (tmp_path / "held" / "runs", tmp_path / "held", ROOT / "results"):
+        locks.hold("workdir", folder)
+    before = sorted(p for p in (tmp_path / "held").rglob("*"))
+    for first in range(0, len(names), 2):
+        running = {n: harness.start(n, *commands[n]) for n in names[first : first + 2]}
+        for name, process in running.items():
+            done = process.wait()
+            assert (done.outcome, name) == ("refused", name), done.err
+            assert f"is in use by process {os.getpid()} on " in done.line
+    assert sorted(p for p in (tmp_path / "held").rglob("*")) == before
