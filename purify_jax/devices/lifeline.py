@@ -149,6 +149,10 @@ def _say_goodbye() -> None:
     """At a regular end; after an exception the lines are cut without it, so that all end."""
     if hasattr(sys, "last_value"):
         os._exit(1)
+    if jax.process_index() > 0:
+        # Before process 0 hears the goodbye and ends, and with it the service: JAX aborts without it.
+        with suppress(RuntimeError):
+            jax.distributed.shutdown()
     for line in _lines:
         with suppress(OSError):
             line.sendall(_GOODBYE)
