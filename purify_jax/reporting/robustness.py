@@ -76,13 +76,9 @@ def _figure(result: SuiteResult) -> bytes:
         rows = {row["attack"]: row["one_draw"] for row in records.table(found)}
         values[label] = {**rows, "worst case per image": result.worst_case(label)}
     names = list(dict.fromkeys(name for row in values.values() for name in row))
-    nothing = records.Interval(0.0, 0.0, 0.0, 0)
-    groups = {label: [row.get(name, nothing) for name in names] for label, row in values.items()}
-    return plots.bars(
-        names,
-        {label: [i.value for i in intervals] for label, intervals in groups.items()},
-        {label: [(i.low, i.high) for i in intervals] for label, intervals in groups.items()},
-    )
+    cell = lambda found: None if found is None else (found.value, found.low, found.high)
+    groups = {label: [cell(row.get(name)) for name in names] for label, row in values.items()}
+    return plots.ranked(names, groups, "accuracy of one answer")
 
 
 def write_robustness(
