@@ -19,11 +19,9 @@ from purify_jax.reporting.gallery import MOST_IMAGES, gallery
 from purify_jax.types import Array
 
 BROWSER = (
-    "Each image as it was, as attacked, what the attack changed (amplified), and on its way through the "
-    "purifier: the slider walks one of the purified copies from the noised image through every step. The step "
-    "size and the score norm are those of the step that led to the picture. Clean, attacked and half-purified "
-    "images are judged by the classifier alone; the defense's answer averages all purified copies. Below each "
-    "small picture (the attacked image): the defense's answer, ✓ where it is right."
+    "Choose an image (below each: the defense's answer, ✓ where it is right) and move the slider: it walks one purified "
+    "copy from the noised image to the end, with the size of each step and the score norm where it began. The "
+    "classifier alone judges these pictures; the defense averages its answers on all purified copies."
 )
 
 

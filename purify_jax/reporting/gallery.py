@@ -26,7 +26,7 @@ OUTCOMES = {
     "wrong": "clean wrong already",
 }
 #: Images and steps shown at most, and the characters that they may take of the page.
-MOST_IMAGES, MOST_STEPS, MOST_CHARACTERS = 64, 8, 2_000_000
+MOST_IMAGES, MOST_STEPS, MOST_CHARACTERS = 64, 8, 2_200_000
 
 
 @dataclasses.dataclass(frozen=True)

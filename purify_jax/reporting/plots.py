@@ -54,7 +54,8 @@ def _quiet(axes: Axes) -> None:
 def _legend(axes: Axes) -> None:
     """Above the axes, where it hides no data."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = 1 if max(map(len, labels)) > 24 else 2
+    longest = max(map(len, labels))
+    columns = 1 if longest > 24 else 2 if longest > 14 else 3
     axes.legend(
         handles, labels, frameon=False, fontsize=9, ncols=columns, loc="lower left",
         bbox_to_anchor=(0, 1), borderaxespad=0.2,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from purify_jax.evaluation.protocol import Figures
 from purify_jax.evaluation.statistics import Interval, wilson
 
 
@@ -45,43 +46,45 @@ def exact_against_flattering(
     return [first, second, third]
 
 
-def strongest_and_union(
-    average: Interval,
-    worst: Interval,
-    draws: int,
-    undefended: Interval | None,
-    bpda: tuple[Interval, Interval] | None,
+def of_suite(
+    found: Figures,
+    *,
+    attacked: bool = True,
+    undefended: Interval | None = None,
+    bpda_and_exact: tuple[Interval, Interval] | None = None,
+    red_flags: int = 0,
 ) -> list[str]:
     """The verdict of a suite of attacks.
 
     Args:
-      average, worst: of one answer, and of all ``draws`` answers, under the strongest candidate of each image.
-      undefended: the bare classifier's average, if it was attacked.
-      bpda: accuracy under BPDA and under the exact gradient on the same images, if both were measured.
+      found: the figures to quote of the model that was attacked.
+      attacked: whether there was any attack, beside the clean images.
+      undefended: the bare classifier's average, if it was attacked beside a defense.
+      bpda_and_exact: short attacks with either gradient on the same images, if they were run.
+      red_flags: how many were raised.
     """
-    right = round(average.value * average.images)
-    first = (
-        f"Under the strongest attack found for each image, the defense answers right for {right} of "
-        f"{average.images} images"
-    )
-    if bpda is None:
-        first += "."
+    average = found.average
+    right = f"{average.value * average.images:.0f} of {average.images}"
+    if attacked:
+        first = f"The strongest attack found for each image leaves {right} images right"
     else:
+        first = f"No attack was run: {right} clean images are right"
+    if bpda_and_exact is not None:
+        bpda, exact = bpda_and_exact
         first += (
-            f"; BPDA, which pretends that the purifier is not there, would have said "
-            f"{bpda[0].value:.0%} where the exact gradient leaves {bpda[1].value:.0%} "
-            f"(short attacks, {bpda[0].images} images)."
+            f"; BPDA would have said {bpda.value:.0%} where the exact gradient leaves {exact.value:.0%} "
+            f"(short attacks, {exact.images} images)"
         )
     second = f"Quote the average of one answer: {share(average)}."
-    if draws > 1:
-        second += (
-            f" An attacker who may try {draws} times per image leaves {share(worst)}: "
-            "the defense is random, and some answers are luck."
-        )
-    sentences = [first, second]
+    if found.draws > 1:
+        second += f" All of {found.draws} answers are right for {share(found.worst)}."
+    sentences = [f"{first}.", second]
     if undefended is not None:
-        sentences.append(f"The classifier without the purifier keeps {share(undefended)}.")
-        sentences.append(_gain(average, undefended))
+        without = f"The classifier without the purifier keeps {share(undefended)}."
+        sentences.append(f"{without} {_gain(average, undefended)}")
+    if red_flags:
+        flags = "is a red flag" if red_flags == 1 else f"are {red_flags} red flags"
+        sentences.append(f"There {flags}: the attacks were too weak, the true figure may be lower.")
     return sentences
 
 

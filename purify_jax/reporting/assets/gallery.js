@@ -75,7 +75,8 @@
     at("case").hidden = state.shown.length === 0;
     if (state.shown.length === 0) return;
     // The same image under another attack stays chosen, so that the two can be compared.
-    choose(state.shown.find((item) => item.image === state.chosen?.image) ?? state.shown[0]);
+    choose(state.shown.find((item) => item.image === state.chosen?.image)
+      ?? state.shown.find((item) => item.outcome === "saved") ?? state.shown[0]);
   }
 
   function thumb(item) {
@@ -126,10 +127,11 @@
     const item = state.chosen;
     const { label } = data.images[item.image];
     const chances = item.probabilities[step];
-    const words = data.steps[step] === 0 ? "before the first step" : `after step ${data.steps[step]} of ${data.total}`;
+    const words = data.steps[step] === 0 ? "Noised, before the first step" : `After step ${data.steps[step]} of ${data.total}`;
     at("step").value = step;
     at("step").setAttribute("aria-valuetext", `${words}, classified ${verdict(chances, label)}`);
-    caption("purified", frame(item, step), `Purified, ${words}`, verdict(chances, label));
+    at("step-words").textContent = words;
+    caption("purified", frame(item, step), words, verdict(chances, label));
     at("step-size").textContent = item.sizes[step] ?? "none yet";
     at("score-norm").textContent = item.norms[step] ?? "none yet";
     at("answer").textContent = verdict(chances, label);
