@@ -174,12 +174,23 @@ def _write(workdir, results, statistics, images, dataset, key, threshold) -> Non
         figures[f"roc_{label}".replace(" ", "_")] = figure
         histogram = plots.histograms({n: np.maximum(v, 1e-6) for n, v in values.items()}, label)
         sections += [
-            pj.reporting.Section(f"ROC, {label}", figure=figure),
-            pj.reporting.Section(f"Distribution, {label}", figure=histogram),
+            pj.reporting.Section(
+                f"ROC, {label}",
+                "Dotted: guessing.",
+                figure=figure,
+                alt="A curve per attack: share of attacked images found against share of clean ones flagged; "
+                "the table has the areas.",
+            ),
+            pj.reporting.Section(
+                f"Distribution, {label}",
+                figure=histogram,
+                alt=f"Overlaid histograms of the {label}, of clean images and of every attack's.",
+            ),
         ]
     shown = [[batch[i] for batch in images.values()] for i in range(min(5, len(dataset)))]
+    alt = f"{len(shown)} images in rows; columns: {', '.join(images)}."
     grid = plots.image_grid(shown, [n.replace(", ", "\n") for n in images])
-    sections.append(pj.reporting.Section("Images", figure=grid))
+    sections.append(pj.reporting.Section("Images", figure=grid, alt=alt, pictures=True))
     summary = (
         f"{FLAGS.norm} ε = {FLAGS.epsilon:g}, {FLAGS.steps} steps, EOT {FLAGS.eot}, {len(dataset)} "
         f"images; threshold {threshold:.4g} from {FLAGS.calibration_images} clean images; "

@@ -14,7 +14,7 @@ import jax
 from absl import flags
 
 import purify_jax as pj
-from experiments.common import cli, config_schema, flagging, from_config, story
+from experiments.common import cli, config_schema, flagging, from_config, illustrations, story
 from experiments.common.workdirs import claim_workdir
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
@@ -57,9 +57,9 @@ def main(argv: list[str]) -> None:
         "versions": pj.reporting.versions(),
         **results,
     }
-    figures = story.figures(key, defense, ebm, attacks, test, config.attack)
+    illustrated = illustrations.sections(key, defense, ebm, attacks, test, config.attack)
     results["seconds"] = round(time.monotonic() - started, 1)
-    _write(workdir, results, figures)
+    _write(workdir, results, illustrated)
 
 
 def _trained(workdir: Path, name: str, train, config, dataset) -> pj.models.Model:
@@ -73,27 +73,25 @@ def _trained(workdir: Path, name: str, train, config, dataset) -> pj.models.Mode
     return model
 
 
-def _write(workdir: Path, results: dict, figures: dict[str, tuple[str, bytes]]) -> None:
+def _write(workdir: Path, results: dict, illustrated: dict[str, pj.reporting.Section]) -> None:
     columns, rows = story.table(results)
-    for name, (_, png) in figures.items():
-        write_atomically(workdir / "figures" / f"{name}.png", png)
+    for name, section in illustrated.items():
+        if section.figure:
+            write_atomically(workdir / "figures" / f"{name}.png", section.figure)
     write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-    sections = [
-        pj.reporting.Section("Accuracy", story.TABLE_NOTE, columns, rows),
-        *(
-            pj.reporting.Section(name.replace("_", " ").capitalize(), text, figure=png)
-            for name, (text, png) in figures.items()
-        ),
-    ]
+    accuracy = pj.reporting.Section("Accuracy", story.TABLE_NOTE, columns, rows, terms=story.TERMS)
+    verdict = story.verdict(results)
     footer = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
     report = pj.reporting.write_report(
         workdir / "report.html",
         f"Adversarial purification of {results['dataset']}",
         story.SUMMARY,
-        sections,
+        [accuracy, *illustrated.values()],
         f"seed {results['seed']}; {footer}; {results['seconds']} s",
+        verdict,
     )
     print(pj.reporting.text_table(columns, rows))
+    print(" ".join(verdict))
     print(f"report: {report}  ({results['seconds']} s)")
 
 

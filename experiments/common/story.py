@@ -1,22 +1,16 @@
-"""The quickstart's story: which attacks, which figures, which table."""
+"""The quickstart's story: which attacks, which table, which verdict. Its figures: ``illustrations``."""
 
 import time
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
 import purify_jax as pj
 from purify_jax import attacks as atk
-from purify_jax import energy, evaluation
+from purify_jax import evaluation
 from purify_jax.devices import sharding
 from purify_jax.evaluation import records
-from purify_jax.evaluation.predictions import check_classes
-from purify_jax.evaluation.sweeps import AttackedAndScored
-from purify_jax.keys import fold_keys, image_keys, stream_key
-from purify_jax.reporting import plots
+from purify_jax.reporting.verdicts import exact_against_flattering
 from purify_jax.types import Array, Attack
 
 SUMMARY = (
@@ -28,7 +22,15 @@ SUMMARY = (
 )
 TABLE_NOTE = (
     "Share of test images classified right, with 95% Wilson intervals; every attack scored with "
-    "fresh random draws. Undefended: the bare classifier under PGD with as many steps."
+    "fresh random draws."
+)
+TERMS = (
+    (
+        "ε",
+        "how far the attack may move every pixel (Linf) or the image (L2); pixels go from 0 to 1",
+    ),
+    ("steps", "gradient steps of the attack"),
+    ("EOT", "random draws whose gradients each step averages"),
 )
 
 
@@ -115,117 +117,25 @@ def run_attacks(
 
 def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the accuracy table."""
-    columns = [
-        "attack",
-        "ε",
-        "steps",
-        "EOT",
-        "undefended",
-        "defended",
-        "95% interval",
-        "images",
-        "s",
-    ]
-    interval = lambda low, high: f"[{low:.3f}, {high:.3f}]"
+    # What counts comes first: a narrow screen shows three columns or four.
+    columns = ["attack", "defended", "undefended", "images", "ε", "steps", "EOT", "s"]
+    defended = lambda row: str(records.Interval(row["defended"], *row["defended_ci95"], 0))
     clean = results["clean"]
-    row = ["clean", "0", "", "", f"{clean['undefended']:.3f}", f"{clean['defended']:.3f}"]
-    rows = [[*row, interval(*clean["defended_ci95"]), str(clean["images"]), ""]]
+    row = ["clean", defended(clean), f"{clean['undefended']:.3f}", str(clean["images"])]
+    rows = [[*row, "0", "", "", ""]]
     for a in results["attacks"]:
-        values = [f"{a['undefended']:.3f}", f"{a['defended']:.3f}", interval(*a["defended_ci95"])]
-        setting = [a["name"], f"{a['epsilon']:g}", str(a["steps"]), str(a["eot"])]
-        rows.append([*setting, *values, str(a["images"]), f"{a['seconds']:.1f}"])
+        values = [a["name"], defended(a), f"{a['undefended']:.3f}", str(a["images"])]
+        setting = [f"{a['epsilon']:g}", str(a["steps"]), str(a["eot"]), f"{a['seconds']:.1f}"]
+        rows.append([*values, *setting])
     return columns, rows
 
 
-def figures(
-    key: Array,
-    defense: pj.defense.Defense,
-    ebm: pj.models.Model,
-    named: list[NamedAttack],
-    test: pj.data.Dataset,
-    config: Any,
-) -> dict[str, tuple[str, bytes]]:
-    """The report's figures: name → (text, PNG)."""
-    count = min(128, len(test))
-    images, labels = test.batch(np.arange(count))
-    keys = image_keys(stream_key(key, "figures"), np.arange(count))
-    adversarial = pj.jit(named[0].make(config.epsilon))(keys, images, labels)
-    found = {"purification": _strip(defense, fold_keys(keys, 1), images, adversarial, labels)}
-    found["steps"] = _steps(defense, fold_keys(keys, 1), images, adversarial)
-    if ebm.role == "energy":
-        found["energy"] = _energies(defense, ebm, fold_keys(keys, 1), images, adversarial)
-    found["accuracy_against_epsilon"] = _sweep(
-        key, defense, named, test.take(min(64, len(test))), config
-    )
-    return found
-
-
-def _strip(defense, keys, images, adversarial, labels) -> tuple[str, bytes]:
-    path = np.asarray(jax.jit(defense.purifier.trajectory)(keys, adversarial))
-    shown = sorted({0, *np.linspace(1, len(path) - 1, 4).round().astype(int)})
-    predict = lambda x: np.asarray(defense.logits_fn(jnp.asarray(x)).argmax(-1))
-    columns = ["clean", "attacked", "noised", *(f"step {s}" for s in shown[1:-1]), "purified"]
-    stages = [np.asarray(images), np.asarray(adversarial), *(path[s] for s in shown)]
-    verdicts = [predict(stage) for stage in stages]
-    # Images that the attack turned, so that there is something to see; one of each class.
-    turned = [i for i in range(len(labels)) if verdicts[0][i] == labels[i] != verdicts[1][i]]
-    of_class = {int(labels[i]): i for i in reversed(turned or range(len(labels)))}
-    chosen = sorted(of_class.values())[:6]
-    rows = [[stage[i] for stage in stages] for i in chosen]
-    captions = [[f"{v[i]}{'' if v[i] == labels[i] else ' ✗'}" for v in verdicts] for i in chosen]
-    text = "Below each image: the bare classifier's prediction of it, ✗ where it is wrong."
-    return text, plots.image_grid(rows, columns, captions)
-
-
-def _steps(defense, keys, images, adversarial) -> tuple[str, bytes]:
-    lines = {}
-    for name, batch in {"clean": images, "attacked": adversarial}.items():
-        _, info = pj.jit(defense.purifier)(keys, batch)
-        norms = np.asarray(info.score_norms).mean((1, 2))
-        sizes = np.asarray(info.step_sizes).mean((1, 2))
-        lines[f"step size α, {name}"] = sizes
-        lines[f"score norm ‖s‖, {name}"] = norms
-    steps = 1 + np.arange(len(norms))
-    text = "Means over images and restarts."
-    return text, plots.curves(steps, lines, "purification step", "step size, score norm")
-
-
-def _energies(defense, ebm, keys, images, adversarial) -> tuple[str, bytes]:
-    energy_fn = pj.jit(energy.energy_from_network(ebm.network, ebm.params))
-    purified = jax.jit(lambda k, x: defense.purifier(k, x)[0][0])(keys, adversarial)
-    stages = {"clean": images, "attacked": adversarial, "purified": purified}
-    samples = {name: np.asarray(energy_fn(batch)) for name, batch in stages.items()}
-    text = "The attack raises the energy of an image; purification lowers it again."
-    return text, plots.histograms(samples, "energy E(x)")
-
-
-def _sweep(key, defense, named, dataset, config) -> tuple[str, bytes]:
-    epsilons = [config.epsilon * f for f in (0.0, 1 / 3, 2 / 3, 1.0, 4 / 3, 2.0)]
-    images, labels = dataset.batch(np.arange(len(dataset)))
-    lines: dict[str, list[float]] = {}
-    bands: dict[str, list[tuple[float, float]]] = {}
-
-    def add(name: str, entry: NamedAttack, model) -> None:
-        # ε is a leaf of the attack: one compilation serves the whole curve.
-        def correct(epsilon: float) -> int:
-            run = AttackedAndScored(
-                attack=entry.make(epsilon, 10), scorer=evaluation.fresh_draws(model, 1)
-            )
-            stream = stream_key(key, "sweep")
-            mesh = sharding.default_mesh()
-            predicted = evaluation.map_images(run, stream, images, labels, mesh=mesh)
-            check_classes(predicted, f"{name} at epsilon {epsilon:g}")
-            return int((predicted == labels).sum())
-
-        found = [records.wilson(correct(float(e)), len(dataset)) for e in epsilons]
-        lines[name] = [interval.value for interval in found]
-        bands[name] = [(interval.low, interval.high) for interval in found]
-
-    bare = pj.undefended(defense.logits_fn)
-    add("undefended, blind PGD", named[0], bare)
-    for entry in named:
-        add(f"defended, {entry.name}", entry, defense)
-    text = f"{len(dataset)} images, 10 steps each; shaded: 95% intervals."
-    return text, plots.curves(
-        epsilons, lines, f"ε ({config.norm})", "accuracy", bands, unit_interval=True
-    )
+def verdict(results: dict[str, Any]) -> list[str]:
+    """What to conclude, in sentences."""
+    *others, exact = results["attacks"]
+    images = exact["images"]
+    right = lambda row, model="defended": round(row[model] * row["images"])
+    short = {"blind PGD": "an attack that is blind to the purifier", "BPDA+EOT": "BPDA"}
+    flattering = {short[row["name"]]: right(row) for row in reversed(others)}
+    bare = min(right(row, "undefended") for row in results["attacks"])
+    return exact_against_flattering(right(exact), images, flattering, bare)

@@ -25,6 +25,7 @@ def write_results(
     seed: int,
     figures: Mapping[str, bytes] | None = None,
     notes: Sequence[str] = (),
+    verdict: Sequence[str] = (),
 ) -> Path:
     """Writes ``figures/*.png``, ``report.html`` and ``results.json``, and prints the table.
 
@@ -35,6 +36,7 @@ def write_results(
       seed: of the run, for the page's footer.
       figures: name → PNG; InputError for one that names no file.
       notes: lines for the terminal after the table.
+      verdict: what to conclude, in sentences, at the top of the page.
 
     Returns the page's path.
     """
@@ -45,7 +47,7 @@ def write_results(
         write_atomically(workdir / "figures" / f"{name}.png", png)
     found = versions()
     footer = "; ".join([f"seed {seed}", ", ".join(f"{k} {v}" for k, v in found.items())])
-    page = write_report(workdir / "report.html", title, summary, sections, footer)
+    page = write_report(workdir / "report.html", title, summary, sections, footer, verdict)
     everything = {"versions": found, **content}
     write_atomically(workdir / "results.json", json.dumps(everything, indent=2) + "\n")
     print(text_table(columns, rows))

@@ -5,10 +5,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FuncFormatter, MaxNLocator
+from matplotlib.ticker import (
+    FixedFormatter,
+    FixedLocator,
+    FuncFormatter,
+    MaxNLocator,
+    NullLocator,
+)
 
 #: One colour per role, the same in every figure; readable with common colour blindness.
+#: Figures are narrow and their letters large, so that a telephone's screen still shows them.
 COLOURS = {"undefended": "#c44e52", "defended": "#1f5fa8"}
 _CYCLE = ("#1f5fa8", "#dd8452", "#3a923a", "#8172b3", "#937860", "#c44e52", "#7f7f7f")
 
@@ -26,16 +34,54 @@ def png(figure: Figure) -> bytes:
         for text in texts:
             text.set_parse_math(False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    figure.savefig(buffer, format="png", dpi=140, bbox_inches="tight")
     return buffer.getvalue()
 
 
-def _axes(width: float = 6.0, height: float = 3.6) -> tuple[Figure, Axes]:
+def _axes(width: float = 5.2, height: float = 3.4) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    _quiet(axes)
     return figure, axes
+
+
+def _quiet(axes: Axes) -> None:
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(axes: Axes) -> None:
+    """Above the axes, where it hides no data."""
+    handles, labels = axes.get_legend_handles_labels()
+    longest = max(map(len, labels))
+    columns = 1 if longest > 24 else 2 if longest > 14 else 3
+    axes.legend(
+        handles, labels, frameon=False, fontsize=9, ncols=columns, loc="lower left",
+        bbox_to_anchor=(0, 1), borderaxespad=0.2,
+    )  # fmt: skip
+
+
+def readable_ticks(low: float, high: float) -> list[float]:
+    """Round numbers for a logarithmic axis from ``low`` to ``high``: 1-2-5, or powers of ten of many.
+
+    >>> readable_ticks(0.8, 30)
+    [1.0, 2.0, 5.0, 10.0, 20.0]
+    """
+    first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
+    inside = lambda ticks: [t for t in ticks if low <= t <= high]
+    every = inside([float(f"{m}e{e}") for e in range(first, last + 1) for m in (1, 2, 5)])
+    if len(every) <= 7:
+        return every
+    tens = inside([float(f"1e{e}") for e in range(first, last + 1)])
+    return tens[:: -(-len(tens) // 7)]
+
+
+def _logarithmic(axis: Axis, low: float, high: float) -> None:
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})  # type: ignore[attr-defined]
+    axis.set_major_locator(FixedLocator(readable_ticks(low, high)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def image_grid(
@@ -75,68 +121,108 @@ def curves(
 ) -> bytes:
     """Lines over a common x, with 95% bands where ``intervals`` gives them."""
     figure, axes = _axes()
+    _lines(axes, x, lines, intervals, markers)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    if unit_interval:
+        axes.set_ylim(-0.02, 1.02)
+    _legend(axes)
+    return png(figure)
+
+
+def panels(
+    x: Sequence[float], quantities: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str
+) -> bytes:
+    """Quantity → lines over a common x: a panel and an axis for each quantity, from 0 on."""
+    figure = Figure(figsize=(5.2, 0.4 + 2.2 * len(quantities)), layout="constrained")
+    rows = figure.subplots(len(quantities), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (ylabel, lines) in zip(rows, quantities.items(), strict=True):
+        _quiet(axes)
+        _lines(axes, x, lines)
+        axes.set_ylabel(ylabel)
+        axes.set_ylim(bottom=0)
+    rows[-1].set_xlabel(xlabel)
+    _legend(rows[0])
+    return png(figure)
+
+
+def _lines(
+    axes: Axes,
+    x: Sequence[float],
+    lines: Mapping[str, Sequence[float]],
+    intervals: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    markers: bool = True,
+) -> None:
     for index, (name, values) in enumerate(lines.items()):
         colour = COLOURS.get(name, _CYCLE[index % len(_CYCLE)])
-        style = "o-" if markers else "-"
+        # Shapes differ too: colours alone are lost on paper and on some eyes.
+        style = "osD^v"[index % 5] + "-" if markers else ("-", "--", "-.", ":")[index % 4]
         axes.plot(x, values, style, markersize=4, color=colour, label=name)
         if intervals and name in intervals:
             low, high = np.transpose(intervals[name])
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     if all(float(value).is_integer() for value in x):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    if unit_interval:
-        axes.set_ylim(-0.02, 1.02)
-    axes.legend(frameon=False, fontsize=9)
-    return png(figure)
 
 
 def histograms(samples: Mapping[str, np.ndarray], xlabel: str) -> bytes:
-    """Overlaid histograms with common bins, on a logarithmic axis (all values positive)."""
+    """Overlaid histograms with common bins; on a logarithmic axis if the values span a decade."""
     figure, axes = _axes()
     values = np.concatenate([np.ravel(v) for v in samples.values()])
-    low = max(float(values.min()), 1e-6)
-    bins = np.geomspace(low, max(float(values.max()), low * 1.01), 40).tolist()
+    low, high = float(values.min()), float(values.max())
+    logarithmic = low > 0 and high >= 10 * low
+    bins = (np.geomspace if logarithmic else np.linspace)(low, max(high, low + 1e-6), 41)
     for index, (name, sample) in enumerate(samples.items()):
-        axes.hist(
-            np.maximum(np.ravel(sample), low),
-            bins=bins,
-            alpha=0.55,
-            label=name,
-            color=_CYCLE[index],
-        )
-    axes.set_xscale("log")
+        colour, sample = _CYCLE[index % len(_CYCLE)], np.ravel(sample)
+        axes.hist(sample, bins=bins.tolist(), alpha=0.35, color=colour, label=name)
+        axes.hist(sample, bins=bins.tolist(), histtype="step", color=colour)
+    if logarithmic:
+        _logarithmic(axes.xaxis, low, high)
+        xlabel += " (logarithmic)"
     axes.set_xlabel(xlabel)
     axes.set_ylabel("images")
-    axes.legend(frameon=False, fontsize=9)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(axes)
     return png(figure)
 
 
-def bars(
+def ranked(
     names: Sequence[str],
-    groups: Mapping[str, Sequence[float]],
-    intervals: Mapping[str, Sequence[tuple[float, float]]] | None = None,
-    ylabel: str = "accuracy",
+    groups: Mapping[str, Sequence[tuple[float, float, float] | None]],
+    xlabel: str = "accuracy",
+    beside: tuple[str, Sequence[float]] | None = None,
 ) -> bytes:
-    """A group of bars per name, with 95% intervals as error bars."""
-    figure, axes = _axes(width=max(6.0, 1.1 * len(names)))
-    width = 0.8 / len(groups)
-    positions = np.arange(len(names))
-    for index, (group, values) in enumerate(groups.items()):
-        error = None
-        if intervals and group in intervals:
-            low, high = np.transpose(intervals[group])
-            error = np.clip([np.asarray(values) - low, high - np.asarray(values)], 0, None)
+    """A line per name, so that no two labels meet: (value, low, high) of every group as a dot with its
+    interval, None for none. beside: a second panel's (label, positive values), on a logarithmic axis."""
+    width = (3, 2) if beside else (1,)
+    figure = Figure(figsize=(5.2, 1.1 + 0.3 * len(names)), layout="constrained")
+    row = figure.subplots(1, len(width), sharey=True, squeeze=False, width_ratios=width)[0]
+    positions = np.arange(len(names), dtype=float)
+    for index, (group, cells) in enumerate(groups.items()):
         colour = COLOURS.get(group, _CYCLE[index % len(_CYCLE)])
-        offset = (index - (len(groups) - 1) / 2) * width
-        axes.bar(
-            positions + offset, values, width, yerr=error, capsize=2, label=group, color=colour
-        )
-    axes.set_xticks(positions, names, rotation=25, ha="right", fontsize=8)
-    axes.set_ylabel(ylabel)
-    axes.set_ylim(0, 1.02)
-    axes.legend(frameon=False, fontsize=9)
+        there = [i for i, cell in enumerate(cells) if cell is not None]
+        offset = 0.22 * (index - (len(groups) - 1) / 2)
+        value, low, high = np.array([cells[i] for i in there], float).reshape(-1, 3).T
+        error = np.clip([value - low, high - value], 0, None)
+        row[0].errorbar(
+            value, positions[there] + offset, xerr=error, fmt="osD^v"[index % 5], color=colour,
+            markersize=5, capsize=2, label=group,
+        )  # fmt: skip
+    row[0].set_xlim(-0.02, 1.02)
+    row[0].set_xlabel(xlabel)
+    row[0].set_yticks(positions, names, fontsize=9)
+    row[0].set_ylim(len(names) - 0.5, -0.5)
+    if len(groups) > 1:
+        _legend(row[0])
+    if beside:
+        label, values = beside
+        row[1].plot(values, positions, "s", color=_CYCLE[1], markersize=5)
+        least, most = min(values) / 2, max(values) * 2
+        row[1].set_xlim(least, most)
+        _logarithmic(row[1].xaxis, least, most)
+        row[1].set_xlabel(f"{label} (logarithmic)")
+    for axes in row:
+        _quiet(axes)
     return png(figure)
 
 
@@ -144,13 +230,14 @@ def parametric(
     lines: Mapping[str, tuple[np.ndarray, np.ndarray]], xlabel: str, ylabel: str
 ) -> bytes:
     """Curves of shares against shares, each with its own x: ROC curves, with the diagonal."""
-    figure, axes = _axes(width=4.6, height=4.2)
+    figure, axes = _axes(width=5.2, height=4.6)
     axes.plot([0, 1], [0, 1], ":", color="#999999")
     for index, (name, (x, y)) in enumerate(lines.items()):
-        axes.plot(x, y, color=_CYCLE[index % len(_CYCLE)], label=name)
+        style = ("-", "--", "-.", ":")[index % 4]
+        axes.plot(x, y, style, color=_CYCLE[index % len(_CYCLE)], label=name)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    _legend(axes)
     return png(figure)
 
 
@@ -168,27 +255,4 @@ def heat_map(
             colour = "white" if value < 0.6 else "black"
             axes.text(c, r, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(picture, label="accuracy")
-    return png(figure)
-
-
-def scatter(
-    points: Mapping[str, tuple[float, float]],
-    xlabel: str,
-    ylabel: str,
-    intervals: Mapping[str, tuple[float, float]] | None = None,
-) -> bytes:
-    """Named points, x on a logarithmic axis, with 95% intervals of y where given."""
-    figure, axes = _axes(width=7.5, height=4.6)
-    for index, (name, (x, y)) in enumerate(points.items()):
-        colour = _CYCLE[index % len(_CYCLE)]
-        if intervals and name in intervals:
-            low, high = intervals[name]
-            axes.plot([x, x], [low, high], color=colour, alpha=0.4)
-        marker = "osD^v"[index // len(_CYCLE) % 5]
-        axes.plot([x], [y], marker, color=colour, label=name)
-    axes.set_xscale("log")
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    axes.margins(x=0.15)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return png(figure)

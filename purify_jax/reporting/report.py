@@ -2,62 +2,39 @@
 
 import base64
 import dataclasses
+import hashlib
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from purify_jax.atomic import write_atomically
+from purify_jax.reporting.gallery import Gallery
+
+_ASSETS = resources.files(__package__) / "assets"
+
+
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8")
+
 
 _TEMPLATE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-    """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 980px; margin: 2em auto; padding: 0 1em }
-h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em }
-table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .3em .8em; text-align: right }
-th:first-child, td:first-child { text-align: left } th { border-bottom: 2px solid #444 }
-td { border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums }
-img { max-width: 100% } .flag { background: #fdecea; border-left: 4px solid #c44e52; padding: .6em 1em; margin: .6em 0 }
-.none { background: #eaf5ea; border-left: 4px solid #3a923a; padding: .6em 1em }
-footer { color: #777; font-size: .85em; margin-top: 3em }
-</style>
-</head>
-<body>
-<h1>{{ title }}</h1>
-<p>{{ summary }}</p>
-{% for section in sections %}
-<h2>{{ section.title }}</h2>
-{% if section.text %}<p>{{ section.text }}</p>{% endif %}
-{% if section.columns %}
-<table>
-<tr>{% for name in section.columns %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in section.rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</table>
-{% endif %}
-{% if section.flags is not none %}
-{% for flag in section.flags %}<div class="flag">{{ flag }}</div>{% endfor %}
-{% if not section.flags %}<div class="none">No red flag.</div>{% endif %}
-{% endif %}
-{% if section.image %}<img alt="{{ section.title }}" src="data:image/png;base64,{{ section.image }}">{% endif %}
-{% endfor %}
-<footer>{{ footer }}</footer>
-</body>
-</html>
-"""
+    _asset("page.html")
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of a report: a title and any of a text, a table, a figure (PNG), red flags."""
+    """A part of a report: a title and any of a text, a figure, a table, explained words, red flags.
+
+    figure: a PNG; alt: what it shows, for who cannot see it (the title by default).
+    pictures: the figure holds images, whose colours a dark page leaves as they are.
+    folded: the table is folded away under these words.
+    terms: (word, meaning), say of the table's columns.
+    gallery: an image browser; a page has one at most.
+    """
 
     title: str
     text: str = ""
@@ -65,6 +42,11 @@ class Section:
     rows: Sequence[Sequence[Any]] = ()
     figure: bytes | None = None
     flags: Sequence[str] | None = None
+    alt: str = ""
+    pictures: bool = False
+    folded: str = ""
+    terms: Sequence[tuple[str, str]] = ()
+    gallery: Gallery | None = None
 
     @property
     def image(self) -> str:
@@ -73,12 +55,49 @@ class Section:
 
 
 def write_report(
-    path: str | Path, title: str, summary: str, sections: Sequence[Section], footer: str = ""
+    path: str | Path,
+    title: str,
+    summary: str,
+    sections: Sequence[Section],
+    footer: str = "",
+    verdict: Sequence[str] = (),
 ) -> Path:
-    """Writes one HTML file with everything inside it; returns its path."""
-    page = _TEMPLATE.render(title=title, summary=summary, sections=sections, footer=footer)
+    """Writes one HTML file with everything inside it; returns its path.
+
+    verdict: what to conclude, in sentences; they stand at the top, the first of them large.
+    """
+    with_gallery = any(section.gallery for section in sections)
+    script = _asset("tables.js") + (_asset("gallery.js") if with_gallery else "")
+    style = _asset("page.css")
+    page = _TEMPLATE.render(
+        title=title,
+        summary=summary,
+        sections=sections,
+        footer=footer,
+        verdict=verdict,
+        script=script,
+        style=style,
+        policy=_policy(script, style),
+    )
     write_atomically(path, page)
     return Path(path)
+
+
+def _policy(script: str, style: str) -> str:
+    """What the page may do: show the images and run the script that it carries, and nothing else."""
+    parts = {
+        "default-src": "'none'",
+        "img-src": "data:",
+        "style-src": _digest(style),
+        "script-src": _digest(script),
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    return "; ".join(f"{name} {value}" for name, value in parts.items())
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def printable(value: Any) -> str:

@@ -7,19 +7,50 @@ from typing import Any
 from purify_jax.evaluation import records
 from purify_jax.evaluation.protocol import Figures
 from purify_jax.evaluation.suite_runs import SuiteResult
-from purify_jax.reporting import plots
+from purify_jax.reporting import plots, verdicts
 from purify_jax.reporting.pages import curve_figure, write_results
 from purify_jax.reporting.report import Section
 
-NOTE = (
-    "Accuracy with 95% Wilson intervals. one_draw: a single answer; mean: of the mean "
-    "probability of all draws; vote: of their majority; worst: all draws right (an attacker who "
-    "may resubmit). In suites that drop fallen images, a row counts those as wrong."
-)
 QUOTE = (
-    "The figures to quote. Of each image the attacker keeps the candidate that its own draws prefer; fresh "
-    "draws judge it. Average: the accuracy of one answer. Worst of M: all of M answers are right, for an "
-    "attacker who may submit M times. 95% intervals over images. Passes: what the attacks cost per image."
+    "Of each image the attacker keeps the candidate that its own draws prefer; fresh draws judge it. "
+    "95% intervals over images."
+)
+QUOTE_TERMS = (
+    ("average", "the share of images that one answer of the model has right: the figure to quote"),
+    ("worst of M", "all of M answers are right: what is left when an attacker may submit M times"),
+    (
+        "backward, forward",
+        "what the attacks cost: passes through the purifier for one image (of a model without one, through the classifier)",
+    ),
+)
+ATTACKS = (
+    "How far each attack gets by itself, as the accuracy of one answer. An attack that is far above the strongest "
+    "adds nothing; a transferred or black-box attack below the exact ones is a warning. In suites that drop images "
+    "which have fallen, a row counts those as wrong too, so rows can only fall."
+)
+ATTACK_TERMS = (
+    (
+        "worst case per image",
+        "right after every attack, with one answer each. It is a union that falls with every attack that is added, even a useless one: read it, but quote the average above",
+    ),
+    (
+        "shared keys",
+        "an attacker who knows the defense's random numbers: what their secrecy is worth",
+    ),
+)
+OTHERS = (
+    "The same attacks, with the answers of all scoring draws counted in other ways. If vote is far above one_draw, the "
+    "defense gains by answering many times; if worst is far below it, so does an attacker who may resubmit."
+)
+OTHER_TERMS = (
+    ("one_draw", "a single answer"),
+    ("mean", "the mean probability of all draws"),
+    ("vote", "their majority"),
+    ("worst", "right only if all draws are"),
+)
+FLAGS = "Signs that the attacks above were too weak, so that the true accuracy may be lower."
+SWEEP = (
+    "Shaded: 95% intervals. More attack must leave less, and the curve should be level at its end."
 )
 SHARED = "PGD, shared keys (deterministic white box)"
 
@@ -76,13 +107,9 @@ def _figure(result: SuiteResult) -> bytes:
         rows = {row["attack"]: row["one_draw"] for row in records.table(found)}
         values[label] = {**rows, "worst case per image": result.worst_case(label)}
     names = list(dict.fromkeys(name for row in values.values() for name in row))
-    nothing = records.Interval(0.0, 0.0, 0.0, 0)
-    groups = {label: [row.get(name, nothing) for name in names] for label, row in values.items()}
-    return plots.bars(
-        names,
-        {label: [i.value for i in intervals] for label, intervals in groups.items()},
-        {label: [(i.low, i.high) for i in intervals] for label, intervals in groups.items()},
-    )
+    cell = lambda found: None if found is None else (found.value, found.low, found.high)
+    groups = {label: [cell(row.get(name)) for name in names] for label, row in values.items()}
+    return plots.ranked(names, groups, "accuracy of one answer")
 
 
 def write_robustness(
@@ -90,14 +117,35 @@ def write_robustness(
 ) -> Path:
     """Writes the page and ``results.json`` of a suite; returns the page's path."""
     columns, rows = table(result)
+    flags = [str(flag) for flag in result.red_flags]
+    shown = _columns(columns, rows, "one_draw")
     sections = [
-        Section("To quote", QUOTE, *quoted(result)),
-        Section("Attack by attack", NOTE, columns, rows, figure=_figure(result)),
-        Section("Red flags", flags=[str(flag) for flag in result.red_flags]),
-    ]
+        Section("To quote", QUOTE, *quoted(result), terms=QUOTE_TERMS),
+        Section(
+            "Attack by attack", ATTACKS, *shown, _figure(result), terms=ATTACK_TERMS,
+            alt="A line per attack: accuracy of one answer with its interval; the table has the numbers.",
+        ),
+        Section("Red flags", FLAGS, flags=flags),
+    ]  # fmt: skip
+    if len(columns) > len(shown[0]):
+        sections.insert(
+            2,
+            Section(
+                "Other ways to count", OTHERS, columns, rows, folded="The table", terms=OTHER_TERMS
+            ),
+        )
     if result.curve is not None:
-        figure = curve_figure(result.curve)
-        sections.append(Section(f"Sweep over {result.curve.name}", figure=figure))
+        curve = result.curve
+        table_of_curve = [
+            [f"{p:g}", str(a)] for p, a in zip(curve.points, curve.accuracies, strict=True)
+        ]
+        sections.append(
+            Section(
+                f"Sweep over {curve.name}", SWEEP, [curve.name, "exact PGD+EOT"], table_of_curve,
+                curve_figure(curve), alt=f"Line chart: accuracy over {curve.name}; the table has the numbers.",
+                folded="The numbers",
+            )
+        )  # fmt: skip
     content = {
         "settings": dict(settings),
         "rows": {label: records.table(found) for label, found in result.records.items()},
@@ -118,6 +166,30 @@ def write_robustness(
         content=content,
         seed=seed,
         notes=[*_notes(result), *(f"RED FLAG: {flag}" for flag in result.red_flags)],
+        verdict=_verdict(result),
+    )
+
+
+def _columns(
+    columns: list[str], rows: list[list[str]], scoring: str
+) -> tuple[list[str], list[list[str]]]:
+    """The table with the columns of one scoring alone, each named by its model."""
+    chosen = [i for i, name in enumerate(columns) if i == 0 or name.endswith(f" {scoring}")]
+    names = [columns[i].removesuffix(f" {scoring}") for i in chosen]
+    return names, [[row[i] for i in chosen] for row in rows]
+
+
+def _verdict(result: SuiteResult) -> list[str]:
+    label = "defended" if "defended" in result.records else next(iter(result.records))
+    bare = result.figures("undefended") if {"undefended", label} <= set(result.records) else None
+    both = [result.probes.get(name) for name in ("BPDA", "exact")]
+    probed = tuple(both) if all(isinstance(each, records.Interval) for each in both) else None
+    return verdicts.of_suite(
+        result.figures(label),
+        attacked=set(records.attack_names(result.records[label])) != {"clean"},
+        undefended=bare.average if bare and label != "undefended" else None,
+        bpda_and_exact=probed,  # type: ignore[arg-type]
+        red_flags=len(result.red_flags),
     )
 
 

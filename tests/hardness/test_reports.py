@@ -1,8 +1,11 @@
 """Names are shown, never obeyed: not by a page, a figure, a terminal or a folder."""
 
+import base64
+import hashlib
 import html.parser
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -72,29 +75,37 @@ def test_a_page_holds_names_as_text_alone(tmp_path):
     assert [attrs["alt"] for tag, attrs in evil.found if tag == "img"] == [EVIL]
 
 
-def test_a_page_may_load_and_run_nothing(tmp_path):
-    tags = parsed(page_of(tmp_path, "fine")).found
+def test_a_page_loads_nothing_and_runs_its_own_script_alone(tmp_path):
+    page = page_of(tmp_path, EVIL)
+    tags = parsed(page).found
     (policy,) = [
         a["content"] for tag, a in tags if a.get("http-equiv") == "Content-Security-Policy"
     ]
-    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    inside = lambda tag: re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+    digest = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    (script,), (style,) = inside("script"), inside("style")
+    assert policy == (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest(style)}'; "
+        f"script-src 'sha256-{digest(script)}'; base-uri 'none'; form-action 'none'"
+    )
     names = [tag for tag, _ in tags]
-    assert "script" not in names
     # It stands before whatever it is to govern.
     assert names.index("style") > [a.get("http-equiv") for _, a in tags].index(
         "Content-Security-Policy"
     )
     assert all(a["src"].startswith("data:") for _, a in tags if "src" in a)
+    assert not [a for tag, a in tags if tag == "script" and "src" in a]
+    assert not [a for _, a in tags if "style" in a]
 
 
 @pytest.mark.parametrize("name", ["$\\frac{$", "$x^2$", "100% {", "\\alpha_"])
 def test_a_figure_shows_names_as_they_are(name):
-    lines, bars = {name: [0.1, 0.9]}, {name: [0.1]}
+    lines = {name: [0.1, 0.9]}
     content = [
         plots.curves([1, 2], lines, name, name),
-        plots.bars([name], bars, {name: [(0.0, 0.2)]}),
+        plots.ranked([name], {name: [(0.1, 0.0, 0.2)]}, name, beside=(name, [1.0])),
+        plots.panels([1, 2], {name: lines}, name),
         plots.histograms({name: np.arange(1.0, 9.0)}, name),
-        plots.scatter({name: (1.0, 0.5)}, name, name, {name: (0.4, 0.6)}),
         plots.image_grid([[np.zeros((2, 2, 1))]], [name], row_labels=[name]),
     ]
     for png in content:

@@ -1,0 +1,161 @@
+"""The quickstart's figures and its image browser: sections of the report."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import purify_jax as pj
+from experiments.common.story import NamedAttack
+from purify_jax import energy, evaluation
+from purify_jax.devices import sharding
+from purify_jax.evaluation import records
+from purify_jax.evaluation.predictions import check_classes
+from purify_jax.evaluation.sweeps import AttackedAndScored
+from purify_jax.keys import fold_keys, image_keys, stream_key
+from purify_jax.reporting import Section, plots
+from purify_jax.reporting.gallery import MOST_IMAGES, gallery
+from purify_jax.types import Array
+
+BROWSER = (
+    "Choose an image (below each: the defense's answer, ✓ where it is right) and move the slider: it walks one purified "
+    "copy from the noised image to the end, with the size of each step and the score norm where it began. The "
+    "classifier alone judges these pictures; the defense averages its answers on all purified copies."
+)
+
+
+def sections(
+    key: Array,
+    defense: pj.defense.Defense,
+    ebm: pj.models.Model,
+    named: list[NamedAttack],
+    test: pj.data.Dataset,
+    config: Any,
+) -> dict[str, Section]:
+    """The report's figures: name → section."""
+    count = min(128, len(test))
+    images, labels = test.batch(np.arange(count))
+    keys = image_keys(stream_key(key, "figures"), np.arange(count))
+    adversarial = pj.jit(named[0].make(config.epsilon))(keys, images, labels)
+    purifying = fold_keys(keys, 1)
+    found = {
+        "browser": _browser(defense, keys, images, labels, named, config, adversarial),
+        "purification": _strip(defense, purifying, images, adversarial, labels),
+        "accuracy_against_epsilon": _sweep(
+            key, defense, named, test.take(min(64, len(test))), config
+        ),
+        "steps": _steps(defense, purifying, images, adversarial),
+    }
+    if ebm.role == "energy":
+        found["energy"] = _energies(defense, ebm, purifying, images, adversarial)
+    return found
+
+
+def _browser(defense, keys, images, labels, named, config, blind) -> Section:
+    few = slice(0, MOST_IMAGES)
+    # The attack to believe comes first; the blind one shows what purification can do.
+    exact = pj.jit(named[-1].make(config.epsilon))(keys[few], images[few], labels[few])
+    attacked = {named[-1].name: exact, named[0].name: blind[few]}
+    # What the attack drew its randomness from must not be what the defense draws from.
+    content = gallery(defense, fold_keys(keys[few], 1), images[few], labels[few], attacked)
+    return Section("Image by image", BROWSER, gallery=content)
+
+
+def _strip(defense, keys, images, adversarial, labels) -> Section:
+    path = np.asarray(jax.jit(defense.purifier.trajectory)(keys, adversarial))
+    shown = sorted({0, *np.linspace(1, len(path) - 1, 4).round().astype(int)})
+    predict = lambda x: np.asarray(defense.logits_fn(jnp.asarray(x)).argmax(-1))
+    columns = ["clean", "attacked", "noised", *(f"step {s}" for s in shown[1:-1]), "purified"]
+    stages = [np.asarray(images), np.asarray(adversarial), *(path[s] for s in shown)]
+    verdicts = [predict(stage) for stage in stages]
+    # Images that the attack turned, so that there is something to see; one of each class.
+    turned = [i for i in range(len(labels)) if verdicts[0][i] == labels[i] != verdicts[1][i]]
+    of_class = {int(labels[i]): i for i in reversed(turned or range(len(labels)))}
+    chosen = sorted(of_class.values())[:6]
+    rows = [[stage[i] for stage in stages] for i in chosen]
+    captions = [[f"{v[i]}{'' if v[i] == labels[i] else ' ✗'}" for v in verdicts] for i in chosen]
+    text = (
+        "Images that the blind attack turned. Below each: the bare classifier's prediction of it, ✗ where it "
+        "is wrong."
+    )
+    right = sum(verdicts[-1][i] == labels[i] for i in chosen)
+    alt = (
+        f"{len(chosen)} images in rows: clean, attacked, noised and after purification steps; after the last "
+        f"step {right} of them are classified right."
+    )
+    figure = plots.image_grid(rows, columns, captions)
+    return Section("Purification", text, figure=figure, alt=alt, pictures=True)
+
+
+def _steps(defense, keys, images, adversarial) -> Section:
+    sizes, norms = {}, {}
+    for name, batch in {"clean": images, "attacked": adversarial}.items():
+        _, info = pj.jit(defense.purifier)(keys, batch)
+        norms[f"{name} images"] = np.asarray(info.score_norms).mean((1, 2))
+        sizes[f"{name} images"] = np.asarray(info.step_sizes).mean((1, 2))
+    steps = np.arange(1, 1 + len(info.step_sizes))
+    columns = ["step", *(f"{what}, {n}" for what in ("step size", "score norm") for n in sizes)]
+    numbers = [*sizes.values(), *norms.values()]
+    rows = [[str(s), *(f"{line[s - 1]:.3g}" for line in numbers)] for s in steps]
+    # The score falls to nearly nothing at once or stays: both are seen from 0 on.
+    figure = plots.panels(
+        steps.tolist(), {"step size α": sizes, "score norm ‖s‖": norms}, "purification step"
+    )
+    alt = "Two line charts over the purification's steps, step size and score norm; the table has the numbers."
+    text = "Means over images and purified copies, of clean images and of those that the blind attack made."
+    return Section("Steps", text, columns, rows, figure, alt=alt, folded="The numbers")
+
+
+def _energies(defense, ebm, keys, images, adversarial) -> Section:
+    energy_fn = pj.jit(energy.energy_from_network(ebm.network, ebm.params))
+    purified = jax.jit(lambda k, x: defense.purifier(k, x)[0][0])(keys, adversarial)
+    stages = {"clean": images, "attacked": adversarial, "purified": purified}
+    samples = {name: np.asarray(energy_fn(batch)) for name, batch in stages.items()}
+    medians = {name: float(np.median(sample)) for name, sample in samples.items()}
+    text = "Median energy: " + ", ".join(f"{name} {m:.3g}" for name, m in medians.items()) + "."
+    if medians["clean"] < medians["attacked"] > medians["purified"]:
+        text = f"The attack raises the energy of an image; purification lowers it again. {text}"
+    alt = f"Three overlaid histograms of the energy. {text}"
+    return Section("Energy", text, figure=plots.histograms(samples, "energy E(x)"), alt=alt)
+
+
+def _sweep(key, defense, named, dataset, config) -> Section:
+    epsilons = [config.epsilon * f for f in (0.0, 1 / 3, 2 / 3, 1.0, 4 / 3, 2.0)]
+    images, labels = dataset.batch(np.arange(len(dataset)))
+    lines: dict[str, list[records.Interval]] = {}
+
+    def add(name: str, entry: NamedAttack, model) -> None:
+        # ε is a leaf of the attack: one compilation serves the whole curve.
+        def correct(epsilon: float) -> int:
+            run = AttackedAndScored(
+                attack=entry.make(epsilon, 10), scorer=evaluation.fresh_draws(model, 1)
+            )
+            stream = stream_key(key, "sweep")
+            mesh = sharding.default_mesh()
+            predicted = evaluation.map_images(run, stream, images, labels, mesh=mesh)
+            check_classes(predicted, f"{name} at epsilon {epsilon:g}")
+            return int((predicted == labels).sum())
+
+        lines[name] = [records.wilson(correct(float(e)), len(dataset)) for e in epsilons]
+
+    bare = pj.undefended(defense.logits_fn)
+    add("undefended, blind PGD", named[0], bare)
+    for entry in named:
+        add(f"defended, {entry.name}", entry, defense)
+    text = f"{len(dataset)} images, 10 steps each; shaded: 95% intervals."
+    figure = plots.curves(
+        epsilons,
+        {name: [i.value for i in line] for name, line in lines.items()},
+        f"ε ({config.norm})",
+        "accuracy",
+        {name: [(i.low, i.high) for i in line] for name, line in lines.items()},
+        unit_interval=True,
+    )
+    rows = [
+        [f"{e:.3g}", *(str(line[i]) for line in lines.values())] for i, e in enumerate(epsilons)
+    ]
+    alt = "Line chart: accuracy falls as the attack may change more; the table has the numbers."
+    return Section(
+        "Accuracy against ε", text, ["ε", *lines], rows, figure, alt=alt, folded="The numbers"
+    )  # fmt: skip
