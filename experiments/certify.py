@@ -20,6 +20,7 @@ from purify_jax.devices import sharding
 from purify_jax.evaluation import certification
 from purify_jax.reporting import plots
 from purify_jax.reporting.pages import write_results
+from purify_jax.reporting.verdicts import share
 
 loading.define(images=100, batch_size=10)
 flags.DEFINE_float("sigma", 0.25, "Smoothing noise, in units of a pixel's range.")
@@ -108,7 +109,14 @@ def main(argv: list[str]) -> None:
         },
         seed=FLAGS.seed,
         figures={"certified_accuracy": figure},
+        verdict=[_verdict(found)],
     )
+
+
+def _verdict(found: dict) -> str:
+    at = lambda model: share(certification.certified_accuracy(found[model], [FLAGS.sigma])[0])
+    kept = "; ".join(f"{model} {at(model)}" for model in found)
+    return f"Certified right within an L2 radius of {FLAGS.sigma:g}: {kept}."
 
 
 if __name__ == "__main__":

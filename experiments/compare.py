@@ -44,14 +44,18 @@ flags.DEFINE_bool("transfer", True, "Score every purifier's attacked images on e
 FLAGS = flags.FLAGS
 
 NOTE = (
-    "Accuracy of one draw with Wilson's 95% interval. blind: PGD on the bare classifier; BPDA+EOT: "
-    "the purifier's gradient taken as the identity; exact+EOT: through everything. The lowest of "
-    "the three is the one to believe. Corrupted: mean over the 15 corruptions at one severity. "
-    "Time: one batch, compiled, median of five. Passes: forward passes of the score network for one "
-    "image, all restarts together. All purifiers share one score network; their "
-    "settings follow from its noise scale and were not tuned on these images."
+    "All purifiers share one score network; their settings follow from its noise scale and were not tuned on "
+    "these images. Accuracy of one draw with Wilson's 95% interval."
 )
-
+TERMS = (
+    ("worst", "the lowest of the three attacks that follow: the one to believe"),
+    ("blind", "PGD on the bare classifier"),
+    ("BPDA+EOT", "the purifier's gradient taken as the identity"),
+    ("exact+EOT", "the gradient through everything"),
+    ("corrupted", "mean over the 15 corruptions at the severity above"),
+    ("passes", "forward passes of the score network for one image, all restarts together"),
+    ("ms per image", "one batch, compiled, median of five"),
+)
 
 TRANSFER = (
     "Accuracy of one draw, averaged over all: the images that exact+EOT made on one purifier (column), "
@@ -200,16 +204,21 @@ def _seconds(defense, dataset) -> float:
 def _write(workdir, rows: dict, options, matrix: transfer.Matrix | None) -> None:
     shares = ("clean", "blind", "BPDA+EOT", "exact+EOT")
     interval = lambda cell: f"{cell[0]:.3f} [{cell[1]:.3f}, {cell[2]:.3f}]"
+    worst = {
+        n: min((row[s] for s in shares[1:]), key=lambda cell: cell[0]) for n, row in rows.items()
+    }
     columns = [
         "purifier",
+        "worst",
         *shares,
-        f"corrupted (severity {FLAGS.severity})",
+        "corrupted",
         "passes",
         "ms per image",
     ]
     body = [
         [
             name,
+            interval(worst[name]),
             *(interval(row[s]) for s in shares),
             f"{row['corrupted']:.3f}",
             str(row["passes"]),
@@ -217,14 +226,11 @@ def _write(workdir, rows: dict, options, matrix: transfer.Matrix | None) -> None
         ]
         for name, row in rows.items()
     ]
-    worst = {
-        n: min((row[s] for s in shares[1:]), key=lambda cell: cell[0]) for n, row in rows.items()
-    }
     order = sorted(worst, key=lambda name: -worst[name][0])
     figure = plots.ranked(
         order,
         {"worst of the three attacks": [tuple(worst[name][:3]) for name in order]},
-        "accuracy, worst of three attacks",
+        "accuracy, worst of\nthree attacks",
         beside=("ms per image", [rows[name]["milliseconds"] for name in order]),
     )
     best = order[0]
@@ -236,10 +242,10 @@ def _write(workdir, rows: dict, options, matrix: transfer.Matrix | None) -> None
     ]
     summary = (
         f"{FLAGS.norm} ε = {FLAGS.epsilon:g}, {FLAGS.steps} steps, EOT {FLAGS.eot}, {FLAGS.images} "
-        "images."
+        f"images; corruptions of severity {FLAGS.severity}."
     )
     sections = [
-        pj.reporting.Section("Purifiers", NOTE, columns, body),
+        pj.reporting.Section("Purifiers", NOTE, columns, body, terms=TERMS),
         pj.reporting.Section(
             "Accuracy against cost",
             "Best first, with 95% intervals; the table above has the numbers.",

@@ -161,6 +161,18 @@ def _judge(key, name, batch, dataset, models, statistics, clean, threshold, imag
     return row
 
 
+def _verdict(results) -> list[str]:
+    area = lambda name: f"{results[name]['score norm, AUROC'].value:.3f}"
+    ignorant, knowing = "blind", "evading, classifier alone"
+    if ignorant not in results or knowing not in results:
+        return []
+    return [
+        f"The score norm finds a blind attack with an AUROC of {area(ignorant)} (0.5 is guessing), and one that "
+        f"knows the detector with {area(knowing)}.",
+        "Believe the second: an attacker may know the detector.",
+    ]
+
+
 def _write(workdir, results, statistics, images, dataset, key, threshold) -> None:
     columns = ["", *results]
     fields = dict.fromkeys(field for row in results.values() for field in row)
@@ -207,6 +219,7 @@ def _write(workdir, results, statistics, images, dataset, key, threshold) -> Non
         content={"settings": settings, "threshold": threshold, "attacks": results},
         seed=FLAGS.seed,
         figures=figures,
+        verdict=_verdict(results),
     )
 
 

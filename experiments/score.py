@@ -23,6 +23,7 @@ from purify_jax.devices import sharding
 from purify_jax.evaluation import worst_of
 from purify_jax.reporting.pages import write_results
 from purify_jax.reporting.report import Section
+from purify_jax.reporting.verdicts import share
 
 loading.define_models()
 loading.define_purifier()
@@ -113,6 +114,9 @@ def _write(
         },
         seed=FLAGS.seed,
         notes=[f"{images} images, {size}"],
+        verdict=[
+            f"One answer is right for {share(worst_of.average(adversarial))} of {images} images."
+        ],
     )
 
 

@@ -25,6 +25,8 @@ TABLE_NOTE = (
     "fresh random draws."
 )
 TERMS = (
+    ("defended", "purifier and classifier together, under the attack of the row"),
+    ("undefended", "the bare classifier under PGD on itself, with as many steps"),
     (
         "ε",
         "how far the attack may move every pixel (Linf) or the image (L2); pixels go from 0 to 1",

@@ -220,7 +220,7 @@ def ranked(
         least, most = min(values) / 2, max(values) * 2
         row[1].set_xlim(least, most)
         _logarithmic(row[1].xaxis, least, most)
-        row[1].set_xlabel(f"{label} (logarithmic)")
+        row[1].set_xlabel(f"{label}\n(logarithmic)")
     for axes in row:
         _quiet(axes)
     return png(figure)

@@ -25,8 +25,8 @@ QUOTE_TERMS = (
 )
 ATTACKS = (
     "How far each attack gets by itself, as the accuracy of one answer. An attack that is far above the strongest "
-    "adds nothing; a transferred or black-box attack below the exact ones is a warning. In suites that drop images "
-    "which have fallen, a row counts those as wrong too, so rows can only fall."
+    "adds nothing; a transferred or black-box attack below the exact ones is a warning. In suites that leave "
+    "images alone which have fallen, a row counts those as wrong too."
 )
 ATTACK_TERMS = (
     (
@@ -49,9 +49,11 @@ OTHER_TERMS = (
     ("worst", "right only if all draws are"),
 )
 FLAGS = "Signs that the attacks above were too weak, so that the true accuracy may be lower."
-SWEEP = (
-    "Shaded: 95% intervals. More attack must leave less, and the curve should be level at its end."
-)
+SWEEP = {
+    "epsilon": "Where an attack may change everything, accuracy must come near 0; else the attack is too weak.",
+    "eot": "The curve should be level at its end; else more draws would still find more.",
+    "steps": "The curve should be level at its end; else more steps would still find more.",
+}
 SHARED = "PGD, shared keys (deterministic white box)"
 
 
@@ -141,7 +143,7 @@ def write_robustness(
         ]
         sections.append(
             Section(
-                f"Sweep over {curve.name}", SWEEP, [curve.name, "exact PGD+EOT"], table_of_curve,
+                f"Sweep over {curve.name}", f"Shaded: 95% intervals. {SWEEP.get(curve.name, '')}".strip(), [curve.name, "exact PGD+EOT"], table_of_curve,
                 curve_figure(curve), alt=f"Line chart: accuracy over {curve.name}; the table has the numbers.",
                 folded="The numbers",
             )
@@ -173,8 +175,9 @@ def write_robustness(
 def _columns(
     columns: list[str], rows: list[list[str]], scoring: str
 ) -> tuple[list[str], list[list[str]]]:
-    """The table with the columns of one scoring alone, each named by its model."""
-    chosen = [i for i, name in enumerate(columns) if i == 0 or name.endswith(f" {scoring}")]
+    """The table with the columns of one scoring alone, each named by its model, the bare classifier last."""
+    models = [i for i, name in enumerate(columns) if i and name.endswith(f" {scoring}")]
+    chosen = [0, *sorted(models, key=lambda i: columns[i].startswith("undefended"))]
     names = [columns[i].removesuffix(f" {scoring}") for i in chosen]
     return names, [[row[i] for i in chosen] for row in rows]
 

@@ -66,7 +66,8 @@ def of_suite(
     average = found.average
     right = f"{average.value * average.images:.0f} of {average.images}"
     if attacked:
-        first = f"The strongest attack found for each image leaves {right} images right"
+        mean = " on average" if found.draws > 1 else ""
+        first = f"The strongest attack found for each image leaves {right} images right{mean}"
     else:
         first = f"No attack was run: {right} clean images are right"
     if bpda_and_exact is not None:

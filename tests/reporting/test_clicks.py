@@ -162,7 +162,8 @@ def test_no_page_scrolls_sideways(visit, width, scheme):
     page.evaluate("document.querySelectorAll('details').forEach((fold) => fold.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") == width
     frames = page.locator(".scroll")
-    assert frames.nth(1).evaluate("(frame) => frame.scrollWidth > frame.clientWidth")
+    if width == 400:  # the wide table is not cut off: its frame scrolls
+        assert frames.nth(1).evaluate("(frame) => frame.scrollWidth > frame.clientWidth")
     # A number and its interval share a line.
     cell = page.locator("td", has_text="[0.826, 0.945]").first
     assert cell.evaluate("(c) => c.getClientRects().length && c.offsetHeight < 60")

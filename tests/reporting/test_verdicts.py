@@ -33,8 +33,8 @@ def test_a_suite_says_its_figure_and_what_the_purifier_gains():
         figures(80, 100), undefended=wilson(5, 100), bpda_and_exact=(wilson(9, 10), wilson(7, 10))
     )
     assert first == (
-        "The strongest attack found for each image leaves 80 of 100 images right; BPDA would have said 90% where the "
-        "exact gradient leaves 70% (short attacks, 10 images)."
+        "The strongest attack found for each image leaves 80 of 100 images right on average; BPDA would have said 90% where "
+        "the exact gradient leaves 70% (short attacks, 10 images)."
     )
     assert second.startswith("Quote the average of one answer: 80.0%, 95% interval 71.1% to 86.7%.")
     assert "All of 4 answers are right for 40.0%" in second
