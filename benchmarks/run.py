@@ -18,9 +18,12 @@ import jax
 from benchmarks import accuracy, diffusion, memory, networks, purification, startup, timing
 from benchmarks.settings import Settings, torch_or_none
 from experiments.common import provenance
-from purify_jax.atomic import write_atomically
+from purify_jax.atomic import check_output, write_atomically
+from purify_jax.checks import InputError
 from purify_jax.models import pretrained
 from purify_jax.models.versions import versions
+from purify_jax.networks import NCSNv2, WideResNet
+from purify_jax.networks.fields import check_fields
 from purify_jax.reporting import report
 
 SECTIONS: dict[str, Callable[[Settings], list[dict[str, Any]]]] = {
@@ -65,6 +68,10 @@ def main() -> None:
     parser.add_argument("--width", type=_positive, default=defaults.width, help="of the WideResNet")
     parser.add_argument("--bfloat16", action="store_true", default=defaults.bfloat16)
     options = parser.parse_args()
+    try:
+        _check(options)
+    except InputError as error:
+        parser.error(str(error))
     chosen = {k: v for k, v in vars(options).items() if k in Settings.__dataclass_fields__}
     settings = Settings(**chosen)
     torch = torch_or_none()
@@ -115,6 +122,25 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(f"{v:.3g}" for v in value) + "]"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises InputError before hours of measuring, not after."""
+    for name in ("sections", "models"):
+        given = getattr(options, name)
+        if len(set(given)) < len(given):
+            raise InputError(f"{name}: got {' '.join(given)}, expected each of them once")
+    if options.depth < 10 or options.depth % 6 != 4:
+        raise InputError(f"depth: got {options.depth}, expected 10, 16, 22, 28, ... (6n + 4)")
+    check_fields(NCSNv2, {"features": options.features})
+    check_fields(WideResNet, {"depth": options.depth, "width": options.width})
+    needs_data = sorted(set(options.models) - {"digits", "digits_best"})
+    if "accuracy" in options.sections and needs_data and options.data_dir is None:
+        raise InputError(f"data_dir: not given, expected the folder of data for {needs_data}")
+    if options.data_dir is not None and not Path(options.data_dir).is_dir():
+        raise InputError(f"data_dir: {options.data_dir} is not a folder")
+    if options.out is not None:
+        check_output("out", options.out)
 
 
 def _positive(text: str) -> int:

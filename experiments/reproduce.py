@@ -42,6 +42,7 @@ def main(argv: list[str]) -> None:
         raise InputError(f"budget: got {FLAGS.budget}, expected a positive number of minutes")
     workdir = Path(FLAGS.workdir or f"runs/{FLAGS.suite}")
     results = Path(FLAGS.results or f"results/{FLAGS.suite}")
+    flagging.check_chosen("parts")
     plan = plans.plan(FLAGS.suite, FLAGS.budget, workdir, FLAGS.data_dir)
     names = [part.name for part in plan.parts]
     unknown = sorted(set(FLAGS.parts or []) - set(names))

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+import glob
 import os
 import re
 from pathlib import Path
@@ -27,11 +28,17 @@ _UNFINISHED = re.compile(r"\..+\.\d+\.tmp")
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
-    """Writes a file beside its final name and renames it, so that a reader never sees half of it."""
+    """Writes a file beside its final name and renames it, so that a reader never sees half of it.
+
+    What a process that died meanwhile left of the same file is removed.
+    """
     path = Path(path)
     if path.is_dir():
         raise InputError(f"output: {path} is a folder, expected a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if _UNFINISHED.fullmatch(left.name) and not _is_alive(int(left.suffixes[-2][1:])):
+            left.unlink(missing_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(beside, "wb") as file:
@@ -41,6 +48,16 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def remove_unfinished(folder: str | Path, lock: str) -> None:

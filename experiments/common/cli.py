@@ -99,11 +99,21 @@ def _leave_failed_saves_to_their_line() -> None:
 def _parsed(arguments: list[str]) -> list[str]:
     """absl's parser, with one line for what it says of a flag, and for a config that cannot be read."""
     try:
-        return flags.FLAGS(arguments)
+        rest = flags.FLAGS(arguments)
+        _refuse_empty_texts()
+        return rest
     except flags.Error as error:
         fail(f"flags: {error} (see --help)")
     except Exception as error:  # a config file is a program, and may raise anything
         fail(f"config: {unreadable_config(error)}")
+
+
+def _refuse_empty_texts() -> None:
+    """``--ebm=$FILE`` with FILE not set would silently be a run without one."""
+    for name in flags.FLAGS:
+        flag = flags.FLAGS[name]
+        if flag.present and flag.flag_type() == "string" and flag.value == "":
+            fail(f"{name}: got an empty text, expected a value, or no --{name} for the default")
 
 
 def unreadable_config(error: Exception) -> str:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from purify_jax.arrays import per_image
-from purify_jax.checks import InputError, check_at_least
+from purify_jax.checks import check_at_least, check_choice
 from purify_jax.keys import stream
 from purify_jax.types import BOUNDS, Array, Keys
 
@@ -114,8 +114,7 @@ def get(norm: str | Norm) -> Norm:
     """
     if isinstance(norm, Norm):
         return norm
-    if norm not in _BY_NAME:
-        raise InputError(f"norm: got {norm!r}, expected one of {sorted(_BY_NAME)}")
+    check_choice("norm", norm, sorted(_BY_NAME))
     return _BY_NAME[norm]
 
 

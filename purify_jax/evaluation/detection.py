@@ -15,7 +15,7 @@ from scipy import stats
 
 from purify_jax import energy, losses
 from purify_jax.arrays import dot, l2_norm, per_image
-from purify_jax.checks import InputError, check_at_least, is_traced
+from purify_jax.checks import InputError, check_at_least, check_number, is_traced
 from purify_jax.evaluation.predictions import check_classes, predicted_class
 from purify_jax.evaluation.statistics import Interval, wilson
 from purify_jax.purifiers import ADP
@@ -74,10 +74,7 @@ def fit_threshold(clean: Sequence[float] | np.ndarray, false_positive_rate: floa
     Raises InputError for an empty or non-finite calibration set, or a rate outside (0, 1).
     """
     values = _checked(clean, "calibration set")
-    if not 0 < false_positive_rate < 1:
-        raise InputError(
-            f"false_positive_rate: got {false_positive_rate}, expected between 0 and 1, excluded"
-        )
+    check_number("false_positive_rate", false_positive_rate, 0, 1, open_low=True, open_high=True)
     allowed = int(np.floor(false_positive_rate * len(values) + 1e-9))
     return float(np.sort(values)[len(values) - 1 - allowed])
 

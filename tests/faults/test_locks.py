@@ -6,13 +6,12 @@ import subprocess
 import sys
 import time
 
-import harness
 import pytest
 import workplace
 from harness import ROOT
 
 from experiments.common import locks, workdirs
-from purify_jax.atomic import remove_unfinished
+from purify_jax.atomic import remove_unfinished, write_atomically
 from purify_jax.checks import InputError
 
 HOLD = (
@@ -80,6 +79,16 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     assert left == kept
 
 
+def test_a_file_is_written_again_where_a_process_died_writing_it(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = [tmp_path / f".x.json.{process}.tmp" for process in (dead.pid, os.getppid())]
+    for path in left:
+        path.write_text("half")
+    write_atomically(tmp_path / "x.json", "whole")
+    assert sorted(tmp_path.iterdir()) == [left[1], tmp_path / "x.json"]  # its writer is alive
+
+
 def test_a_lock_that_was_removed_meanwhile_is_none(tmp_path, monkeypatch):
     """Who waited for the file of a process that ended and removed it holds nothing, and asks anew."""
     real, removed = locks.fcntl.flock, []
@@ -98,14 +107,16 @@ def test_a_lock_that_was_removed_meanwhile_is_none(tmp_path, monkeypatch):
 
 
 def test_every_binary_that_writes_a_folder_asks_for_it(place, tmp_path):
-    commands = workplace.commands(place, tmp_path / "held")
+    commands = workplace.commands(place, tmp_path)
     names = [name for name in commands if name not in ("export", "import_weights")]  # one file each
     workplace.prepare(place, tmp_path / "held")
     for folder in (tmp_path / "held" / "runs", tmp_path / "held", ROOT / "results"):
         locks.hold("workdir", folder)
     before = sorted(p for p in (tmp_path / "held").rglob("*"))
     for first in range(0, len(names), 2):
-        running = {n: harness.start(n, *commands[n]) for n in names[first : first + 2]}
+        running = {
+            n: workplace.start(n, place, tmp_path / "held") for n in names[first : first + 2]
+        }
         for name, process in running.items():
             done = process.wait()
             assert (done.outcome, name) == ("refused", name), done.err

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,11 +73,19 @@ _TRAIN = ("steps=40", "steps_per_dispatch=5", "checkpoint_every=10", "batch_size
 _FEW = ("--images=4", "--batch_size=2", "--noprogress")
 
 
+def start(name: str, place: Workplace, out: Path, **faults: object) -> harness.Running:
+    """Starts a binary that writes into ``out``.
+
+    reproduce keeps its folders in what it writes: it works inside ``out``, so that they are the same.
+    """
+    cwd = ROOT if name not in ("reproduce", "experiments.reproduction.tables") else out
+    return harness.start(name, *commands(place, out)[name], cwd=cwd, **faults)
+
+
 def commands(place: Workplace, out: Path) -> dict[str, list[str]]:
     """Binary → its flags for a run of a second or two that writes into ``out``."""
     both, workdir = list(place.models), f"--workdir={out}"
     train = lambda section: [*(f"--config.{section}.{s}" for s in _TRAIN), workdir, "--noprogress"]
-    # The results of parts that are there already make a suite of what is left.
     return {
         "train_ebm": [*train("ebm"), "--config.ebm.network.features=(8,)"],
         "train_classifier": [*train("classifier"), "--config.classifier.network.hidden=8"],
@@ -105,8 +114,8 @@ def commands(place: Workplace, out: Path) -> dict[str, list[str]]:
             "--image_shape=28,28,1", f"--out={out / 'model.safetensors'}",
         ],
         "reproduce": [
-            "--suite=digits", "--budget=0.3", "--parts=certification", f"--workdir={out / 'runs'}",
-            f"--results={out / 'results'}", "--noprogress",
+            "--suite=digits", "--budget=0.3", "--parts=certification", "--workdir=runs",
+            "--results=results", "--noprogress",
         ],
         "experiments.reproduction.exchange": [f"--out={out}"],
         "experiments.reproduction.tables": [],

@@ -1,0 +1,169 @@
+"""Public functions with one argument that is not what it should be: each must say so in one line."""
+
+import math
+import random
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import purify_jax as pj
+from purify_jax import attacks, corruptions, noise, purifiers
+from purify_jax.attacks import suites
+from purify_jax.checks import InputError
+from purify_jax.evaluation import certification, detection, map_images, records, statistics
+from purify_jax.purifiers import chains, diffpure
+from purify_jax.training.settings import Settings
+
+#: A text, a bool, nothing, a list: none of these is a number. What is none of a kind follows.
+_NONE = ["abc", "3", True, [], {}, math.nan, math.inf, -math.inf]
+BAD: Mapping[str, list[Any]] = {
+    "count": [*_NONE, 0, -1, 2.5, -(10**9)],
+    "count from 0": [*_NONE, -1, 2.5],
+    "number": _NONE,
+    "positive": [*_NONE, 0, -1, -1e-9],
+    "at least 0": [*_NONE, -1, -1e-9],
+    "share": [*_NONE, -0.1, 1.5],
+    "inside": [*_NONE, 0, 1, -0.5, 2],
+    "norm": ["l3", "", "LINF!", 2, None, []],
+    "seed": [*_NONE, -1, 2**32, 2**70, 0.5],
+    "severity": [*_NONE, 6, 2.5, -1],
+    "quality": [*_NONE, 0, 101, -3, 2.5],
+    "levels": [[], [0.0], [-1.0], [math.nan], [0.1, 0.5], ["x"], [0.5, 0.5, math.inf]],
+    "corruption": ["rain", "", "../fog", None, 3],
+    "schedule": ["foo", "", None, 3],
+    "split": [
+        "", "tset", "test[", "test[5:2]", "test[0:0]", "test[a:b]", "../x", "test[:1e3]", "test[:10%", "test]",
+        "test[10%:5%]", "test[400:]", "test[:-400]", "test[::2]", "test[1:2:3]", "train+test", "test\n",
+    ],
+    "data set": ["../digits", "", "di gits", "/etc/passwd", "x" * 200, None, 3, "mnist"],
+    "pixels": [
+        np.zeros((2, 8, 8, 1), np.uint8), np.full((2, 8, 8, 1), np.nan, np.float32), np.zeros((8, 8, 1)),
+        np.full((2, 8, 8, 1), 255.0, np.float32), np.full((2, 8, 8, 1), -0.1, np.float32), [[0.0]], "x",
+        None, np.full((2, 8, 8, 1), np.inf, np.float32), np.zeros((2, 2, 8, 8, 1), np.float32),
+    ],
+    "labels": [
+        np.array([0, 10]), np.array([-1, 0]), np.array([0.0, 1.0]), np.zeros((2, 1), int), [0, 1], None,
+        np.array([0]), np.array([0, 1, 2]),
+    ],
+    "classes": [*_NONE, 0, -1, 2.5],
+}  # fmt: skip
+
+_IMAGES = np.random.default_rng(0).uniform(0.2, 0.8, (2, 8, 8, 1)).astype(np.float32)
+_WEIGHTS = jnp.asarray(np.random.default_rng(1).normal(size=(64, 10)), jnp.float32)
+_LABELS = np.array([0, 1], np.int32)
+
+
+def _logits(images):
+    return jnp.asarray(images).reshape(-1, 64) @ _WEIGHTS
+
+
+_score = lambda x: -x
+_noise_score = lambda x, sigma: -x
+_defense = pj.undefended(_logits)
+_gradient = attacks.exact(_defense)
+_data = lambda: pj.data.Dataset("squares", "test", _IMAGES, _LABELS, 10)
+_key = lambda: jax.random.key(0)
+
+
+class Target(NamedTuple):
+    """A function, arguments that are fine, and the kind of each one that is changed."""
+
+    name: str
+    call: Callable[..., Any]
+    fine: Mapping[str, Any]
+    kinds: Mapping[str, str]
+
+
+def _target(name: str, call: Callable[..., Any], /, **arguments: tuple[Any, str]) -> Target:
+    fine = {k: value for k, (value, _) in arguments.items()}
+    return Target(name, call, fine, {k: kind for k, (_, kind) in arguments.items()})
+
+
+_ball = {"norm": ("linf", "norm"), "epsilon": (0.1, "at least 0")}
+_steps = {"num_steps": (2, "count"), "num_restarts": (1, "count")}
+_chain = {**_steps, "step_size": (0.1, "at least 0"), "temperature": (1.0, "at least 0")}
+TARGETS = [
+    _target("pgd", lambda **k: attacks.pgd(_gradient, **k), **_ball, num_steps=(2, "count"), step_size=(0.1, "at least 0")),
+    _target("apgd", lambda **k: attacks.apgd(_gradient, **k), **_ball, **_steps),
+    _target("square", lambda **k: attacks.square(_defense, **k), **_ball, num_queries=(5, "count"), num_samples=(1, "count")),
+    _target("eot", lambda **k: attacks.eot(_gradient, **k), num_samples=(2, "count"), samples_at_once=(1, "count")),
+    _target("spsa", lambda **k: attacks.spsa(_defense, **k), num_queries=(4, "count"), delta=(0.01, "positive"), queries_at_once=(2, "count")),
+    _target("suite", lambda **k: suites.build("honest", _defense, suites.Options(**k)), **_ball, steps=(2, "count"), eot=(2, "count"), samples_at_once=(1, "count")),
+    _target("ADP", lambda **k: pj.purifier(_score, **k), **_steps, noise_scale=(0.25, "at least 0"), stop_threshold=(0.0, "at least 0")),
+    _target("adaptive", lambda **k: purifiers.adaptive(**k), rate=(0.05, "at least 0"), min_step=(1e-5, "at least 0"), max_step=(0.1, "positive")),
+    _target("constant", lambda **k: purifiers.constant(**k), step_size=(0.1, "at least 0")),
+    _target("finite_difference", lambda **k: purifiers.finite_difference(**k), delta=(1e-3, "positive")),
+    _target("secant", lambda **k: purifiers.secant(**k), initial_curvature=(1.0, "number")),
+    _target("langevin", lambda **k: chains.langevin(_score, **k), **_chain),
+    _target("mala", lambda **k: chains.mala(_score, **k), **{**_chain, "temperature": (1.0, "positive")}),
+    _target("annealed", lambda **k: purifiers.annealed(_noise_score, **k), sigmas=([0.5, 0.1], "levels"), steps_per_level=(1, "count"), rate=(0.5, "at least 0"), temperature=(0.0, "at least 0"), num_restarts=(1, "count")),
+    _target("probability_flow", lambda **k: purifiers.probability_flow(_noise_score, **k), sigmas=([0.5, 0.1], "levels"), num_restarts=(1, "count")),
+    _target("reverse_sde", lambda **k: purifiers.reverse_sde(_noise_score, **k), sigmas=([0.5, 0.1], "levels"), num_restarts=(1, "count")),
+    _target("tweedie", lambda **k: purifiers.tweedie(_noise_score, **k), sigma=(0.2, "positive"), num_restarts=(1, "count")),
+    _target("gaussian_blur", lambda **k: purifiers.gaussian_blur(**k), sigma=(0.6, "at least 0")),
+    _target("jpeg", lambda **k: purifiers.jpeg(**k), quality=(50, "quality")),
+    _target("diffpure times", lambda **k: diffpure._times(end=1e-5, **k), t_star=(0.1, "positive"), dt=(0.01, "positive")),
+    _target("geometric", lambda **k: noise.geometric(**k), largest=(1.0, "positive"), smallest=(0.1, "positive"), num_levels=(3, "count")),
+    _target("certify", lambda **k: certification.check_settings(**k), sigma=(0.25, "positive"), n0=(5, "count"), n=(10, "count"), alpha=(0.01, "inside")),
+    _target("fit_threshold", lambda **k: detection.fit_threshold([1.0, 2.0], **k), false_positive_rate=(0.05, "share")),
+    _target("wilson", lambda **k: statistics.wilson(**k), successes=(1, "count from 0"), total=(2, "count from 0"), confidence=(0.95, "inside")),
+    _target("settings", lambda **k: Settings(**k), num_steps=(2, "count"), batch_size=(2, "count"), learning_rate=(1e-3, "at least 0"), schedule=("cosine", "schedule"), warmup_steps=(0, "count from 0"), clip_norm=(1.0, "positive"), weight_decay=(0.0, "at least 0"), seed=(0, "seed"), steps_per_dispatch=(1, "count"), checkpoint_every=(1, "count")),
+    _target("corrupt", lambda **k: corruptions.corrupt(**k), images=(_IMAGES, "pixels"), name=("contrast", "corruption"), severity=(1, "severity"), seed=(0, "seed")),
+    _target("load_split", lambda **k: pj.load_split(**k), name=("digits", "data set"), split=("test[:5]", "split")),
+    _target("Dataset", lambda **k: pj.data.Dataset("x", "test", _IMAGES, **k), labels=(_LABELS, "labels"), num_classes=(10, "classes")),
+    _target("take", lambda **k: _data().take(**k), count=(1, "count")),
+    _target("evaluate", lambda **k: pj.evaluation.evaluate(_key(), _defense, {}, _data(), **k), draws=(1, "count"), batch_size=(2, "count")),
+    _target("map_images", lambda **k: map_images(lambda keys, x: x, _key(), _IMAGES, **k), batch_size=(2, "count")),
+    _target("purify", lambda **k: pj.purifier(_score, num_steps=1, num_restarts=1)(pj.image_keys(_key(), np.arange(2)), **k), images=(_IMAGES, "pixels")),
+    _target("scoring", lambda **k: records.accuracy([{"attack": "clean", "index": 0, "one_draw": True}], **k), attack=("clean", "corruption"), scoring=("one_draw", "schedule")),
+]  # fmt: skip
+
+
+class TooLong(Exception):
+    """A call that did not end."""
+
+
+def _alarm(number, frame):
+    raise TooLong
+
+
+def outcome(call: Callable[[], Any], seconds: int = 20) -> tuple[str, str]:
+    """(accepted, refused, hang, or what else was raised; the message)."""
+    signal.signal(signal.SIGALRM, _alarm)
+    signal.alarm(seconds)
+    try:
+        call()
+    except InputError as error:
+        one = len(str(error).splitlines()) == 1
+        return ("refused" if one else "several lines"), str(error)
+    except TooLong:
+        return "hang", ""
+    except Exception as error:
+        return f"raises {type(error).__name__}", str(error)
+    finally:
+        signal.alarm(0)
+    return "accepted", ""
+
+
+def cases(chance: random.Random) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+    """(description, expected outcome, call) without end; one in ten is fine as it is."""
+    while True:
+        target = chance.choice(TARGETS)
+        if chance.random() < 0.1:
+            yield target.name, "accepted", lambda target=target: target.call(**target.fine)
+            continue
+        argument = chance.choice(sorted(target.kinds))
+        bad = chance.choice(BAD[target.kinds[argument]])
+        if bad is None and target.kinds[argument] == "labels":
+            continue
+        given = {**target.fine, argument: bad}
+        text = " ".join(repr(bad).split())[:60]
+        yield (
+            f"{target.name}({argument}={text})",
+            "refused",
+            lambda target=target, given=given: target.call(**given),
+        )
