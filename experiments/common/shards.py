@@ -95,9 +95,9 @@ def merge(workdir: Path, label: str) -> Path:
             f"merge: shards {', '.join(missing)} of {label!r} are missing, expected all"
         )
     header: dict[str, Any] = {}
-    parts: dict[int, list[bytes]] = {}
+    bodies: dict[int, list[bytes]] = {}
     for index, path in sorted(files.items()):
-        head, lines = _read(path)
+        head, bodies[index] = _read(path)
         shard = head.pop("shard", None)
         if shard != [index, counts[0]] or (header and head != header):
             raise InputError(
@@ -105,8 +105,10 @@ def merge(workdir: Path, label: str) -> Path:
                 "expected shards of one"
             )
         header = head
-        for block in shard_blocks(head["images"], head["block"], (index, counts[0])):
-            taken = list(_take(lines, block, ["clean", *head["attacks"]], path))
+    parts: dict[int, list[bytes]] = {}
+    for index, path in sorted(files.items()):
+        for block in shard_blocks(header["images"], header["block"], (index, counts[0])):
+            taken = list(_take(bodies[index], block, ["clean", *header["attacks"]], path))
             parts[block.start] = taken
     first = (json.dumps({"header": header}, sort_keys=True) + "\n").encode()
     content = first + b"".join(line for start in sorted(parts) for line in parts[start])

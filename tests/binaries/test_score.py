@@ -97,7 +97,7 @@ def test_bad_files_end_in_one_line(run_binary, tmp_path, change, message):
 
 
 def _record(attack, index, right, loss=1.0):
-    return {"attack": attack, "index": index, "correct_draws": right, "loss": loss}
+    return {"attack": attack, "index": index, "own_correct": right, "own_loss": loss}
 
 
 def test_the_worst_case_and_a_killed_run(tmp_path):

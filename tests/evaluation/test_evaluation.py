@@ -113,9 +113,10 @@ def test_fallen_images_are_dropped_and_counted(defense, digits_test):
     assert fallen
     assert {r["index"] for r in last} == set(range(24))
     assert {r["index"] for r in last if r.get("skipped")} == fallen
-    assert records.accuracy(found, "weak").value <= records.accuracy(found, "strong").value
-    worst = records.worst_case(found)
-    assert worst.value == records.accuracy(found, "weak").value
+    # A skipped image counts as wrong, so the last row is no better than what had not fallen.
+    assert not any(r.get("one_draw") for r in last if r.get("skipped"))
+    assert records.accuracy(found, "weak").value <= (24 - len(fallen)) / 24
+    assert records.worst_case(found).value <= records.accuracy(found, "weak").value
 
 
 def test_shared_keys_attack_the_very_draw_that_is_scored(defense, digits_test):
