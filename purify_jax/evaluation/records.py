@@ -112,6 +112,7 @@ class RecordFile:
                     break
                 offset += len(line)
                 self._pending.append((record, offset))
+            self._file.truncate(offset)
             self._file.seek(offset)
         else:
             self._file.truncate(0)

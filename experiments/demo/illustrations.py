@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import purify_jax as pj
-from experiments.common.story import NamedAttack
+from experiments.demo.story import NamedAttack
 from purify_jax import energy, evaluation
 from purify_jax.devices import sharding
 from purify_jax.evaluation import records
