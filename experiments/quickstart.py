@@ -15,8 +15,8 @@ from absl import flags
 
 import purify_jax as pj
 from experiments.common import cli, config_schema, flagging, from_config
-from experiments.demo import illustrations, story
 from experiments.common.workdirs import claim_workdir
+from experiments.demo import illustrations, story
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 
