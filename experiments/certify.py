@@ -9,14 +9,17 @@ The smoothing noise can take the place of the purifier's own: --noise_scale=0 ce
 Resumes from --workdir. Writes records_*.jsonl, results.json and report.html.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
 import purify_jax as pj
-from experiments.common import cli, loading
-from purify_jax.devices import sharding
+from experiments.common import cli, loading, shards
+from purify_jax.devices.batches import batches
 from purify_jax.evaluation import certification
 from purify_jax.reporting import plots
 from purify_jax.reporting.pages import write_results
@@ -28,6 +31,7 @@ flags.DEFINE_integer("n0", 100, "Samples that select the class.")
 flags.DEFINE_integer("n", 1000, "Samples that bound its share.")
 flags.DEFINE_float("alpha", 0.001, "Probability that a certificate is wrong.")
 flags.DEFINE_integer("samples_at_once", 100, "Samples of an image computed side by side.")
+shards.define()
 FLAGS = flags.FLAGS
 
 
@@ -37,14 +41,27 @@ def main(argv: list[str]) -> None:
     certification.check_settings(FLAGS.sigma, FLAGS.n0, FLAGS.n, FLAGS.alpha)
     loaded = loading.load()
     dataset = loaded.dataset.take(FLAGS.images)
-    workdir = loading.claim("sigma", "n0", "n", "alpha")
-    key = jax.random.key(FLAGS.seed)
+    settings = loading.settings("sigma", "n0", "n", "alpha")
+    work = lambda place, shard: _certified(loaded.models, dataset, place, shard)
+    join = lambda place: [shards.merge(place, f"records_{m}.jsonl", _units) for m in loaded.models]
+    done = shards.run(work, join, settings)
+    if done is not None:
+        _write(*done, len(dataset), settings)
+        shards.finish()
+
+
+def _units(header: Mapping[str, Any]) -> list[list[tuple[str, int]]]:
+    every = batches(range(header["images"]), header["batch_size"])
+    return [[("certify", int(i)) for i in batch] for batch, _ in every]
+
+
+def _certified(models, dataset, workdir, shard) -> dict:
     found = {}
-    for label, model in loaded.models.items():
-        bar = tqdm(total=len(dataset), desc=label, unit="image", disable=not FLAGS.progress)
+    for label, model in models.items():
+        bar = tqdm(desc=label, unit="image", disable=not FLAGS.progress)
         with bar:
             found[label] = certification.certify(
-                key,
+                jax.random.key(FLAGS.seed),
                 model,
                 dataset,
                 sigma=FLAGS.sigma,
@@ -55,9 +72,14 @@ def main(argv: list[str]) -> None:
                 samples_at_once=FLAGS.samples_at_once,
                 path=workdir / f"records_{label}.jsonl",
                 header={"model": label},
-                mesh=sharding.default_mesh(),
+                mesh=shards.mesh(),
                 on_batch=lambda done, records, bar=bar: bar.update(len(records)),
+                shard=shard,
             )
+    return found
+
+
+def _write(workdir, found: dict, images: int, settings: dict) -> None:
     largest = FLAGS.sigma * 4
     radii = np.linspace(0, largest, 41).tolist()
     curves = {label: certification.certified_accuracy(r, radii) for label, r in found.items()}
@@ -85,7 +107,7 @@ def main(argv: list[str]) -> None:
     rows.append(["abstained", *(str(interval) for interval in abstained.values())])
     summary = (
         f"Randomised smoothing (Cohen et al. 2019), σ = {FLAGS.sigma:g}, n₀ = {FLAGS.n0}, "
-        f"n = {FLAGS.n}, α = {FLAGS.alpha:g}, {len(dataset)} images. Share of images whose smoothed "
+        f"n = {FLAGS.n}, α = {FLAGS.alpha:g}, {images} images. Share of images whose smoothed "
         "prediction is right and cannot change within the L2 radius; each certificate is wrong "
         "with probability at most α."
     )
@@ -102,7 +124,7 @@ def main(argv: list[str]) -> None:
         rows=rows,
         sections=sections,
         content={
-            "settings": loading.settings("sigma", "n0", "n", "alpha"),
+            "settings": settings,
             "radii": radii,
             "certified_accuracy": curves,
             "abstained": abstained,

@@ -16,13 +16,13 @@ from absl import flags
 from tqdm import tqdm
 
 import purify_jax as pj
-from experiments.common import cli, flagging, loading, transfer
+from experiments.common import cli, flagging, loading, shards, transfer
 from purify_jax import attacks as atk
 from purify_jax import evaluation, purifiers
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError, check_count
 from purify_jax.corruptions import BENCHMARK
-from purify_jax.devices import sharding
+from purify_jax.devices.batches import of_shard
 from purify_jax.evaluation import corrupted, evaluate_corrupted
 from purify_jax.evaluation.statistics import Interval
 from purify_jax.keys import image_keys
@@ -41,6 +41,7 @@ flags.DEFINE_integer("diffusion_steps", 20, "Steps of DiffPure.")
 flags.DEFINE_integer("severity", 3, "Severity of the corruptions.")
 flags.DEFINE_list("only", None, "Only these purifiers.")
 flags.DEFINE_bool("transfer", True, "Score every purifier's attacked images on every other.")
+shards.define()
 FLAGS = flags.FLAGS
 
 NOTE = (
@@ -118,10 +119,36 @@ def main(argv: list[str]) -> None:
     for name in chosen:
         if name not in everything:
             raise InputError(f"only: got {name!r}, expected some of {list(everything)}")
-    workdir = loading.claim(*options)
+    work = lambda place, shard: _rows(loaded, dataset, everything, chosen, place, shard)
+    join = lambda place: shards.gather(
+        place, [[f"{transfer.file_name(n)}.json", str(transfer.path("", n))] for n in chosen]
+    )
+    done = shards.run(work, join, loading.settings(*options))
+    if done is None:
+        return
+    workdir, rows = done
+    matrix = None
+    if FLAGS.transfer:
+        there = transfer.kept(workdir, chosen)
+        for n in sorted(set(chosen) - set(there)):
+            print(f"transfer: {n} was measured without keeping its images, left out")
+        made = {
+            n: lambda n=n: loaded.undefended.replace(purifier=everything[n])  # type: ignore[misc]
+            for n in there
+        }
+        matrix = transfer.measure(
+            workdir, made, dataset, draws=FLAGS.draws, seed=FLAGS.seed,
+            batch_size=FLAGS.batch_size, mesh=shards.mesh(),
+        )  # fmt: skip
+    _write(workdir, rows, options, matrix)
+    shards.finish()
+
+
+def _rows(loaded, dataset, everything, chosen, workdir, shard) -> dict:
     changed = {n: corrupted.corrupted(dataset, n, FLAGS.severity, FLAGS.seed) for n in BENCHMARK}
     rows = {}
-    for name in tqdm(chosen, desc="purifiers", disable=not FLAGS.progress):
+    mine = of_shard(chosen, shard, f"{len(chosen)} purifiers")
+    for name in tqdm(mine, desc="purifiers", disable=not FLAGS.progress):
         path = workdir / f"{transfer.file_name(name)}.json"
         if not path.exists():
             defense = loaded.undefended.replace(purifier=everything[name])
@@ -137,19 +164,7 @@ def main(argv: list[str]) -> None:
                 f"workdir: {path} is damaged ({error}), expected it as written; without it, "
                 "this purifier is measured again"
             ) from error
-    matrix = None
-    if FLAGS.transfer:
-        there = transfer.kept(workdir, chosen)
-        for n in sorted(set(chosen) - set(there)):
-            print(f"transfer: {n} was measured without keeping its images, left out")
-        made = {
-            n: lambda n=n: loaded.undefended.replace(purifier=everything[n])  # type: ignore[misc]
-            for n in there
-        }
-        matrix = transfer.measure(
-            workdir, made, dataset, draws=FLAGS.draws, seed=FLAGS.seed, batch_size=FLAGS.batch_size
-        )  # fmt: skip
-    _write(workdir, rows, options, matrix)
+    return rows
 
 
 def _measure(name, defense, dataset, changed, kept) -> dict:
@@ -168,12 +183,12 @@ def _measure(name, defense, dataset, changed, kept) -> dict:
     }
     records = evaluation.evaluate(
         key, defense, attacks, dataset, draws=FLAGS.draws, batch_size=FLAGS.batch_size,
-        mesh=sharding.default_mesh(), keep_images=kept,
+        mesh=shards.mesh(), keep_images=kept,
     )  # fmt: skip
     row: dict = {n: evaluation.accuracy(records, n) for n in ("clean", *attacks)}
     found = evaluate_corrupted(
         key, {name: defense}, lambda n, s: changed[n], names=BENCHMARK,
-        severities=[FLAGS.severity], batch_size=FLAGS.batch_size, mesh=sharding.default_mesh(),
+        severities=[FLAGS.severity], batch_size=FLAGS.batch_size, mesh=shards.mesh(),
     )  # fmt: skip
     row["corrupted"] = corrupted.mean_accuracy(found[name])
     row["milliseconds"] = 1000 * _seconds(defense, dataset) / min(FLAGS.batch_size, len(dataset))

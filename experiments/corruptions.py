@@ -12,10 +12,9 @@ from absl import flags
 from tqdm import tqdm
 
 import purify_jax as pj
-from experiments.common import cli, flagging, loading
+from experiments.common import cli, flagging, loading, shards
 from purify_jax.checks import InputError
 from purify_jax.corruptions import EXTRA, NAMES, SEVERITIES, check_name, corrupt
-from purify_jax.devices import sharding
 from purify_jax.evaluation import corrupted, evaluate_corrupted
 from purify_jax.reporting import plots
 from purify_jax.reporting.pages import write_results
@@ -23,6 +22,7 @@ from purify_jax.reporting.pages import write_results
 loading.define(images=360, batch_size=128)
 flags.DEFINE_list("corruptions", list(NAMES), "Which corruptions.")
 flags.DEFINE_string("corruptions_dir", None, "A CIFAR-10-C folder (<corruption>.npy, labels.npy).")
+shards.define()
 FLAGS = flags.FLAGS
 
 
@@ -34,9 +34,7 @@ def main(argv: list[str]) -> None:
         check_name(name)
     loaded = loading.load()
     dataset = loaded.dataset.take(FLAGS.images)
-    workdir = loading.claim("corruptions", "corruptions_dir")
     names = FLAGS.corruptions
-    bar = tqdm(total=len(names) * len(SEVERITIES), desc="corruptions", disable=not FLAGS.progress)
     load = lambda name, severity: corrupted.corrupted(dataset, name, severity, FLAGS.seed)
     if FLAGS.corruptions_dir:
         classes = dataset.num_classes
@@ -48,19 +46,32 @@ def main(argv: list[str]) -> None:
             raise InputError(
                 f"corruptions_dir: images are {shape}, expected the model's {dataset.image_shape}"
             )
-    with bar:
-        found = evaluate_corrupted(
+    work = lambda place, shard: _evaluated(loaded.models, load, dataset.name, place, shard)
+    count = len(load(names[0], 1))
+    units = [[(f"{n} {s}", i) for i in range(count)] for n in names for s in SEVERITIES]
+    join = lambda place: [
+        shards.merge(place, f"records_{m}.jsonl", lambda header: units) for m in loaded.models
+    ]
+    done = shards.run(work, join, loading.settings("corruptions", "corruptions_dir"))
+    if done is not None:
+        _write(*done, _sheet(load, dataset, names))
+        shards.finish()
+
+
+def _evaluated(models, load, dataset: str, workdir, shard) -> dict:
+    with tqdm(desc="corruptions", disable=not FLAGS.progress) as bar:
+        return evaluate_corrupted(
             jax.random.key(FLAGS.seed),
-            loaded.models,
+            models,
             load,
-            names=names,
+            names=FLAGS.corruptions,
             batch_size=FLAGS.batch_size,
-            paths={m: workdir / f"records_{m}.jsonl" for m in loaded.models},
-            header={"dataset": dataset.name, "images": FLAGS.images, "seed": FLAGS.seed},
+            paths={m: workdir / f"records_{m}.jsonl" for m in models},
+            header={"dataset": dataset, "images": FLAGS.images, "seed": FLAGS.seed},
             on_done=lambda name, severity: bar.update(1),
-            mesh=sharding.default_mesh(),
+            mesh=shards.mesh(),
+            shard=shard,
         )
-    _write(workdir, found, _sheet(load, dataset, names))
 
 
 def _sheet(load, dataset, names) -> bytes:

@@ -6,16 +6,21 @@ python -m experiments.detect --ebm=runs/quickstart/ebm.safetensors \
 The images after the attacked ones calibrate the threshold. Writes results.json and report.html.
 """
 
+import io
+import re
+from pathlib import Path
+
 import jax
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
 import purify_jax as pj
-from experiments.common import cli, loading
+from experiments.common import cli, loading, shards
 from purify_jax import attacks as atk
+from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
-from purify_jax.devices import sharding
+from purify_jax.devices.batches import of_shard
 from purify_jax.evaluation import detection
 from purify_jax.evaluation.predictions import (
     ball_of,
@@ -37,6 +42,7 @@ flags.DEFINE_float("false_positive_rate", 0.05, "Share of clean images that may 
 flags.DEFINE_float("fraction", 0.2, "d: noise below the threshold, as a fraction of full noise.")
 flags.DEFINE_integer("steps", 40, "Attack steps.")
 flags.DEFINE_integer("eot", 4, "Draws whose gradients are averaged (EOT).")
+shards.define()
 FLAGS = flags.FLAGS
 
 NOTE = (
@@ -58,7 +64,6 @@ def main(argv: list[str]) -> None:
     wanted = FLAGS.images + FLAGS.calibration_images
     whole = loaded.dataset.take(wanted)
     names = ("calibration_images", "false_positive_rate", "fraction", "steps", "eot")
-    workdir = loading.claim("norm", "epsilon", *names)
     key = jax.random.key(FLAGS.seed)
     score_fn = pj.models.score_fn(loaded.ebm)
     energy_fn = None
@@ -77,16 +82,47 @@ def main(argv: list[str]) -> None:
     )
     attacked = whole.take(FLAGS.images)
     batches = list(_attacks(loaded.undefended, rule, norm, threshold))
-    images = {"clean": attacked.batch(np.arange(len(attacked)))[0]}
+    work = lambda place, shard: _attacked_images(key, batches, attacked, place, shard)
+    join = lambda place: shards.gather(place, [[str(_kept("", name))] for name, _ in batches])
+    done = shards.run(work, join, loading.settings("norm", "epsilon", *names))
+    if done is None:
+        return
+    workdir, made = done
+    images = {"clean": attacked.batch(np.arange(len(attacked)))[0], **made}
     models = {"undefended": loaded.undefended, "purified": defense, "decision rule": rule}
     predictions = {label: Partial(_predicted_class, model) for label, model in models.items()}
-    for name, attack in tqdm(batches, desc="attacks", disable=not FLAGS.progress):
-        images[name] = _attacked(key, name, attack, attacked)
     results = {
         name: _judge(key, name, batch, attacked, predictions, statistics, clean, threshold, images)
         for name, batch in images.items()
     }
     _write(workdir, results, statistics, images, attacked, key, threshold)
+    shards.finish()
+
+
+def _kept(workdir, name: str) -> Path:
+    return Path(workdir) / "adversarial" / f"{re.sub(r'[^a-z]+', '_', name.lower())}.npy"
+
+
+def _attacked_images(key, chosen, dataset, workdir, shard) -> dict[str, np.ndarray]:
+    """The images of this shard's attacks, made or read back."""
+    images = {}
+    mine = of_shard(chosen, shard, f"{len(chosen)} attacks")
+    for name, attack in tqdm(mine, desc="attacks", disable=not FLAGS.progress):
+        path = _kept(workdir, name)
+        if not path.is_file():
+            buffer = io.BytesIO()
+            np.save(buffer, _attacked(key, name, attack, dataset))
+            write_atomically(path, buffer.getvalue())
+        try:
+            images[name] = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise InputError(
+                f"workdir: {path} is damaged ({error}), expected it as written; without it, the attack is "
+                "made again"
+            ) from error
+        clean, _ = dataset.batch(np.arange(len(dataset)))
+        check_adversarial(name, images[name], clean, ball_of(attack))
+    return images
 
 
 def _attacks(bare, rule, norm, threshold):
@@ -121,7 +157,7 @@ def _of_images(key, function, images, start: int = 0) -> np.ndarray:
         stream_key(key, "statistic"),
         images,
         batch_size=FLAGS.batch_size,
-        mesh=sharding.default_mesh(),
+        mesh=shards.mesh(),
         first=start,
     )
 
@@ -134,7 +170,7 @@ def _attacked(key, name: str, attack, dataset) -> np.ndarray:
         images,
         labels,
         batch_size=FLAGS.batch_size,
-        mesh=sharding.default_mesh(),
+        mesh=shards.mesh(),
     )
     check_adversarial(name, found, images, ball_of(attack))
     return found

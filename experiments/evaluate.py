@@ -9,7 +9,9 @@ Resumes from --workdir: an evaluation that was killed continues and ends with th
 
 import dataclasses
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,12 +21,11 @@ from tqdm import tqdm
 import purify_jax as pj
 from experiments.common import cli, loading, shards
 from experiments.common.adversarial import AdversarialFiles
-from experiments.common.workdirs import claim_workdir
 from purify_jax.atomic import write_atomically
 from purify_jax.attacks import suites
 from purify_jax.checks import InputError, check_file_name
-from purify_jax.devices import sharding
 from purify_jax.evaluation import sweeps
+from purify_jax.evaluation.attacked import shard_blocks
 from purify_jax.evaluation.suite_runs import SuiteRun, evaluate_suite, survivors_so_far
 from purify_jax.reporting.robustness import write_robustness
 
@@ -39,6 +40,9 @@ flags.DEFINE_integer(
     "probe_images", 48, "Images of the short attacks behind the red flags; 0 for none."
 )
 flags.DEFINE_enum("sweep", "none", ["none", *sorted(sweeps.SWEEPS)], "Also draw a curve over this.")
+flags.DEFINE_integer(
+    "block", None, "Images that pass all attacks before the next ones start (default: all)."
+)
 shards.define()
 flags.DEFINE_bool(
     "save_adversarial", False, "Save adversarial/MODEL/ATTACK.npz, for python -m experiments.score."
@@ -61,32 +65,17 @@ def main(argv: list[str]) -> None:
     shard = shards.chosen()
     if shard != (0, 1) and (FLAGS.save_adversarial or FLAGS.save_images):
         raise InputError("shard: got it beside saved images, expected one or the other")
-    run = dataclasses.replace(run, shard=shard)
     loaded = loading.load()
     models, dataset = loaded.models, loaded.dataset.take(FLAGS.images)
-    workdir = claim_workdir(
-        shards.folder(Path(FLAGS.workdir), shard), _settings(), "evaluation.json"
+    files, keep = _keepers(models, dataset)
+    work = lambda place, part: _run(
+        models, dataset, dataclasses.replace(run, shard=part), place, keep
     )
-    files, keep = {}, {}
-    if FLAGS.save_adversarial:
-        ball = FLAGS.norm, FLAGS.epsilon
-        place = workdir / "adversarial"
-        files = keep = {m: AdversarialFiles(place / m, dataset, *ball) for m in models}
-    if FLAGS.save_images:
-        pictures = {m: _keeper(workdir / "images" / m, models[m], dataset) for m in models}
-        keep = {m: _both(pictures[m], files.get(m)) for m in models}
-    if FLAGS.merge:
-        _merge(workdir, list(models))
-    result = _run(models, dataset, run, workdir, keep)
-    if shard != (0, 1):
-        if FLAGS.shard is not None:
-            print(f"shard {FLAGS.shard}: records written to {workdir}; --merge joins them")
-            return
-        if not shards.is_last_step_mine():
-            return
-        workdir = claim_workdir(FLAGS.workdir, _settings(), "evaluation.json")
-        _merge(workdir, list(models))
-        result = _run(models, dataset, dataclasses.replace(run, shard=(0, 1)), workdir, keep)
+    join = lambda place: _merge(place, list(models))
+    done = shards.run(work, join, _settings(), "evaluation.json")
+    if done is None:
+        return
+    workdir, result = done
     for label, kept in files.items():
         kept.finish(result.records[label])
     summary = (
@@ -98,8 +87,6 @@ def main(argv: list[str]) -> None:
 
 
 def _run(models: dict, dataset: pj.data.Dataset, run: SuiteRun, workdir: Path, keep: dict):
-    # Every process of several works on its own blocks, with its own devices.
-    mine = jax.local_devices()
     with tqdm(unit="image", disable=not FLAGS.progress) as bar:
         return evaluate_suite(
             models.get("defended", models["undefended"]),
@@ -109,7 +96,7 @@ def _run(models: dict, dataset: pj.data.Dataset, run: SuiteRun, workdir: Path, k
             seed=FLAGS.seed,
             models=models,
             workdir=workdir,
-            mesh=sharding.data_mesh(mine) if jax.device_count() > 1 else None,
+            mesh=shards.mesh(),
             on_progress=_Progress(bar),
             keep_images=keep,
         )
@@ -118,7 +105,26 @@ def _run(models: dict, dataset: pj.data.Dataset, run: SuiteRun, workdir: Path, k
 def _merge(workdir: Path, labels: list[str]) -> None:
     shared = ["shared_keys"] if FLAGS.suite == "honest" and "defended" in labels else []
     for label in [*labels, *shared]:
-        shards.merge(workdir, label)
+        shards.merge(workdir, f"records_{label}.jsonl", _units)
+
+
+def _units(header: Mapping[str, Any]) -> list[list[tuple[str, int]]]:
+    blocks = shard_blocks(header["images"], header["block"], (0, 1))
+    return [[(a, i) for a in ("clean", *header["attacks"]) for i in block] for block in blocks]
+
+
+def _keepers(models: dict, dataset: pj.data.Dataset) -> tuple[dict, dict]:
+    """Files of adversarial images by model, and what is called with the images of every batch."""
+    files, keep = {}, {}
+    workdir = Path(FLAGS.workdir)
+    if FLAGS.save_adversarial:
+        ball = FLAGS.norm, FLAGS.epsilon
+        place = workdir / "adversarial"
+        files = keep = {m: AdversarialFiles(place / m, dataset, *ball) for m in models}
+    if FLAGS.save_images:
+        pictures = {m: _keeper(workdir / "images" / m, models[m], dataset) for m in models}
+        keep = {m: _both(pictures[m], files.get(m)) for m in models}
+    return files, keep
 
 
 class _Progress:

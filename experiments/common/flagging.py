@@ -118,7 +118,9 @@ _NUMBERS: Mapping[str, tuple[float, float]] = {
 
 def check_numbers() -> None:
     """Raises InputError that names the flag, before anything is read, for a number out of range."""
-    given = {name: FLAGS[name].value for name in FLAGS if FLAGS[name].value is not None}
+    # score's --images is a file, everybody else's a number
+    numbers = [name for name in FLAGS if FLAGS[name].flag_type() in ("int", "float")]
+    given = {name: FLAGS[name].value for name in numbers if FLAGS[name].value is not None}
     for name, least in _COUNTS.items():
         if name in given:
             check_count(name, given[name], least)

@@ -44,7 +44,11 @@ def define_models() -> None:
 
 
 def read_models(needs_ebm: bool) -> tuple[pj.models.Model | None, pj.models.Model]:
-    """(score model or None, classifier) of the flags; InputError unless they fit together."""
+    """(score model or None, classifier) of the flags; InputError unless they fit together.
+
+    Before anything is read, InputError for any flag whose number is out of its range.
+    """
+    flagging.check_numbers()
     if FLAGS.model and (FLAGS.ebm or FLAGS.classifier):
         raise InputError("model: got --ebm or --classifier beside it, expected one or the other")
     if FLAGS.model:
@@ -95,7 +99,6 @@ class Loaded(NamedTuple):
 
 def load() -> Loaded:
     """The models and the whole split that the flags name; InputError where they do not fit."""
-    flagging.check_numbers()
     ebm, classifier = read_models(_needs["ebm"])
     defense = make_defense(ebm, classifier)
     name = FLAGS.dataset or classifier.metadata.get("dataset")

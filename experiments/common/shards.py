@@ -1,34 +1,40 @@
-"""One evaluation in several processes: each writes the records of its blocks, a merge joins them.
+"""One evaluation in several processes: each does its units of work, a merge joins what they wrote.
 
 A scheduler's job array runs the same command with --shard=0/4 to --shard=3/4; each is started again
 alone if it was killed. The same command with --merge then puts the files together, byte for byte what
-one process would have written, and goes on with what needs all records.
+one process would have written, and goes on with what needs all of them. Processes that work together
+(--coordinator) do all that by themselves.
+
+Unit u of n shards' work is shard u % n's. A unit is what is written together: for record files a list of
+(attack, image), for others a file.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from absl import flags
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
+from experiments.common.workdirs import claim_workdir
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError, check_count
-from purify_jax.evaluation.attacked import shard_blocks
+from purify_jax.devices import sharding
 
 FLAGS = flags.FLAGS
+#: (attack, image) of the records that are written together.
+Records = Sequence[tuple[str, int]]
+Found = TypeVar("Found")
 
 
 def define() -> None:
-    """--block, --shard and --merge."""
-    flags.DEFINE_integer(
-        "block", None, "Images that pass all attacks before the next ones start (default: all)."
-    )
-    flags.DEFINE_string("shard", None, "I/N: only every N-th block, from block I; then --merge.")
-    flags.DEFINE_bool("merge", False, "Join the records of all shards and finish.")
+    """--shard and --merge."""
+    flags.DEFINE_string("shard", None, "I/N: only every N-th part, from part I; then --merge.")
+    flags.DEFINE_bool("merge", False, "Join what all shards wrote and finish.")
 
 
 def chosen() -> tuple[int, int]:
@@ -46,19 +52,45 @@ def chosen() -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def folder(workdir: Path, shard: tuple[int, int]) -> Path:
-    """Where a shard writes its records; the work directory itself for one process."""
+def mesh() -> Mesh | None:
+    """This process's own devices where there are several: each of several processes works for itself."""
+    return sharding.data_mesh(jax.local_devices()) if jax.device_count() > 1 else None
+
+
+def run(
+    work: Callable[[Path, tuple[int, int]], Found],
+    join: Callable[[Path], None],
+    settings: Mapping[str, Any],
+    name: str = "settings.json",
+) -> tuple[Path, Found] | None:
+    """Does this process's share of the work; (work directory, what was found) where all of it is there.
+
+    ``work(workdir, (i, n))`` must continue from what lies in its folder; ``join(workdir)`` brings the
+    shards' files there. A shard works in a folder of its own inside ``--workdir`` and returns None, and
+    so do all of several processes but the last. Call :func:`finish` when everything is written.
+    """
+    shard = chosen()
+    workdir = claim_workdir(_folder(Path(FLAGS.workdir), shard), settings, name)
+    if FLAGS.merge:
+        join(workdir)
+    found = work(workdir, shard)
+    if shard == (0, 1):
+        return workdir, found
+    if FLAGS.shard is not None:
+        print(f"shard {FLAGS.shard}: written to {workdir}; --merge joins the shards")
+        return None
+    multihost_utils.sync_global_devices("every share is written")
+    if jax.process_index() > 0:
+        finish()
+        return None
+    workdir = claim_workdir(FLAGS.workdir, settings, name)
+    join(workdir)
+    return workdir, work(workdir, (0, 1))
+
+
+def _folder(workdir: Path, shard: tuple[int, int]) -> Path:
     index, count = shard
     return workdir if count == 1 else workdir / f"shard-{index}-of-{count}"
-
-
-def is_last_step_mine() -> bool:
-    """Waits until all processes have written their records; process 0 goes on, the others wait for it."""
-    multihost_utils.sync_global_devices("records are written")
-    if jax.process_index() == 0:
-        return True
-    finish()
-    return False
 
 
 def finish() -> None:
@@ -67,52 +99,84 @@ def finish() -> None:
         multihost_utils.sync_global_devices("the merge is done")
 
 
-def merge(workdir: Path, label: str) -> Path:
-    """Joins the shards' files of one model into ``records_<label>.jsonl``; they stay where they are.
+def merge(
+    workdir: Path, name: str, units: Callable[[Mapping[str, Any]], Sequence[Records]]
+) -> Path:
+    """Joins the shards' record files ``name``; they stay where they are. ``units(header)`` lists the work.
 
     Raises InputError if there are none, one is missing or unfinished, they belong to different
     evaluations, or the joined file is there and differs.
     """
-    name = f"records_{label}.jsonl"
-    pattern = re.compile(r"shard-(\d+)-of-(\d+)")
-    places = {
-        m: p / name for p in sorted(workdir.glob("shard-*")) if (m := pattern.fullmatch(p.name))
-    }
-    found = {m: path for m, path in places.items() if path.is_file()}
-    if not found:
+    folders = _shards(workdir, name)
+    count = len(folders)
+    header: dict[str, Any] = {}
+    bodies = []
+    for index, folder in enumerate(folders):
+        head, lines = _read(folder / name)
+        shard = head.pop("shard", None)
+        if shard != [index, count] or (header and head != header):
+            raise InputError(
+                f"merge: {folder.name} belongs to another evaluation ({_first_difference(header, head)}), "
+                "expected shards of one"
+            )
+        header = head
+        bodies.append(lines)
+    try:
+        listed = units(header)
+    except (LookupError, TypeError) as error:
         raise InputError(
-            f"merge: {workdir} has no shards of {label!r}, expected --shard runs first"
-        )
+            f"merge: {folders[0].name} has no header of protocol 2 ({error!r})"
+        ) from error
+    taken = [
+        _take(bodies[u % count], records, folders[u % count].name)
+        for u, records in enumerate(listed)
+    ]
+    first = (json.dumps({"header": header}, sort_keys=True) + "\n").encode()
+    return _write(workdir / name, first + b"".join(taken))
+
+
+def gather(workdir: Path, units: Sequence[Sequence[str]], settings: str = "settings.json") -> None:
+    """Brings the shards' files to ``workdir``: of each unit the files of these names.
+
+    Raises InputError as :func:`merge`.
+    """
+    folders = _shards(workdir, settings)
+    for folder in folders:
+        if (folder / settings).read_bytes() != (workdir / settings).read_bytes():
+            raise InputError(
+                f"merge: {folder.name} belongs to another evaluation, expected shards of one"
+            )
+    for u, names in enumerate(units):
+        folder = folders[u % len(folders)]
+        for name in names:
+            if not (folder / name).is_file():
+                raise InputError(
+                    f"merge: {folder.name} is not finished ({name} is missing), expected it to be run again "
+                    "to its end"
+                )
+            _write(workdir / name, (folder / name).read_bytes())
+
+
+def _shards(workdir: Path, name: str) -> list[Path]:
+    """The folders of shards 0 to n − 1, all of which have a file of this name."""
+    pattern = re.compile(r"shard-(\d+)-of-(\d+)")
+    places = {m: p for p in sorted(workdir.glob("shard-*")) if (m := pattern.fullmatch(p.name))}
+    found = {m: folder for m, folder in places.items() if (folder / name).is_file()}
+    if not found:
+        raise InputError(f"merge: {workdir} has no shards with {name}, expected --shard runs first")
     counts = sorted({int(m[2]) for m in found})
     if len(counts) > 1:
         raise InputError(
             f"merge: {workdir} has shards of {counts} in all, expected one number of them"
         )
-    files = {int(m[1]): path for m, path in found.items()}
-    missing = [f"{i}/{counts[0]}" for i in range(counts[0]) if i not in files]
+    folders = {int(m[1]): folder for m, folder in found.items()}
+    missing = [f"{i}/{counts[0]}" for i in range(counts[0]) if i not in folders]
     if missing:
-        raise InputError(
-            f"merge: shards {', '.join(missing)} of {label!r} are missing, expected all"
-        )
-    header: dict[str, Any] = {}
-    bodies: dict[int, list[bytes]] = {}
-    for index, path in sorted(files.items()):
-        head, bodies[index] = _read(path)
-        shard = head.pop("shard", None)
-        if shard != [index, counts[0]] or (header and head != header):
-            raise InputError(
-                f"merge: {path.parent.name} belongs to another evaluation ({_first_difference(header, head)}), "
-                "expected shards of one"
-            )
-        header = head
-    parts: dict[int, list[bytes]] = {}
-    for index, path in sorted(files.items()):
-        for block in shard_blocks(header["images"], header["block"], (index, counts[0])):
-            taken = list(_take(bodies[index], block, ["clean", *header["attacks"]], path))
-            parts[block.start] = taken
-    first = (json.dumps({"header": header}, sort_keys=True) + "\n").encode()
-    content = first + b"".join(line for start in sorted(parts) for line in parts[start])
-    path = workdir / name
+        raise InputError(f"merge: shards {', '.join(missing)} lack {name}, expected all")
+    return [folders[i] for i in range(counts[0])]
+
+
+def _write(path: Path, content: bytes) -> Path:
     if path.exists() and path.read_bytes() != content:
         raise InputError(
             f"merge: {path.name} is there and differs, expected a folder of shards alone"
@@ -126,9 +190,6 @@ def _read(path: Path) -> tuple[dict[str, Any], list[bytes]]:
     try:
         head = json.loads(lines[0])["header"]
         check_count("images", head["images"])
-        names = head["attacks"]
-        if not isinstance(names, list):
-            raise TypeError("attacks")
         return head, lines[1:]
     except (ValueError, LookupError, TypeError) as error:
         raise InputError(
@@ -136,19 +197,20 @@ def _read(path: Path) -> tuple[dict[str, Any], list[bytes]]:
         ) from error
 
 
-def _take(lines: list[bytes], block: range, attacks: list[str], path: Path) -> Iterator[bytes]:
-    """The next block's lines, in the order in which one process writes them."""
-    wanted = {(name, index) for name in attacks for index in block}
+def _take(lines: list[bytes], records: Records, shard: str) -> bytes:
+    """The next unit's lines, in the order in which one process writes them."""
+    wanted = set(records)
+    taken = []
     while wanted:
         try:
-            line = lines.pop(0)
-            record = json.loads(line)
+            taken.append(lines.pop(0))
+            record = json.loads(taken[-1])
             wanted.remove((record["attack"], record["index"]))
         except (IndexError, KeyError, ValueError, TypeError) as error:
             raise InputError(
-                f"merge: {path.parent.name} is not finished, expected it to be run again to its end"
+                f"merge: {shard} is not finished, expected it to be run again to its end"
             ) from error
-        yield line
+    return b"".join(taken)
 
 
 def _first_difference(a: dict[str, Any], b: dict[str, Any]) -> str:

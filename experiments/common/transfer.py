@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from scipy import stats
 
 from purify_jax.atomic import write_atomically
 from purify_jax.data import Dataset
 from purify_jax.defense import Defense
-from purify_jax.devices import sharding
 from purify_jax.evaluation import worst_of
 from purify_jax.evaluation.red_flags import MUCH, RedFlag
 from purify_jax.evaluation.statistics import Interval
@@ -27,11 +27,16 @@ def file_name(name: str) -> str:
     return name.replace(" ", "_")
 
 
+def path(workdir: str | Path, name: str) -> Path:
+    """Where a purifier's attacked images lie."""
+    return Path(workdir) / "adversarial" / f"{file_name(name)}.npz"
+
+
 class Kept:
     """The images of one attack on one purifier, written whole: ``adversarial/NAME.npz``."""
 
     def __init__(self, workdir: Path, name: str, attack: str, count: int):
-        self.path = workdir / "adversarial" / f"{file_name(name)}.npz"
+        self.path = path(workdir, name)
         self.attack, self.images, self.count = attack, dict[int, np.ndarray](), count
 
     def __call__(self, attack: str, indices: np.ndarray, images: np.ndarray) -> None:
@@ -76,14 +81,15 @@ def measure(
     draws: int,
     seed: int,
     batch_size: int,
+    mesh: Mesh | None = None,
 ) -> Matrix:
     """Scores every purifier's kept images on every purifier; continues from ``transfer_NAME.json``."""
     images = {name: _kept(workdir, name) for name in defenses}
     right: dict[str, dict[str, list[int]]] = {name: {} for name in defenses}
     counted: dict[str, int] = {}
     for scored_on, make in defenses.items():
-        path = workdir / f"transfer_{file_name(scored_on)}.json"
-        content = json.loads(path.read_text()) if path.exists() else {}
+        counts = workdir / f"transfer_{file_name(scored_on)}.json"
+        content = json.loads(counts.read_text()) if counts.exists() else {}
         defense = make()
         counted[scored_on] = 1 if defense.is_deterministic else draws
         for made_on in defenses:
@@ -96,22 +102,22 @@ def measure(
                     dataset.labels[: len(dataset)],
                     counted[scored_on],
                     batch_size=batch_size,
-                    mesh=sharding.default_mesh(),
+                    mesh=mesh,
                 )
                 content[made_on] = found.sum(axis=1).tolist()
-                write_atomically(path, json.dumps(content) + "\n")
+                write_atomically(counts, json.dumps(content) + "\n")
             right[made_on][scored_on] = content[made_on]
     return Matrix(list(defenses), right, counted)
 
 
 def _kept(workdir: Path, name: str) -> np.ndarray:
-    with np.load(workdir / "adversarial" / f"{file_name(name)}.npz") as archive:
+    with np.load(path(workdir, name)) as archive:
         return np.asarray(archive["images"])
 
 
 def kept(workdir: Path, names: Sequence[str]) -> list[str]:
     """Those of the names whose attacked images are there: results of 0.2 did not keep them."""
-    return [n for n in names if (workdir / "adversarial" / f"{file_name(n)}.npz").is_file()]
+    return [n for n in names if path(workdir, n).is_file()]
 
 
 def red_flags(matrix: Matrix) -> list[RedFlag]:

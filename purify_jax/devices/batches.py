@@ -6,7 +6,7 @@ compiles once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -16,6 +16,8 @@ from purify_jax.checks import InputError, check_count
 from purify_jax.devices import sharding
 from purify_jax.keys import image_keys
 from purify_jax.types import Array
+
+Unit = TypeVar("Unit")
 
 
 def padded_size(batch_size: int, count: int, mesh: Mesh | None) -> int:
@@ -37,6 +39,22 @@ def batches(
     for start in range(0, len(indices), size):
         chosen = indices[start : start + size]
         yield chosen, np.resize(chosen, size)
+
+
+def of_shard(units: Sequence[Unit], shard: tuple[int, int], described: str) -> list[Unit]:
+    """Units i, i + n, i + 2n, ... of shard (i, n): the share of one of n processes.
+
+    Raises InputError for a shard that would have none; ``described`` says in its line what they are.
+    """
+    index, shards = shard
+    check_count("shards", shards)
+    check_count("shard", index, 0)
+    count = len(units)
+    if index >= shards or shards > count:
+        raise InputError(
+            f"shard: got {index}/{shards}, expected one of 0/{count} to {count - 1}/{count} at most: {described}"
+        )
+    return list(units[index::shards])
 
 
 def map_images(

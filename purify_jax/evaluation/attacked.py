@@ -16,7 +16,7 @@ from purify_jax.attacks.costs import Passes
 from purify_jax.checks import InputError, check_count, check_images, check_labels
 from purify_jax.data import Dataset
 from purify_jax.devices import sharding
-from purify_jax.devices.batches import batches, padded_size
+from purify_jax.devices.batches import batches, of_shard, padded_size
 from purify_jax.evaluation.predictions import (
     ball_of,
     check_adversarial,
@@ -169,16 +169,8 @@ def shard_blocks(count: int, block: int | None, shard: tuple[int, int]) -> list[
     """The blocks of images of one shard (i, n); InputError if it would have none."""
     block = count if block is None else block
     check_count("block", block)
-    index, shards = shard
-    check_count("shards", shards)
-    check_count("shard", index, 0)
     every = [range(first, min(first + block, count)) for first in range(0, count, block)]
-    if index >= shards or shards > len(every):
-        raise InputError(
-            f"shard: got {index}/{shards}, expected one of 0/{len(every)} to {len(every) - 1}/{len(every)} at most: "
-            f"{count} images in blocks of {block}"
-        )
-    return every[index::shards]
+    return of_shard(every, shard, f"{count} images in blocks of {block}")
 
 
 def _skipped(name: str, dataset: Dataset, indices: list[int]) -> list[Record]:

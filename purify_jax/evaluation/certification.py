@@ -27,7 +27,7 @@ from purify_jax.checks import (
 )
 from purify_jax.data import Dataset
 from purify_jax.devices import sharding
-from purify_jax.devices.batches import batches, padded_size
+from purify_jax.devices.batches import batches, of_shard, padded_size
 from purify_jax.evaluation.predictions import is_finite
 from purify_jax.evaluation.records import Record, RecordFile
 from purify_jax.evaluation.statistics import Interval, wilson
@@ -152,6 +152,7 @@ def certify(
     header: Mapping[str, Any] | None = None,
     on_batch: Callable[[int, list[Record]], None] | None = None,
     mesh: Mesh | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> list[Record]:
     """Certifies each image of a data set; one record per image: index, label, prediction, radius.
 
@@ -167,6 +168,7 @@ def certify(
       header: settings that identify the run in that file, beside those known here.
       on_batch: called with (images done, records of the batch).
       mesh: devices to split each batch over; one device by default.
+      shard: (i, n): only batches i, i + n, i + 2n, ...; the records are those of the whole run.
 
     Raises InputError for α outside (0, 1), n₀ > n, σ ≤ 0, bad images, or a file of another run.
     """
@@ -184,6 +186,10 @@ def certify(
         "alpha": alpha,
         "batch_size": batch_size,
     }
+    described = f"{len(dataset)} images in batches of {batch_size}"
+    mine = of_shard(list(batches(range(len(dataset)), batch_size)), shard, described)
+    if shard != (0, 1):
+        identify["shard"] = list(shard)
     file = RecordFile(path, {**identify, **(header or {})})
     counter = lambda total: sharding.over_images(
         class_counts(predict, sigma, total, samples_at_once), mesh
@@ -222,7 +228,7 @@ def certify(
         return found
 
     try:
-        for chosen, padded in batches(range(len(dataset)), batch_size):
+        for chosen, padded in mine:
             batch = file.batch("certify", chosen, functools.partial(compute, chosen, padded))
             records += batch
             if on_batch is not None:

@@ -11,7 +11,7 @@ from purify_jax.checks import InputError, check_count
 from purify_jax.corruptions import BENCHMARK, NAMES, SEVERITIES, check_name, corrupt
 from purify_jax.data import Dataset
 from purify_jax.devices import sharding
-from purify_jax.devices.batches import map_images
+from purify_jax.devices.batches import map_images, of_shard
 from purify_jax.evaluation.predictions import check_classes, predicted_class
 from purify_jax.evaluation.records import Record, RecordFile
 from purify_jax.evaluation.statistics import Interval, wilson
@@ -82,6 +82,7 @@ def evaluate_corrupted(
     header: Mapping[str, Any] | None = None,
     on_done: Callable[[str, int], None] | None = None,
     mesh: Mesh | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> dict[str, dict[str, dict[int, Interval]]]:
     """Accuracy of each model under each corruption and severity.
 
@@ -95,6 +96,7 @@ def evaluate_corrupted(
       header: settings that identify the run in those files.
       on_done: called with (corruption, severity).
       mesh: devices to split each batch over; one device by default.
+      shard: (i, n): of all pairs of a corruption and a severity only i, i + n, i + 2n, ...
 
     Returns model → corruption → severity → accuracy of one draw, with 95% interval.
     """
@@ -109,22 +111,25 @@ def evaluate_corrupted(
     for path in (paths or {}).values():
         sharding.check_one_writer(path, mesh)
     identify = {"batch_size": batch_size, "severities": list(severities), **(header or {})}
+    every = [(name, severity) for name in names for severity in severities]
+    mine = of_shard(every, shard, f"{len(every)} pairs of a corruption and a severity")
+    if shard != (0, 1):
+        identify["shard"] = list(shard)
     files = {m: RecordFile((paths or {}).get(m), {**identify, "model": m}) for m in models}
     found: dict[str, dict[str, dict[int, Interval]]] = {m: {n: {} for n in names} for m in models}
     try:
-        for name in names:
-            for severity in severities:
-                dataset = load(name, severity)
-                label = f"{name} {severity}"
-                for model, predict in models.items():
-                    compute = lambda predict=predict, label=label, dataset=dataset: _predictions(
-                        key, predict, dataset, label, batch_size, mesh
-                    )
-                    batch = files[model].batch(label, range(len(dataset)), compute)
-                    right = sum(bool(r["one_draw"]) for r in batch)
-                    found[model][name][severity] = wilson(right, len(batch))
-                if on_done is not None:
-                    on_done(name, severity)
+        for name, severity in mine:
+            dataset = load(name, severity)
+            label = f"{name} {severity}"
+            for model, predict in models.items():
+                compute = lambda predict=predict, label=label, dataset=dataset: _predictions(
+                    key, predict, dataset, label, batch_size, mesh
+                )
+                batch = files[model].batch(label, range(len(dataset)), compute)
+                right = sum(bool(r["one_draw"]) for r in batch)
+                found[model][name][severity] = wilson(right, len(batch))
+            if on_done is not None:
+                on_done(name, severity)
     finally:
         for file in files.values():
             file.close()

@@ -96,6 +96,15 @@ def test_bad_files_end_in_one_line(run_binary, tmp_path, change, message):
     assert "Traceback" not in done.stderr
 
 
+def test_a_number_out_of_range_is_one_line(run_binary, tmp_path):
+    np.savez(tmp_path / "a.npz", adversarial=np.zeros((1, 8, 8, 1), "f"), labels=np.zeros(1, int))
+    file = f"--images={tmp_path / 'a.npz'}"
+    done = run_binary("score", "--model=digits", file, f"--seed={2**70}", check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert f"error: seed: got {2**70}" in done.stderr
+
+
 def _record(attack, index, right, loss=1.0):
     return {"attack": attack, "index": index, "own_correct": right, "own_loss": loss}
 

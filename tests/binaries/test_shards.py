@@ -10,6 +10,9 @@ import time
 import pytest
 from conftest import ROOT, environment
 
+from experiments.common import shards
+from purify_jax.checks import InputError
+
 MODEL = ["--model=digits", "--num_steps=2", "--num_restarts=1"]
 ATTACK = ["--suite=rand", "--steps=2", "--eot=2", "--epsilon=0.3", "--probe_images=0", "--draws=4"]
 SIZE = ["--images=32", "--batch_size=4", "--block=8"]
@@ -24,6 +27,12 @@ def single(run_binary, tmp_path_factory):
     return folder
 
 
+def _blocks(header):
+    """The units of a run over 32 images in blocks of 8."""
+    blocks = [range(first, first + header["block"]) for first in range(0, 32, 8)]
+    return [[(a, i) for a in ["clean", *header["attacks"]] for i in block] for block in blocks]
+
+
 def _contents(folder):
     return {m: (folder / f"records_{m}.jsonl").read_bytes() for m in ("defended", "undefended")}
 
@@ -35,7 +44,7 @@ def _figures(folder):
 def test_four_shards_of_which_one_is_killed(run_binary, single, tmp_path):
     for i in (0, 3):
         done = run_binary(*COMMAND, f"--workdir={tmp_path}", f"--shard={i}/4")
-        assert f"shard {i}/4: records written" in done.stdout
+        assert f"shard {i}/4: written to" in done.stdout
     # Shard 1 is killed as soon as it has written something, and left torn.
     victim = subprocess.Popen(
         [sys.executable, "-m", "experiments.evaluate", *COMMAND[1:], f"--workdir={tmp_path}",
@@ -51,7 +60,7 @@ def test_four_shards_of_which_one_is_killed(run_binary, single, tmp_path):
     victim.wait()
     refused = run_binary(*COMMAND, f"--workdir={tmp_path}", "--merge", check=False)
     assert refused.returncode == 1
-    assert "merge: shards 2/4 of 'undefended' are missing, expected all" in refused.stderr
+    assert "merge: shards 2/4 lack records_undefended.jsonl, expected all" in refused.stderr
     run_binary(*COMMAND, f"--workdir={tmp_path}", "--shard=2/4")
     (tmp_path / "shard-1-of-4" / "records_defended.jsonl").unlink(missing_ok=True)
     refused = run_binary(*COMMAND, f"--workdir={tmp_path}", "--merge", check=False)
@@ -97,7 +106,7 @@ def test_two_processes_by_coordinator(single, tmp_path):
         (["--shard=0/9"], "shard: got 0/9, expected one of 0/4 to 3/4 at most: 32 images in"),
         (["--shard=0/4", "--merge"], "merge: got --shard beside it"),
         (["--shard=0/4", "--save_adversarial"], "shard: got it beside saved images"),
-        (["--merge"], "has no shards of 'undefended', expected --shard runs first"),
+        (["--merge"], "has no shards with records_undefended.jsonl, expected --shard runs first"),
     ],
 )
 def test_shards_that_do_not_fit_are_one_line(run_binary, tmp_path, flags, message):
@@ -108,9 +117,6 @@ def test_shards_that_do_not_fit_are_one_line(run_binary, tmp_path, flags, messag
 
 
 def test_shards_of_two_protocols_or_evaluations_are_one_line(single, tmp_path):
-    from experiments.common import shards
-    from purify_jax.checks import InputError
-
     lines = (single / "records_defended.jsonl").read_text().splitlines(keepends=True)
     header = json.loads(lines[0])["header"]
 
@@ -124,12 +130,60 @@ def test_shards_of_two_protocols_or_evaluations_are_one_line(single, tmp_path):
     write(0)
     write(1, draws=5)
     with pytest.raises(InputError, match=r"belongs to another evaluation \(draws: 4 and 5\)"):
-        shards.merge(tmp_path, "defended")
-    write(0, attacks=None, protocol=None)
+        shards.merge(tmp_path, "records_defended.jsonl", _blocks)
+    for i in (0, 1):
+        write(i, attacks=None, protocol=None)
     with pytest.raises(InputError, match="has no header of protocol 2"):
-        shards.merge(tmp_path, "defended")
+        shards.merge(tmp_path, "records_defended.jsonl", _blocks)
     write(0)
     (tmp_path / "shard-0-of-3").mkdir()
     (tmp_path / "shard-0-of-3" / "records_defended.jsonl").write_text("")
     with pytest.raises(InputError, match=r"has shards of \[2, 3\] in all"):
-        shards.merge(tmp_path, "defended")
+        shards.merge(tmp_path, "records_defended.jsonl", _blocks)
+
+
+SMALL = [*MODEL, "--noprogress", "--batch_size=4"]
+OTHERS = {
+    "certify": [*SMALL, "--images=10", "--n0=8", "--n=40", "--samples_at_once=8"],
+    "corruptions": [*SMALL, "--images=12", "--corruptions=gaussian_noise,contrast"],
+    "detect": [*SMALL, "--images=12", "--calibration_images=20", "--epsilon=0.3", "--steps=2", "--eot=2"],
+    "compare": [*SMALL, "--images=8", "--epsilon=0.3", "--steps=2", "--eot=1", "--draws=2",
+                "--only=none,ADP,JPEG 50"],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_two_shards_of_the_others_are_one_process(run_binary, tmp_path, name):
+    command = [name, *OTHERS[name]]
+    run_binary(*command, f"--workdir={tmp_path / 'one'}")
+    place = tmp_path / "two"
+    run_binary(*command, f"--workdir={place}", "--shard=1/2")
+    refused = run_binary(*command, f"--workdir={place}", "--merge", check=False)
+    assert refused.returncode == 1
+    assert "error: merge: shards 0/2 lack " in refused.stderr
+    run_binary(*command, f"--workdir={place}", "--shard=0/2")
+    run_binary(*command, f"--workdir={place}", "--merge")
+    results = [
+        json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "one", place)
+    ]
+    for found in results:
+        _without_times(found)
+    assert results[0] == results[1]
+    kept = [f.relative_to(tmp_path / "one") for f in (tmp_path / "one").rglob("*") if f.is_file()]
+    joined = [f for f in kept if f.suffix in (".jsonl", ".npz", ".npy")]
+    assert joined
+    for file in joined:
+        assert (tmp_path / "one" / file).read_bytes() == (place / file).read_bytes()
+    done = run_binary(*command, f"--workdir={tmp_path / 'many'}", "--shard=0/99", check=False)
+    assert done.returncode == 1
+    assert "error: shard: got 0/99, expected one of 0/" in done.stderr
+
+
+def _without_times(tree):
+    """Takes out what one and the same run may measure differently."""
+    for name in [*tree]:
+        if name in ("milliseconds", "command", "workdir", "seconds", "provenance"):
+            del tree[name]
+        elif isinstance(tree[name], dict):
+            _without_times(tree[name])
