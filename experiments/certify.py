@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 import purify_jax as pj
 from experiments.common import cli, loading, shards
+from purify_jax.devices import progress
 from purify_jax.devices.batches import batches
 from purify_jax.evaluation import certification
 from purify_jax.reporting import plots
@@ -58,7 +58,8 @@ def _units(header: Mapping[str, Any]) -> list[list[tuple[str, int]]]:
 def _certified(models, dataset, workdir, shard) -> dict:
     found = {}
     for label, model in models.items():
-        bar = tqdm(desc=label, unit="image", disable=not FLAGS.progress)
+        part = -(-len(dataset) // shard[1])
+        bar = progress.bar(total=part, desc=label, unit="image", disable=not FLAGS.progress)
         with bar:
             found[label] = certification.certify(
                 jax.random.key(FLAGS.seed),

@@ -13,7 +13,6 @@ import time
 import jax
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 import purify_jax as pj
 from experiments.common import cli, flagging, loading, shards, transfer
@@ -22,6 +21,7 @@ from purify_jax import evaluation, purifiers
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError, check_count
 from purify_jax.corruptions import BENCHMARK
+from purify_jax.devices import progress
 from purify_jax.devices.batches import of_shard
 from purify_jax.evaluation import corrupted, evaluate_corrupted
 from purify_jax.evaluation.statistics import Interval
@@ -148,7 +148,7 @@ def _rows(loaded, dataset, everything, chosen, workdir, shard) -> dict:
     changed = {n: corrupted.corrupted(dataset, n, FLAGS.severity, FLAGS.seed) for n in BENCHMARK}
     rows = {}
     mine = of_shard(chosen, shard, f"{len(chosen)} purifiers")
-    for name in tqdm(mine, desc="purifiers", disable=not FLAGS.progress):
+    for name in progress.bar(mine, desc="purifiers", unit="purifier", disable=not FLAGS.progress):
         path = workdir / f"{transfer.file_name(name)}.json"
         if not path.exists():
             defense = loaded.undefended.replace(purifier=everything[name])

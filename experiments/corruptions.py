@@ -9,12 +9,12 @@ python -m experiments.corruptions --ebm=runs/quickstart/ebm.safetensors \
 import jax
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 import purify_jax as pj
 from experiments.common import cli, flagging, loading, shards
 from purify_jax.checks import InputError
 from purify_jax.corruptions import EXTRA, NAMES, SEVERITIES, check_name, corrupt
+from purify_jax.devices import progress
 from purify_jax.evaluation import corrupted, evaluate_corrupted
 from purify_jax.reporting import plots
 from purify_jax.reporting.pages import write_results
@@ -59,7 +59,10 @@ def main(argv: list[str]) -> None:
 
 
 def _evaluated(models, load, dataset: str, workdir, shard) -> dict:
-    with tqdm(desc="corruptions", disable=not FLAGS.progress) as bar:
+    total = len(range(shard[0], len(FLAGS.corruptions) * len(SEVERITIES), shard[1]))
+    with progress.bar(
+        total=total, desc="corruptions", unit="set", disable=not FLAGS.progress
+    ) as bar:
         return evaluate_corrupted(
             jax.random.key(FLAGS.seed),
             models,

@@ -13,13 +13,13 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 import purify_jax as pj
 from experiments.common import cli, loading, shards
 from purify_jax import attacks as atk
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
+from purify_jax.devices import progress
 from purify_jax.devices.batches import of_shard
 from purify_jax.evaluation import detection
 from purify_jax.evaluation.predictions import (
@@ -107,7 +107,9 @@ def _attacked_images(key, chosen, dataset, workdir, shard) -> dict[str, np.ndarr
     """The images of this shard's attacks, made or read back."""
     images = {}
     mine = of_shard(chosen, shard, f"{len(chosen)} attacks")
-    for name, attack in tqdm(mine, desc="attacks", disable=not FLAGS.progress):
+    for name, attack in progress.bar(
+        mine, desc="attacks", unit="attack", disable=not FLAGS.progress
+    ):
         path = _kept(workdir, name)
         if not path.is_file():
             buffer = io.BytesIO()

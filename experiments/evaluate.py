@@ -24,6 +24,7 @@ from experiments.common.adversarial import AdversarialFiles
 from purify_jax.atomic import write_atomically
 from purify_jax.attacks import suites
 from purify_jax.checks import InputError, check_file_name
+from purify_jax.devices import progress
 from purify_jax.evaluation import sweeps
 from purify_jax.evaluation.attacked import shard_blocks
 from purify_jax.evaluation.suite_runs import SuiteRun, evaluate_suite, survivors_so_far
@@ -87,7 +88,7 @@ def main(argv: list[str]) -> None:
 
 
 def _run(models: dict, dataset: pj.data.Dataset, run: SuiteRun, workdir: Path, keep: dict):
-    with tqdm(unit="image", disable=not FLAGS.progress) as bar:
+    with progress.bar(unit="image", disable=not FLAGS.progress) as bar:
         return evaluate_suite(
             models.get("defended", models["undefended"]),
             dataset,

@@ -11,13 +11,12 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 import purify_jax as pj
 from experiments.common import cli, flagging, locks
 from purify_jax.atomic import check_output, write_atomically
 from purify_jax.checks import InputError
-from purify_jax.devices import sharding
+from purify_jax.devices import progress, sharding
 from purify_jax.pytrees import Partial
 from purify_jax.reporting import plots
 
@@ -51,7 +50,7 @@ def main(argv: list[str]) -> None:
     )
     names, images, skipped = _read(Path(FLAGS.input), model.image_shape)
     locks.hold("workdir", FLAGS.workdir)
-    with tqdm(total=len(images), desc="purifying", unit="image") as bar:
+    with progress.bar(total=len(images), desc="purifying", unit="image") as bar:
         purified = pj.evaluation.map_images(
             Partial(_mean_over_restarts, purifier),
             jax.random.key(FLAGS.seed),

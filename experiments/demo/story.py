@@ -3,12 +3,11 @@
 import time
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 import purify_jax as pj
 from purify_jax import attacks as atk
 from purify_jax import evaluation
 from purify_jax.devices import sharding
+from purify_jax.devices.progress import bar
 from purify_jax.evaluation import records
 from purify_jax.reporting.verdicts import exact_against_flattering
 from purify_jax.types import Array, Attack
@@ -83,7 +82,7 @@ def run_attacks(
     )
     clean_bare, clean = value(bare), value(defense)
     rows = []
-    for entry in tqdm(named, desc="attacks", unit="attack", disable=not progress):
+    for entry in bar(named, desc="attacks", unit="attack", disable=not progress):
         started = time.monotonic()
         attack = entry.make(epsilon)
         found = evaluation.evaluate(key, defense, {entry.name: attack}, attacked, mesh=mesh)

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from purify_jax.checks import InputError, check_count
 from purify_jax.data import Dataset
 from purify_jax.devices import compiling, sharding
+from purify_jax.devices.progress import bar as progress_bar
 from purify_jax.training import feeding
 from purify_jax.training.checkpoints import TrainingCheckpoints
 from purify_jax.training.step import TrainState
@@ -96,7 +96,7 @@ def fit(
                 metrics_file = stack.enter_context(_open_metrics(path, int(state.step)))
         step = first = int(state.step)
         bar = stack.enter_context(
-            tqdm(
+            progress_bar(
                 total=num_steps,
                 initial=step,
                 desc=description,
