@@ -13,6 +13,7 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 
+from experiments.common import helping
 from purify_jax.checks import InputError
 from purify_jax.devices import sharding
 from purify_jax.training.checkpoints import SaveError
@@ -86,6 +87,8 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     logging.set_verbosity(logging.WARNING)
     _leave_failed_saves_to_their_line()
+    if helping.answer(sys.argv):
+        sys.exit(0)
     sys.argv = _with_shipped_configs(sys.argv)
     app.run(guarded, flags_parser=_parsed)
 

@@ -1,10 +1,13 @@
 """The binaries as a user runs them: files out, one clear line for bad input."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
+
+import purify_jax as pj
 
 QUICK = (
     "--config.ebm.steps=300", "--config.classifier.steps=200", "--images=16", "--steps=2",
@@ -97,7 +100,6 @@ def test_evaluate_paper_suite_and_resume(run_binary, model_files, tmp_path):
 def test_bad_input_is_one_line_and_status_1(
     run_binary, model_files, tmp_path, binary, arguments, message
 ):
-    import re
 
     places = {"=W": f"={tmp_path / 'new'}", "=E": f"={model_files[0]}", "=C": f"={model_files[1]}"}
     for short, path in places.items():
@@ -112,8 +114,22 @@ def test_bad_input_is_one_line_and_status_1(
 def test_help_is_readable(run_binary):
     for binary in ("quickstart", "train_ebm", "train_classifier", "evaluate", "purify"):
         done = run_binary(binary, "--help", check=False)
+        assert done.returncode == 0
         assert f"python -m experiments.{binary}" in done.stdout
         assert "--workdir" in done.stdout
+        assert "absl" not in done.stdout.replace("the flags of absl", "")
+        assert len(done.stdout.splitlines()) < 70
+        assert max(map(len, done.stdout.splitlines())) <= 110
+
+
+def test_help_says_values_and_defaults(run_binary):
+    said = run_binary("evaluate", "--help").stdout
+    assert re.search(r"\n  --norm=linf\|l2\|l1 +Norm of the perturbation. \(linf\)\n", said)
+    assert re.search(r"\n  --draws=N +Scoring draws. \(10\)\n", said)
+    assert said.index("Flags:") < said.index("What is evaluated:") < said.index("Any command:")
+    assert "evaluate --ebm=runs/quickstart/ebm.safetensors \\\n    --classifier=" in said
+    version = run_binary("evaluate", "--version").stdout
+    assert version.startswith(f"purify-jax {pj.__version__}, jax ")
 
 
 @pytest.mark.slow
