@@ -22,7 +22,7 @@ from experiments.reproduction import plans, publishing
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 
-flags.DEFINE_enum("suite", "mnist", sorted(plans.SUITES), "Which data set.")
+flags.DEFINE_enum("suite", "mnist", plans.NAMES, "Which data set, or row of one.")
 flags.DEFINE_float("budget", None, "Minutes on two CPU cores (default: the suite's full plan).")
 flags.DEFINE_string("workdir", None, "Folder for training and records (default runs/<suite>).")
 flags.DEFINE_string("results", None, "Folder for results (default results/<suite>).")
@@ -80,7 +80,7 @@ def _run(part: plans.Part, plan: plans.Plan, results: Path) -> None:
     if done.returncode:
         raise InputError(f"{part.name}: its command ended with status {done.returncode}")
     content = json.loads((part.folder / "results.json").read_text()) if part.has_results else {}
-    finished = part.folder / "model.safetensors"
+    finished = part.folder / part.model
     if part.is_training and not finished.exists():
         raise InputError(f"{part.name}: training was stopped; the same command continues")
     content = {
@@ -107,7 +107,7 @@ def _run(part: plans.Part, plan: plans.Plan, results: Path) -> None:
 
 def _take_shipped_model(part: plans.Part) -> None:
     """Puts the published model where a training that is done, but not on this machine, left it."""
-    target = part.folder / "model.safetensors"
+    target = part.folder / part.model
     folder = next((f for f in pj.pretrained.folders() if f.is_dir()), Path("pretrained"))
     shipped = folder / f"{FLAGS.suite}_{part.name}.safetensors"
     if target.exists() or not shipped.exists():

@@ -92,10 +92,11 @@ def train_classifier(
     progress: bool = True,
     purifier: Any = None,
     *,
+    start: pj.models.Model | None = None,
     shard_parameters: bool = False,
     stream: bool | None = None,
 ) -> Trained:
-    """Trains the classifier of ``config.classifier``.
+    """Trains the classifier of ``config.classifier``, from ``start`` or from random parameters.
 
     With a purifier, a share ``config.classifier.purified`` of the images is purified first.
     """
@@ -111,6 +112,7 @@ def train_classifier(
         crop_padding=section.get("crop_padding", 0),
         purifier=purifier,
         purified=section.get("purified", 0.0),
+        start=start,
         metadata=_about(config, "classifier"),
         workdir=workdir,
         progress=progress,

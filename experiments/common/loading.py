@@ -30,7 +30,10 @@ def define(images: int, batch_size: int, ebm_required: bool = False) -> None:
 
 
 def define_purifier() -> None:
-    """--num_steps, --num_restarts, --noise_scale."""
+    """--method, --num_steps, --num_restarts, --noise_scale."""
+    flags.DEFINE_enum(
+        "method", None, sorted(pj.models.METHODS), "Purification method (default: the model's)."
+    )
     flags.DEFINE_integer("num_steps", None, "Purification steps (default: the model's).")
     flags.DEFINE_integer("num_restarts", None, "Purification restarts (default: the model's).")
     flags.DEFINE_float("noise_scale", None, "Purification noise (default: the model's).")
@@ -124,6 +127,7 @@ def make_defense(
         return None
     purifier = pj.models.model_purifier(
         ebm,
+        method=FLAGS.method,
         num_steps=FLAGS.num_steps,
         num_restarts=FLAGS.num_restarts,
         noise_scale=FLAGS.noise_scale,
@@ -135,8 +139,9 @@ def settings(*more: str) -> dict[str, Any]:
     """The flags that a run's results depend on, for its work directory and its results."""
     common = ("model", "ebm", "classifier", "dataset", "split", "images", "batch_size", "seed")
     purifier = ("num_steps", "num_restarts", "noise_scale")
-    sized = () if FLAGS.image_size is None else ("image_size",)
-    return {name: FLAGS[name].value for name in (*common, *purifier, *sized, *more)}
+    # Named only where given: records of before these flags belong to the same settings.
+    given = [name for name in ("image_size", "method") if FLAGS[name].value is not None]
+    return {name: FLAGS[name].value for name in (*common, *purifier, *given, *more)}
 
 
 def claim(*more: str) -> Path:

@@ -19,6 +19,8 @@ LARGE = 2**20
 
 def publish(suite: str, plan: Plan, results: Path, folder: Path) -> list[Path]:
     """Writes ``<suite>_ebm.safetensors``, ``<suite>_classifier.safetensors`` and ``<suite>.json``."""
+    if plan.ebm is None:
+        raise InputError(f"publish: {suite} has no purifier, expected a suite with one")
     written, files = [], {}
     for role, source in (("ebm", plan.ebm), ("classifier", plan.classifier)):
         model = pj.models.load_model(source)

@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from purify_jax.checks import check_number
+from purify_jax.checks import InputError, check_number
 from purify_jax.data import Dataset
 from purify_jax.models.files import Model
 from purify_jax.models.versions import versions
@@ -27,6 +27,7 @@ def train_classifier(
     crop_padding: int = 0,
     purifier: Purifier | None = None,
     purified: float = 0.0,
+    start: Model | None = None,
     metadata: Mapping[str, Any] | None = None,
     workdir: str | Path | None = None,
     progress: bool = True,
@@ -42,13 +43,21 @@ def train_classifier(
       label_smoothing: in [0, 1).
       crop_padding: random shifts by up to so many pixels; 0 for none.
       purifier, purified: purify this share of the training images first, in [0, 1].
+      start: a classifier of the same network whose parameters to go on from; None for random ones.
       metadata: more for the model file's header.
       workdir: a folder for checkpoints and metrics; a run that was killed continues from it.
       progress, stream, shard_parameters: see :func:`purify_jax.training.fit`.
 
     Returns the model with averaged parameters and batch statistics, and whether training finished.
-    Raises InputError for a share without a purifier, or a value outside its range.
+    Raises InputError for a share without a purifier, a value outside its range, or a start of another
+    network or image shape.
     """
+    if start is not None and start.network != network:
+        raise InputError(f"start: got a {start.network}, expected the {network} that is trained")
+    if start is not None and start.image_shape != dataset.image_shape:
+        raise InputError(
+            f"start: made for images {start.image_shape}, expected the data's {dataset.image_shape}"
+        )
     check_number("label_smoothing", label_smoothing, 0.0, 1.0, open_high=True)
     augment = crop_and_purify(crop_padding, purifier, purified)
     state, finished = runs.run(
@@ -62,6 +71,7 @@ def train_classifier(
         progress=progress,
         stream=stream,
         shard_parameters=shard_parameters,
+        start=None if start is None else start.variables,
     )
     variables = {"params": state.ema_params}
     if state.ema_batch_stats:

@@ -1,6 +1,7 @@
 """The settings of a training run, checked in one place, and what they make."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,8 @@ from purify_jax.data import Dataset
 from purify_jax.devices import sharding
 from purify_jax.models.files import Model
 from purify_jax.training.loop import FitResult, fit
-from purify_jax.training.step import TrainState, adam, init_state, scan_steps
+from purify_jax.training.step import TrainState, adam, init_state, scan_steps, start_state
+from purify_jax.types import Params
 
 SCHEDULES = ("cosine", "constant")
 
@@ -97,9 +99,17 @@ def run(
     progress: bool,
     stream: bool | None,
     shard_parameters: bool,
+    start: Mapping[str, Params] | None = None,
 ) -> FitResult:
-    """Initialises a network and trains it on all devices; what the kinds of training share."""
-    state = init_state(network, settings.optimizer(), key, dataset.image_shape)
+    """Trains a network on all devices; what the kinds of training share.
+
+    It starts at the variables ``start``, or at random ones.
+    """
+    optimizer = settings.optimizer()
+    if start is None:
+        state = init_state(network, optimizer, key, dataset.image_shape)
+    else:
+        state = start_state(start, optimizer)
     return run_from(
         loss_fn,
         state,
