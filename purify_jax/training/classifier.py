@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from purify_jax import networks
 from purify_jax.checks import InputError, check_number
 from purify_jax.data import Dataset
 from purify_jax.models.files import Model
@@ -53,7 +54,10 @@ def train_classifier(
     network or image shape.
     """
     if start is not None and start.network != network:
-        raise InputError(f"start: got a {start.network}, expected the {network} that is trained")
+        raise InputError(
+            f"start: got the network {networks.describe(start.network)}, expected the one that is "
+            f"trained, {networks.describe(network)}"
+        )
     if start is not None and start.image_shape != dataset.image_shape:
         raise InputError(
             f"start: made for images {start.image_shape}, expected the data's {dataset.image_shape}"
