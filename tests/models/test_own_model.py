@@ -10,7 +10,6 @@ from conftest import ROOT, keys_for
 
 import purify_jax as pj
 
-
 #: A text of every block of the page, each in one block alone.
 BLOCKS = (
     "pretrained.load", "logits_fn = lambda images", "def logits_of(weights", "network_logits(module",
@@ -106,9 +105,13 @@ def test_a_plain_function_defends():
 
 
 def test_a_linen_classifier():
-    module = pj.networks.WideResNet(depth=10, width=1, mean=None, std=None)
+    from flax import linen
+
+    norm = linen.BatchNorm(use_running_average=True)
+    module = linen.Sequential([lambda x: x.reshape(len(x), -1), norm, linen.Dense(10)])
     images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
     variables = module.init(jax.random.key(1), images)
+    assert variables.keys() == {"params", "batch_stats"}
     made = run_block("network_logits(module", module=module, **variables)
     np.testing.assert_allclose(
         made["logits_fn"](images), module.apply(variables, images), rtol=1e-5

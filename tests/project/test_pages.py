@@ -26,12 +26,8 @@ def blocks(page):
 
 
 @pytest.fixture
-def run(model_files, tmp_path, monkeypatch):
-    """Runs a page in an empty folder with the demo's models; the names that it leaves."""
-    folder = tmp_path / "runs" / "quickstart"
-    folder.mkdir(parents=True)
-    for path in model_files:
-        (folder / path.name).write_bytes(path.read_bytes())
+def run(tmp_path, monkeypatch):
+    """Runs a page in an empty folder; the names that it leaves."""
     monkeypatch.chdir(tmp_path)
 
     def run(page):
@@ -55,7 +51,11 @@ def test_the_readme_prints_accuracies_with_intervals(run, capsys):
     assert attacked < clean
 
 
-def test_start(run, capsys):
+def test_start(run, model_files, tmp_path, capsys):
+    folder = tmp_path / "runs" / "quickstart"
+    folder.mkdir(parents=True)
+    for path in model_files:
+        (folder / path.name).write_bytes(path.read_bytes())
     names = run("docs/start.md")
     assert (names["predicted"] == names["labels"]).mean() > 0.9
     assert 0 <= float(capsys.readouterr().out.split()[0]) <= 1

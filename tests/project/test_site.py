@@ -36,9 +36,7 @@ def listed():
     for path in API:
         room = ""
         for line in path.read_text().splitlines():
-            if found := re.match(r"\.\. currentmodule:: (\S+)", line):
-                room = found[1]
-            elif found := re.match(r"\.\. automodule:: (\S+)", line):
+            if found := re.match(r"\.\. (?:current|auto)module:: (\S+)", line):
                 room = found[1]
             elif line.strip() == ":members:":
                 modules.add(room)
