@@ -50,10 +50,16 @@ def rewrite(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: 
         lines[:] = constants(name.split(".")[0])[id(value)]
     lines[:] = listed(lines)
     if what in ("attribute", "data", "property"):
-        lines.insert(0, "")  # else "words: more words" is read as a type and its description
+        lines[:0] = ["..", ""]  # else napoleon reads "words: more words" as a type and its description
+
+
+def skip(app: Sphinx, what: str, name: str, value: Any, skipped: bool, options: Any) -> bool | None:
+    """True for a field of a named tuple ("Alias for field number 0"): the class says what it is."""
+    return True if type(value).__name__ == "_tuplegetter" else None
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
+    app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-docstring", rewrite, priority=400)
     return {"parallel_read_safe": True}

@@ -1,7 +1,7 @@
 """```mermaid flowchart LR``` blocks as SVG, drawn while the site is built: no script, no network.
 
-It knows lines ``a --> b`` only. A box's column is one right of the last box that leads to it; boxes
-of a column stand in the order of what leads to them.
+It knows lines ``a --> b`` only. A box stands right of all that lead to it, and as near as that allows to
+what it leads to; boxes of a column stand in the order of what leads to them.
 """
 
 from html import escape
@@ -16,12 +16,17 @@ WIDTH, HEIGHT, ACROSS, DOWN = 96, 30, 140, 48
 def placed(arrows: list[tuple[str, str]]) -> dict[str, tuple[int, int]]:
     """Box → (column, row)."""
     before: dict[str, list[str]] = {}
+    after: dict[str, list[str]] = {}
     for start, end in arrows:
         before.setdefault(start, [])
         before.setdefault(end, []).append(start)
+        after.setdefault(start, []).append(end)
+
+    def first(name: str) -> int:
+        return max((first(b) + 1 for b in before[name]), default=0)
 
     def column(name: str) -> int:
-        return max((column(b) + 1 for b in before[name]), default=0)
+        return min((column(a) - 1 for a in after.get(name, ())), default=first(name))
 
     columns: dict[int, list[str]] = {}
     for name in before:

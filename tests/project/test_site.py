@@ -123,8 +123,8 @@ def test_lists_of_fields_and_constants(extension):
     assert made == ["How.", "", "- **a**: one", "  more", "- **b, c**: two", *text[5:]]
     lines = ["dict() -> new empty dictionary"]
     docstrings.rewrite(None, "data", "purify_jax.models.METHODS", pj.models.METHODS, None, lines)
-    assert lines[0] == ""
-    assert lines[1].startswith("method → (model, settings) → purifier")
+    assert lines[:2] == ["..", ""]
+    assert lines[2].startswith("method → (model, settings) → purifier")
 
 
 def test_boxes_stand_right_of_what_leads_to_them(extension):
