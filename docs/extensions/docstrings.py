@@ -49,8 +49,11 @@ def rewrite(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: 
     if what == "data" and id(value) in constants(name.split(".")[0]):
         lines[:] = constants(name.split(".")[0])[id(value)]
     lines[:] = listed(lines)
-    if what in ("attribute", "data", "property"):
-        lines[:0] = ["..", ""]  # else napoleon reads "words: more words" as a type and its description
+    if what in ("attribute", "data", "property") and ":" in "".join(lines[:1]):
+        lines[:0] = [
+            "..",
+            "",
+        ]  # else napoleon reads "words: more words" as a type and its description
 
 
 def skip(app: Sphinx, what: str, name: str, value: Any, skipped: bool, options: Any) -> bool | None:

@@ -33,7 +33,7 @@ def test_links_and_modules_exist(name):
         assert ((ROOT / name).parent / target).exists(), target
     for target in re.findall(r'(?:src="|\{figure\} )([^"\s]+)', text):
         assert ((ROOT / name).parent / target).exists(), target
-    for module in re.findall(r"python -m (experiments\.\w+)", text):
+    for module in re.findall(r"python -m (experiments(?:\.\w+)+)", text):
         assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
 
 

@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 WHOLE = {
     "README.md": {},
     "docs/start.md": {},
-    "docs/train.md": {"num_steps=300": "num_steps=100"},
+    "docs/train.md": {"num_steps=300": "num_steps=100", "batch_size=256": "batch_size=16"},
     "docs/evaluation.md": {"epsilon=0.15)": "epsilon=0.15, steps=4)", "take(128)": "take(8)"},
     "docs/scale_out.md": {},
 }
@@ -64,8 +64,8 @@ def test_start(run, model_files, tmp_path, capsys):
 def test_train(run):
     names = run("docs/train.md")
     assert names["trained"].finished
-    # What was trained for 100 steps is far better than chance, and its file says how to use it.
-    assert (names["answers"] == names["labels"]).mean() > 0.5
+    # What was trained on 1600 images is far better than chance, and its file says how to use it.
+    assert (names["answers"] == names["labels"]).mean() > 0.3
     assert names["purifier"].num_steps == 5
 
 

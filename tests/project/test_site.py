@@ -123,8 +123,10 @@ def test_lists_of_fields_and_constants(extension):
     assert made == ["How.", "", "- **a**: one", "  more", "- **b, c**: two", *text[5:]]
     lines = ["dict() -> new empty dictionary"]
     docstrings.rewrite(None, "data", "purify_jax.models.METHODS", pj.models.METHODS, None, lines)
-    assert lines[:2] == ["..", ""]
-    assert lines[2].startswith("method → (model, settings) → purifier")
+    assert lines[0].startswith("method → (model, settings) → purifier")
+    said = ["Called with (images, condition): see below."]
+    docstrings.rewrite(None, "attribute", "purify_jax.networks.ADM.takes", True, None, said)
+    assert said == ["..", "", "Called with (images, condition): see below."]
 
 
 def test_boxes_stand_right_of_what_leads_to_them(extension):
