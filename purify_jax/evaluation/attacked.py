@@ -62,7 +62,7 @@ def evaluate(
     et al. 2022, arXiv 2202.13711). Of N draws, ``one_draw`` is the first draw's verdict, ``mean``
     that of the mean probability, ``vote`` that of the majority, ``worst`` whether all N are
     right; ``correct_draws`` counts them. ``own_correct`` and ``own_loss`` are what the attacker sees in
-    draws of its own, disjoint from both: :mod:`~purify_jax.evaluation.protocol` chooses by them.
+    draws of its own, disjoint from both: :func:`~purify_jax.evaluation.strongest` chooses by them.
 
     Args:
       key: the run's key. An image's results depend on it, the attack's name and the image's

@@ -33,7 +33,7 @@ def correct_draws(
 ) -> np.ndarray:
     """Which of ``draws`` independent draws are right, bool ``[images, draws]``.
 
-    The draws are independent of those of :func:`~purify_jax.evaluation.attacked.evaluate` with the
+    The draws are independent of those of :func:`~purify_jax.evaluation.evaluate` with the
     same key, so images that were chosen by its verdicts are judged anew.
 
     Raises InputError for bad images or labels.

@@ -80,7 +80,7 @@ def _serialized(tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> 
 def load_model(path: str | Path, roles: tuple[str, ...] = ROLES) -> Model:
     """Reads a model file; parameters are filled strictly, narrower ones widened to float32.
 
-    The header is checked first (:class:`~purify_jax.models.headers.Header`), then the shapes of the
+    The header is checked first (``purify_jax.models.headers``), then the shapes of the
     tensors; their numbers are read last. Raises InputError if the file is missing, damaged, not of
     this package, of another role than expected, if its tensors do not fit the architecture in its
     own header, or are not finite.

@@ -115,7 +115,7 @@ def train_denoiser(
       settings: steps, batch size, learning rate and the like.
       log_sigma_mean, log_sigma_std: of the noise levels; the published −1.2 for images in [−1, 1] is
         −1.9 here.
-      purification, metadata: see :func:`purify_jax.train_score_model`.
+      purification, metadata: see :func:`purify_jax.training.train_score_model`.
       workdir: a folder for checkpoints and metrics; a run that was killed continues from it.
 
     Returns the model (role "score", with averaged parameters), and whether training finished.

@@ -12,6 +12,7 @@ from conftest import ROOT
 import purify_jax as pj
 from experiments.common import config_schema, from_config
 from experiments.reproduction import leaderboard, plans, rows, tables
+from purify_jax.checks import InputError
 
 
 def test_a_part_is_marked_and_not_repeated(run_binary, model_files, tmp_path):
@@ -143,9 +144,27 @@ def test_the_leaderboard_is_what_results_say():
     assert f"{share[0]:.3f} [{share[1]:.3f}, {share[2]:.3f}]" in text
 
 
-def test_readme_tables_are_what_results_say():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_tables_are_what_results_say(page):
+    text = (ROOT / page).read_text()
     assert tables.rewrite(text, ROOT / "results") == text
+
+
+def test_another_suite_in_readmes_one_line_is_another_flagship():
+    text = (ROOT / "README.md").read_text()
+    other = tables.rewrite(text.replace("flagship: digits", "flagship: cifar10"), ROOT / "results")
+    rows = [line for line in other.splitlines() if line.startswith("| ")]
+    assert "CIFAR-10; from `results/cifar10/`" in other
+    assert rows[1] == "| none | 1000 | 0.798 | 0.715 | [0.686, 0.742] |"
+    assert sum("BPDA+EOT" in row for row in rows) == sum("`honest`" in row for row in rows) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["<!-- table: nothing -->\n<!-- end -->", "<!-- table: digits -->", "<!-- flagship: digits -->\n<!-- table: mnist --><!-- end -->"]
+)  # fmt: skip
+def test_a_marker_without_results_or_end_is_refused(text):
+    with pytest.raises(InputError, match="marker: got <!-- "):
+        tables.rewrite(text, ROOT / "results")
 
 
 def test_every_result_names_its_command_and_commit():

@@ -10,12 +10,23 @@ from conftest import ROOT, keys_for
 
 import purify_jax as pj
 
+#: A text of every block of the page, each in one block alone.
+BLOCKS = (
+    "pretrained.load", "logits_fn = lambda images", "def logits_of(weights", "network_logits(module",
+    "from flax import nnx", "import equinox", "def logits_from_torch", "# NCHW, float32",
+    "from autoattack", "import torchattacks", "import foolbox", "saved.save",
+)  # fmt: skip
+
+
+def blocks():
+    text = (ROOT / "docs" / "own_model.md").read_text()
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
 
 def run_block(containing, **names):
     """The names after the page's one block with this text is run with these names."""
-    text = (ROOT / "docs" / "own_model.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (source,) = [block for block in blocks if containing in block]
+    assert containing in BLOCKS
+    (source,) = [block for block in blocks() if containing in block]
     scope = {"pj": pj, "jax": jax, "np": np, **names}
     exec(compile(source, "own_model.md", "exec"), scope)
     return scope
@@ -77,11 +88,35 @@ def test_a_called_back_classifier_is_evaluated(both, defense, golden_classifier)
     assert np.mean(same) > 0.95
 
 
-def test_a_plain_function_defends(defense):
+def test_a_test_runs_every_block():
+    assert [[text for text in BLOCKS if text in block] for block in blocks()] == [
+        [t] for t in BLOCKS
+    ]
+
+
+def test_a_plain_function_defends():
     weights = jax.random.normal(jax.random.key(0), (64, 10))
-    logits_fn = lambda images: (images.reshape(images.shape[0], -1) - 0.5) @ weights
-    found = pj.defend(defense.purifier, logits_fn)(keys_for(3), jnp.full((3, 8, 8, 1), 0.5))
-    np.testing.assert_allclose(jnp.exp(found).sum(-1), 1, rtol=1e-5)
+    logits_fn = run_block("logits_fn = lambda images", weights=weights, bias=1.0)["logits_fn"]
+    images = jnp.full((3, 8, 8, 1), 0.25)
+    np.testing.assert_allclose(logits_fn(images), jnp.full((3, 64), -0.25) @ weights + 1, rtol=1e-5)
+    made = run_block("pretrained.load", logits_fn=logits_fn, keys=keys_for(3), images=images)
+    np.testing.assert_allclose(jnp.exp(made["log_probs"]).sum(-1), 1, rtol=1e-5)
+    assert made["defense"].logits_fn(images).shape == (3, 10)
+
+
+def test_a_linen_classifier():
+    from flax import linen
+
+    norm = linen.BatchNorm(use_running_average=True)
+    module = linen.Sequential([lambda x: x.reshape(len(x), -1), norm, linen.Dense(10)])
+    images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
+    variables = module.init(jax.random.key(1), images)
+    assert variables.keys() == {"params", "batch_stats"}
+    made = run_block("network_logits(module", module=module, **variables)
+    np.testing.assert_allclose(
+        made["logits_fn"](images), module.apply(variables, images), rtol=1e-5
+    )
+    assert len(jax.tree.leaves(made["logits_fn"])) == len(jax.tree.leaves(variables))
 
 
 def test_a_function_of_arrays_compiles_once_for_all_checkpoints(defense):

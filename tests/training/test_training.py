@@ -231,5 +231,7 @@ def test_a_classifier_goes_on_from_another_one():
         for a, b in zip(jax.tree.leaves(fresh.params), jax.tree.leaves(ready.params), strict=True)
     )
     other = networks.build({"name": "ConvNet", "features": (3,), "hidden": 4, "num_outputs": 10})
-    with pytest.raises(InputError, match="start: got the network {.*expected the one that is trained, {"):
+    with pytest.raises(
+        InputError, match="start: got the network {.*expected the one that is trained, {"
+    ):
         pj.train_classifier(other, dataset, settings, **started)

@@ -66,7 +66,7 @@ def train_defense(
         ...), one restart. Choose one or two network calls ("tweedie"; "probability_flow" with
         num_steps 2): memory and time of a training step grow with them.
       denoising_weight: of the denoising loss, while the purifier trains.
-      label_smoothing, crop_padding: see :func:`purify_jax.train_classifier`.
+      label_smoothing, crop_padding: see :func:`purify_jax.training.train_classifier`.
       probe_images, probe_steps: at every save, accuracy under PGD of so many steps.
       metadata: more for the model files' headers.
       workdir, progress, stream, shard_parameters: see :func:`purify_jax.training.fit`.
