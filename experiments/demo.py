@@ -56,9 +56,7 @@ def main(argv: list[str]) -> None:
     size = counted._replace(**{name: n for name, n in given.items() if n is not None})
     test = test.take(size.images)
     ball = _ball(ready.card["data"])
-    print(
-        f"{FLAGS.model}: {size.images} images, {size.steps} attack steps, {size.eot} draws each", flush=True
-    )  # fmt: skip
+    print(f"{FLAGS.model}: {size.images} images, {_words(size)}", flush=True)
 
     key = jax.random.key(FLAGS.seed)
     attacks = accuracy.attacks(ready.defense, ball, steps=size.steps, num_samples=size.eot)
@@ -102,12 +100,14 @@ def _ball(dataset: str) -> Any:
     return importlib.import_module(f"experiments.configs.{dataset}").get_config().attack
 
 
+def _words(size: budget.Size) -> str:
+    draws = "one draw" if size.eot == 1 else f"{size.eot} draws"
+    return f"{size.steps} attack steps with {draws} each"
+
+
 def _limits(size: budget.Size, card: Any, ball: Any) -> str:
     """What this figure is not, and the one to quote where the model's card has it."""
-    draws = "one draw" if size.eot == 1 else f"{size.eot} draws"
-    text = (
-        f"This is a demo: {size.steps} attack steps with {draws} each; longer attacks leave fewer images right."
-    )  # fmt: skip
+    text = f"This is a demo: {_words(size)}; longer attacks leave fewer images right."
     whole = f"honest_{ball.norm}_{ball.epsilon:.3g}"
     try:
         quoted = pj.evaluation.Interval(*card["figures"][whole]["worst_case"]["defended"])

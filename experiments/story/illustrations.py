@@ -14,8 +14,9 @@ from purify_jax.evaluation import records
 from purify_jax.evaluation.predictions import check_classes
 from purify_jax.evaluation.sweeps import AttackedAndScored
 from purify_jax.keys import fold_keys, image_keys, stream_key
+from purify_jax.pytrees import Partial
 from purify_jax.reporting import Section, plots
-from purify_jax.reporting.gallery import MOST_IMAGES, gallery
+from purify_jax.reporting.gallery import MOST_IMAGES, gallery, trajectory
 from purify_jax.types import Array
 
 #: Images whose steps and energies are averaged, and among which those of the strip are looked for.
@@ -75,8 +76,9 @@ def _strip(defense, keys, images, adversarial, labels, class_names) -> Section:
     clean, turned = predict(images) == labels, predict(adversarial) != labels
     of_class = {int(labels[i]): i for i in reversed(np.flatnonzero(clean & turned))}
     chosen = np.array(sorted(of_class.values() or range(len(labels)))[:6])
+    # Of all images: a batch of the browser's size is compiled already.
+    path = np.asarray(pj.jit(Partial(trajectory, defense.purifier))(keys, adversarial))[:, chosen]
     images, adversarial, labels = images[chosen], adversarial[chosen], labels[chosen]
-    path = np.asarray(jax.jit(defense.purifier.trajectory)(keys[chosen], adversarial))
     shown = sorted({0, *np.linspace(1, len(path) - 1, 4).round().astype(int)})
     columns = ["clean", "attacked", "noised", *(f"step {s}" for s in shown[1:-1]), "purified"]
     stages = [images, adversarial, *(path[s] for s in shown)]

@@ -166,14 +166,15 @@ def amplification(largest: float) -> int:
 
 def _purified(defense: Defense, keys: Keys, batch: Array) -> dict[str, np.ndarray]:
     purifier = defense.purifier
-    path = jit(Partial(_trajectory, purifier))(keys, batch)
+    path = jit(Partial(trajectory, purifier))(keys, batch)
     purified, info = jit(purifier)(keys, batch)
     chances = jnp.exp(defense.classify(purified))
     found = {"path": path, "sizes": info.step_sizes[:, 0], "norms": info.score_norms[:, 0]}
     return {name: np.asarray(value) for name, value in {**found, "answer": chances}.items()}
 
 
-def _trajectory(purifier: Any, keys: Keys, images: Array) -> Array:
+def trajectory(purifier: Any, keys: Keys, images: Array) -> Array:
+    """``purifier.trajectory`` as a function that carries its arrays, for :func:`purify_jax.pytrees.jit`."""
     return purifier.trajectory(keys, images)
 
 
