@@ -75,7 +75,8 @@ def test_the_photographs_notebook_runs(monkeypatch):
     figures = [text.splitlines() for text in said if text.startswith("clean")]
     assert len(figures) >= 3  # the shipped classifier's, linen's, nnx's, and PyTorch's where it is
     for lines in figures:
-        assert [line.split()[0] for line in lines] == ["clean", "BPDA", "exact"]
+        attacks = ["BPDA", "exact"] if lines is figures[0] else ["exact"]
+        assert [line.split()[0] for line in lines] == ["clean", *attacks]
         assert all(0 <= float(line.split()[1]) <= 1 for line in lines)
     assert len(figures) == 4 or said[-1] == "PyTorch is not installed: skipped\n"
     assert pictures(notebook) == 3
