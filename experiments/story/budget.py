@@ -11,8 +11,8 @@ from purify_jax import attacks as atk
 from purify_jax.passes import multiplications
 from purify_jax.purifiers import is_deterministic
 
-#: Floating-point operations: 22 seconds at 100 GFLOP/s. Starting and compiling take longer than that.
-BUDGET = 2.2e12
+#: Floating-point operations: 15 seconds at 100 GFLOP/s. Starting and compiling take about twice as long.
+BUDGET = 1.5e12
 #: Answers of the defense to each image, beside the attacks: clean and after three attacks, one each to score
 #: and one of the attacker's own; and for the page's pictures.
 _ANSWERS = 14

@@ -2,12 +2,14 @@
 
 import json
 import time
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
 import purify_jax as pj
-from experiments.story import budget
+from experiments.story import accuracy, budget, illustrations
 
 
 def test_demo_needs_no_data_and_no_training(run_binary, tmp_path):
@@ -69,3 +71,21 @@ def test_demo_on_photographs(run_binary, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert len(page) < 3_000_000
     assert '"airplane","automobile"' in page
+
+
+def test_any_purifier_is_shown(digits_test):
+    """One step to the posterior mean, where the demo's models take several: the same sections."""
+    ready = pj.pretrained.load("digits")
+    purifier = pj.models.model_purifier(ready.ebm, method="tweedie", num_restarts=1)
+    defense = pj.defend(purifier, ready.logits_fn)
+    test, ball = digits_test.take(4), SimpleNamespace(norm="linf", epsilon=0.15)
+    named = accuracy.attacks(defense, ball, steps=1, num_samples=1)
+    images = {entry.name: np.clip(test.images + 0.1, 0, 1) for entry in named}
+    found = illustrations.sections(
+        jax.random.key(0), defense, ready.ebm, named, images, test, ball, sweep=False
+    )
+    assert list(found) == ["browser", "purification", "steps", "energy"]
+    assert found["browser"].gallery.content["steps"] == [0, 1]
+    assert len(found["steps"].rows) == 1
+    assert found["steps"].figure is None
+    assert found["purification"].figure
