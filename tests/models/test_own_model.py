@@ -1,6 +1,8 @@
 """docs/own_model.md: classifiers of other libraries, and attacks of other libraries on a defense."""
 
+import functools
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +38,6 @@ def run_block(containing, **names):
 def both(golden, golden_classifier):
     """(logits_fn that calls PyTorch, logits_fn in JAX) of the digits convnet with the same weights."""
     torch = pytest.importorskip("torch")
-    scope = run_block("def logits_from_torch")
     module = torch.nn.Sequential(
         torch.nn.Conv2d(1, 16, 3, padding=1),
         torch.nn.ReLU(),
@@ -54,7 +55,8 @@ def both(golden, golden_classifier):
         if "state_dict" in k
     }
     module.load_state_dict(state)
-    return scope["logits_from_torch"](module, 10), golden_classifier[0]
+    block = run_block("logits_from_torch(module, num_classes=10)  # module takes", module=module)
+    return block["logits_fn"], golden_classifier[0]
 
 
 def test_values_and_gradients_agree(both, defense, golden_classifier):
@@ -71,6 +73,43 @@ def test_values_and_gradients_agree(both, defense, golden_classifier):
         np.testing.assert_allclose(found[0], expected[0], rtol=2e-2, atol=1e-3)
     blind = [jax.jit(pj.attacks.blind(f))(keys, images, labels)[0] for f in (called, converted)]
     np.testing.assert_allclose(*blind, atol=1e-4)
+
+
+def test_from_a_pytorch_file_to_a_figure(tmp_path, monkeypatch, capsys):
+    """The page's ten lines, with a small purifier in place of the one that ships and a shorter attack."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    # Red, green and blue of the whole image: it answers the first three classes.
+    module = torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 10)
+    )
+    torch.save(module, "classifier.pt")
+    blur = pj.purifiers.gaussian_blur(0.5)
+    monkeypatch.setattr(pj.pretrained, "load", lambda name: SimpleNamespace(purifier=blur))
+    short = functools.partial(pj.attacks.pgd, num_steps=2)
+    monkeypatch.setattr(
+        pj.attacks, "pgd", lambda gradient, epsilon, num_steps: short(gradient, epsilon=epsilon)
+    )
+    found = run_block("torch.load(")
+    block = (ROOT / "docs" / "own_model.md").read_text().split("import jax, torch")[1]
+    assert len(block.split("```")[0].strip().splitlines()) <= 10
+    assert len(found["records"]) == 32
+    weights, bias = (p.detach().numpy() for p in module.parameters())
+    images, labels = found["photographs"].batch(np.arange(16))
+    expected = images.mean((1, 2)) @ weights.T + bias
+    np.testing.assert_allclose(found["logits_fn"](images), expected, atol=1e-5)
+    clean = (expected.argmax(-1) == labels).mean()
+    assert pj.accuracy(found["records"], "clean").value == pytest.approx(clean)
+    assert float(capsys.readouterr().out.split()[0]) <= clean
+
+
+def test_what_is_no_classifier_is_refused():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(pj.InputError, match="module: got str, expected a torch.nn.Module"):
+        pj.bridges.logits_from_torch("classifier.pt", 10)
+    flat = torch.nn.Flatten()
+    with pytest.raises(Exception, match=r"logits of shape \(1, 12\), expected \(1, 10\)"):
+        jax.block_until_ready(pj.bridges.logits_from_torch(flat, 10)(jnp.zeros((1, 2, 2, 3))))
 
 
 def test_a_called_back_classifier_is_evaluated(both, defense, golden_classifier):

@@ -1,27 +1,9 @@
-"""The notebook runs; documents name what exists."""
+"""Documents name what exists."""
 
 import re
 
-import nbformat
 import pytest
-from conftest import CACHE, ROOT
-from nbclient import NotebookClient
-
-
-def test_notebook_runs_with_a_reduced_budget(monkeypatch):
-    monkeypatch.setenv("PURIFY_BUDGET", "0.1")
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-    notebook = nbformat.read(ROOT / "colab" / "quickstart.ipynb", as_version=4)
-    assert len(notebook.cells) == 15
-    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
-    last = notebook.cells[-1].outputs[0].text
-    assert [line.split()[0] for line in last.splitlines()] == ["clean", "blind", "exact+EOT"]
-    pictures = [
-        o for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})
-    ]
-    assert len(pictures) == 4
-
+from conftest import ROOT
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
 

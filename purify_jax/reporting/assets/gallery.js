@@ -76,7 +76,8 @@
     if (state.shown.length === 0) return;
     // The same image under another attack stays chosen, so that the two can be compared.
     choose(state.shown.find((item) => item.image === state.chosen?.image)
-      ?? state.shown.find((item) => item.outcome === "saved") ?? state.shown[0]);
+      ?? state.shown.find((item) => item.outcome === "saved")
+      ?? state.shown.find((item) => item.outcome === "lost") ?? state.shown[0]);
   }
 
   function thumb(item) {
@@ -169,6 +170,8 @@
   }
 
   fillFilters();
+  // Words need more room than numbers.
+  at("thumbs").classList.toggle("words", Math.max(...data.classes.map((text) => text.length)) > 4);
   at("thumbs").addEventListener("keydown", move);
   at("step").addEventListener("input", () => show(Number(at("step").value)));
   at("gallery").hidden = false;
