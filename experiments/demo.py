@@ -8,20 +8,22 @@ as many images and steps as the model's size allows, unless --images, --steps an
 figure to quote is that of python -m experiments.evaluate --suite=honest.
 """
 
+from __future__ import annotations
+
 import importlib
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 from absl import flags
 
 import purify_jax as pj
 from experiments.common import cli, flagging
 from experiments.common.workdirs import claim_workdir
-from experiments.story import accuracy, budget, illustrations, page
 from purify_jax.checks import InputError, check_choice
-from purify_jax.reporting.verdicts import share
+
+if TYPE_CHECKING:
+    from experiments.story import budget
 
 flags.DEFINE_string("model", "cifar10", "A model that ships, by name: digits, cifar10, ...")
 flags.DEFINE_string("workdir", None, "Folder for the report (default: runs/demo/MODEL).")
@@ -34,17 +36,17 @@ FLAGS = flags.FLAGS
 
 #: A model's data set → images of it inside the package.
 IMAGES = {"digits": "digits", "cifar10": "cifar10_photos"}
-SUMMARY = (
-    "A model that was trained only to remove noise cleans attacked images, then a classifier predicts. "
-    + accuracy.THREE_ATTACKS
-)
+SUMMARY = "A model that was trained only to remove noise cleans attacked images, then a classifier predicts. "
 
 
 def main(argv: list[str]) -> None:
     """A model's name in, a report out."""
     del argv
     started = time.monotonic()
-    flagging.check_numbers()
+    import jax
+
+    from experiments.story import accuracy, budget, illustrations, page
+
     check_choice("model", FLAGS.model, pj.pretrained.available())
     workdir = Path(FLAGS.workdir or f"runs/demo/{FLAGS.model}")
     names = ("model", "images", "steps", "eot", "seed", "data_dir")
@@ -79,7 +81,7 @@ def main(argv: list[str]) -> None:
         results,
         illustrated,
         title=f"Adversarial purification: {FLAGS.model}",
-        summary=SUMMARY,
+        summary=SUMMARY + accuracy.THREE_ATTACKS,
         verdict=[*accuracy.verdict(results), _limits(size, ready.card, ball)],
     )
 
@@ -111,7 +113,10 @@ def _limits(size: budget.Size, card: Any, ball: Any) -> str:
     whole = f"honest_{ball.norm}_{ball.epsilon:.3g}"
     try:
         quoted = pj.evaluation.Interval(*card["figures"][whole]["worst_case"]["defended"])
-        return f"{text} The whole evaluation left {share(quoted)} ({quoted.images} images, the model's card)."
+        share = pj.reporting.verdicts.share(quoted)
+        return (
+            f"{text} The whole evaluation left {share} ({quoted.images} images, the model's card)."
+        )
     except (LookupError, TypeError):
         return f"{text} python -m experiments.evaluate --suite=honest gives the figure to quote."
 

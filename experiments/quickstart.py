@@ -6,16 +6,16 @@ Writes results.json, report.html (self-contained), figures/*.png, ebm.safetensor
 classifier.safetensors. Finished training is picked up again from the work directory.
 """
 
+from __future__ import annotations
+
 import time
 from pathlib import Path
 
-import jax
 from absl import flags
 
 import purify_jax as pj
 from experiments.common import cli, config_schema, flagging, from_config
 from experiments.common.workdirs import claim_workdir
-from experiments.story import accuracy, illustrations, page
 from purify_jax.checks import InputError
 
 flagging.define_config()
@@ -28,7 +28,6 @@ FLAGS = flags.FLAGS
 SUMMARY = (
     "An energy-based model, trained by denoising score matching, cleans attacked images in a few "
     "steps along its score; then a classifier that knows nothing of it predicts. "
-    + accuracy.THREE_ATTACKS
 )
 
 
@@ -36,7 +35,6 @@ def main(argv: list[str]) -> None:
     """Flags in, a report out."""
     del argv
     started = time.monotonic()
-    flagging.check_numbers()
     config = flagging.training_config("classifier")
     flagging.training_config("ebm")
     config_schema.check_whole(config)
@@ -46,6 +44,10 @@ def main(argv: list[str]) -> None:
     test = pj.data.load_split(config.dataset, config.test_split, FLAGS.data_dir)
     classifier = _trained(workdir, "classifier", from_config.train_classifier, config, train)
     ebm = _trained(workdir, "ebm", from_config.train_ebm, config, train)
+
+    import jax
+
+    from experiments.story import accuracy, illustrations, page
 
     key = jax.random.key(config.seed + 2)
     logits_fn = pj.models.logits_fn(classifier)
@@ -70,7 +72,7 @@ def main(argv: list[str]) -> None:
         results,
         illustrated,
         title=f"Adversarial purification of {results['dataset']}",
-        summary=SUMMARY,
+        summary=SUMMARY + accuracy.THREE_ATTACKS,
         verdict=accuracy.verdict(results),
     )
 

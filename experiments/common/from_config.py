@@ -1,25 +1,26 @@
 """Config files → library calls. The only place that reads a ConfigDict."""
 
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
-from ml_collections import ConfigDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import purify_jax as pj
 from experiments.common.config_schema import DEFENSE, RECIPE, SETTINGS
-from purify_jax import networks, noise
 from purify_jax.checks import InputError, check_choice
-from purify_jax.training import Settings, Trained
-from purify_jax.training.adversarial import Attack, TrainedDefense
 
-_LEVELS = {"geometric": noise.geometric, "linear": noise.linear}
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from purify_jax.training import Settings, Trained
+    from purify_jax.training.adversarial import TrainedDefense
 
 
 def settings(config: ConfigDict, section: str) -> Settings:
     """The training settings of a section ("ebm" or "classifier"); InputError names the field."""
     given = {name: config[section][name] for name in SETTINGS if name in config[section]}
     try:
-        return Settings(num_steps=config[section].steps, seed=config.seed, **given)
+        return pj.training.Settings(num_steps=config[section].steps, seed=config.seed, **given)
     except InputError as error:
         field = str(error).replace("num_steps", "steps", 1)
         raise InputError(f"config.{section}.{field}") from error
@@ -34,9 +35,10 @@ def _about(config: ConfigDict, section: str) -> dict[str, Any]:
 
 def sigmas(section: ConfigDict) -> pj.types.Array:
     """The noise levels, [L], of a section "ebm"; InputError names the field."""
-    check_choice("config.ebm.sigma_schedule", section.sigma_schedule, sorted(_LEVELS))
+    levels = {"geometric": pj.noise.geometric, "linear": pj.noise.linear}
+    check_choice("config.ebm.sigma_schedule", section.sigma_schedule, sorted(levels))
     try:
-        return _LEVELS[section.sigma_schedule](
+        return levels[section.sigma_schedule](
             section.sigma_max, section.sigma_min, section.num_sigmas
         )
     except InputError as error:
@@ -56,7 +58,7 @@ def train_ebm(
     section = config.ebm
     if section.get("loss") == "edm":
         return pj.training.train_denoiser(
-            networks.build(section.network.to_dict()),
+            pj.networks.build(section.network.to_dict()),
             dataset,
             settings(config, "ebm"),
             log_sigma_mean=section.log_sigma_mean,
@@ -69,7 +71,7 @@ def train_ebm(
             shard_parameters=shard_parameters,
         )
     return pj.train_score_model(
-        networks.build(section.network.to_dict()),
+        pj.networks.build(section.network.to_dict()),
         dataset,
         settings(config, "ebm"),
         sigmas=sigmas(section),
@@ -103,9 +105,9 @@ def train_classifier(
     section = config.classifier
     description = {**section.network.to_dict(), "num_outputs": dataset.num_classes}
     if section.get("recipe") == "airbench":
-        return _train_airbench(config, networks.build(description), dataset, workdir, progress)
+        return _train_airbench(config, pj.networks.build(description), dataset, workdir, progress)
     return pj.train_classifier(
-        networks.build(description),
+        pj.networks.build(description),
         dataset,
         settings(config, "classifier"),
         label_smoothing=section.get("label_smoothing", 0.0),
@@ -134,7 +136,7 @@ def train_defense(
 ) -> TrainedDefense:
     """Trains the defense of ``config.defense``; without an ``ebm``, the classifier alone."""
     section = config.defense
-    attack = Attack(
+    attack = pj.training.adversarial.Attack(
         epsilon=section.epsilon,
         norm=section.norm,
         num_steps=section.attack_steps,

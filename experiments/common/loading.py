@@ -1,5 +1,7 @@
 """Flags and checks that the binaries share which put a model, a classifier and a data set together."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +13,25 @@ from experiments.common.workdirs import claim_workdir
 from purify_jax.checks import InputError
 
 FLAGS = flags.FLAGS
+
+#: The names of ``models.METHODS``, said here so that flags are read before JAX is loaded;
+#: tests/project/test_start.py compares them.
+METHODS = (
+    "adp",
+    "annealed",
+    "ddim",
+    "denoise",
+    "diffpure_ode",
+    "diffpure_sde",
+    "gdmp",
+    "gradual",
+    "langevin",
+    "likelihood_maximisation",
+    "mala",
+    "probability_flow",
+    "reverse_sde",
+    "tweedie",
+)
 
 
 def define(images: int, batch_size: int, ebm_required: bool = False) -> None:
@@ -31,9 +52,7 @@ def define(images: int, batch_size: int, ebm_required: bool = False) -> None:
 
 def define_purifier() -> None:
     """--method, --num_steps, --num_restarts, --noise_scale."""
-    flags.DEFINE_enum(
-        "method", None, sorted(pj.models.METHODS), "Purification method (default: the model's)."
-    )
+    flags.DEFINE_enum("method", None, METHODS, "Purification method (default: the model's).")
     flags.DEFINE_integer("num_steps", None, "Purification steps (default: the model's).")
     flags.DEFINE_integer("num_restarts", None, "Purification restarts (default: the model's).")
     flags.DEFINE_float("noise_scale", None, "Purification noise (default: the model's).")
@@ -47,11 +66,7 @@ def define_models() -> None:
 
 
 def read_models(needs_ebm: bool) -> tuple[pj.models.Model | None, pj.models.Model]:
-    """(score model or None, classifier) of the flags; InputError unless they fit together.
-
-    Before anything is read, InputError for any flag whose number is out of its range.
-    """
-    flagging.check_numbers()
+    """(score model or None, classifier) of the flags; InputError unless they fit together."""
     if FLAGS.model and (FLAGS.ebm or FLAGS.classifier):
         raise InputError("model: got --ebm or --classifier beside it, expected one or the other")
     if FLAGS.model:
@@ -133,6 +148,13 @@ def make_defense(
         noise_scale=FLAGS.noise_scale,
     )
     return pj.defend(purifier, pj.models.logits_fn(classifier))
+
+
+def key() -> pj.types.Array:
+    """The key of --seed."""
+    import jax  # not before flags are read: it takes a second
+
+    return jax.random.key(FLAGS.seed)
 
 
 def settings(*more: str) -> dict[str, Any]:

@@ -5,9 +5,9 @@ import errno
 import fcntl
 import os
 import socket
+import sys
 from pathlib import Path
 
-import jax
 from absl import logging
 
 from purify_jax.atomic import remove_unfinished
@@ -28,7 +28,8 @@ def hold(name: str, folder: str | Path) -> None:
     holds it for all. Raises InputError, which says ``name``, if another process holds it, or if the
     folder cannot be written.
     """
-    if jax.distributed.is_initialized() and jax.process_index() > 0:
+    jax = sys.modules.get("jax")  # several processes work together only after it was loaded
+    if jax is not None and jax.distributed.is_initialized() and jax.process_index() > 0:
         return
     folder = Path(folder)
     try:

@@ -1,8 +1,10 @@
 """Images that need no folder: scikit-learn's digits, and photographs inside the package."""
 
 import functools
+import importlib.util
 import json
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 
@@ -29,12 +31,23 @@ def load(name: str, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]
 
 @functools.lru_cache(maxsize=1)
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
+    pixels, labels = _digits_table()
+    order = np.random.RandomState(0).permutation(len(labels))
+    images = (pixels.reshape(-1, 8, 8) / 16).astype(np.float32)[..., None]
+    return images[order], labels.astype(np.int32)[order]
 
-    digits = load_digits()
-    order = np.random.RandomState(0).permutation(len(digits.target))
-    images = (digits.images / 16).astype(np.float32)[..., None]
-    return images[order], digits.target.astype(np.int32)[order]
+
+def _digits_table() -> tuple[np.ndarray, np.ndarray]:
+    """(pixels [1797, 64], labels [1797]) of scikit-learn's file: importing scikit-learn takes a second."""
+    package = importlib.util.find_spec("sklearn")
+    if package is not None and package.origin is not None:
+        file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            table = np.loadtxt(file, delimiter=",")
+            return table[:, :-1], table[:, -1]
+    from sklearn.datasets import load_digits  # another version may keep it elsewhere
+
+    return load_digits(return_X_y=True)
 
 
 def _photographs() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:

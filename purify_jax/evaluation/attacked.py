@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax.sharding import Mesh
-from scipy.special import logsumexp
 
 from purify_jax.attacks import norms
 from purify_jax.attacks.costs import Passes
@@ -217,7 +217,7 @@ def _one_batch(
     difference = jnp.asarray(adversarial) - images
     sizes = {n.name: np.asarray(n.size(difference)) for n in (norms.linf, norms.l2)}
     correct = log_probs.argmax(-1) == labels
-    mean = logsumexp(log_probs.astype(np.float64), axis=0) - np.log(len(log_probs))
+    mean = scipy.special.logsumexp(log_probs.astype(np.float64), axis=0) - np.log(len(log_probs))
     own_right = (own.argmax(-1) == labels).sum(axis=0)
     # Of single answers, where "loss" is that of the mean probability: what one fresh draw will see.
     own_loss = -np.maximum(own[:, np.arange(len(labels)), labels], -1e4).mean(axis=0)
