@@ -76,7 +76,11 @@ def _result(data: str, evaluation: str, what: str, bare: Any, defended: Any) -> 
     metric = lambda name, value: {"type": "accuracy", "name": name, "value": float(value[0])}
     return {
         "task": {"type": TASK},
-        "dataset": {"type": data, "name": f"{data}, {evaluation}, {int(defended[3])} images"},
+        "dataset": {
+            "type": data,
+            "config": evaluation,
+            "name": f"{data}, {evaluation}, {int(defended[3])} images",
+        },
         "metrics": [
             metric(f"{what}, purified", defended),
             *([] if bare is None else [metric(f"{what}, undefended", bare)]),
