@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
         [[images[i], purified[i]] for i in shown], ["before", "after"]
     )
     write_atomically(workdir / "sheet.png", sheet)
-    print(f"{len(images)} images purified, {skipped} skipped; see {workdir}")
+    print(f"{len(images)} images purified, {skipped} skipped")
 
 
 def _mean_over_restarts(purifier, keys, images):

@@ -188,7 +188,7 @@ def test_no_package_no_network_no_model(monkeypatch, tmp_path):
 def test_a_binary_takes_a_folder(folder, run_binary, tmp_path):
     done = run_binary("export", f"--model={folder}", f"--output={tmp_path / 'defense.jax'}")
     assert (tmp_path / "defense.jax").stat().st_size > 1000
-    assert "exported" in done.stdout
+    assert "the exported defense" in done.stdout
     done = run_binary("export", "--model=hf:a//b", f"--output={tmp_path / 'x'}", check=False)
     assert (done.returncode, done.stderr) == (
         1,
