@@ -52,7 +52,7 @@ def fit(
     stream: bool | None = None,
     watch: Callable[[int, TrainState], Mapping[str, float]] | None = None,
     tensorboard: bool = False,
-    picture: Callable[[TrainState], np.ndarray] | None = None,
+    picture: Callable[[TrainState], np.ndarray | None] | None = None,
 ) -> FitResult:
     """Trains until ``num_steps``, from the newest checkpoint of ``workdir`` if there is one.
 

@@ -84,7 +84,7 @@ def test_events_are_the_metrics_and_a_restart_doubles_none(tmp_path, monkeypatch
 
 def test_a_sheet_shows_what_the_network_makes_of_noise():
     class State:
-        ema_params = 0.25
+        ema_params = np.float32(0.25)
 
     data = pj.data.Dataset("grey", "train", np.full((9, 32, 32, 3), 0.5, np.float32), np.zeros(9, int), 1)  # fmt: skip
     # A "denoiser" that takes the mean of the noisy image to its parameter.
@@ -94,6 +94,12 @@ def test_a_sheet_shows_what_the_network_makes_of_noise():
     assert np.all(sheet[:32] == 0.5)
     assert 0.08 < sheet[32:64].std() < 0.12
     np.testing.assert_allclose(sheet[64:], 0.25, atol=1e-6)
+
+    class Elsewhere:
+        is_fully_addressable = is_fully_replicated = False
+
+    State.ema_params = Elsewhere()  # split over other processes: no sheet, and nobody waits
+    assert metrics.DenoisedSheet(data, moved, sigma=0.1)(State()) is None
 
 
 def test_without_the_package_or_a_folder_it_is_one_line(tmp_path, monkeypatch):

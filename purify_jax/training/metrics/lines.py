@@ -25,9 +25,9 @@ class Metrics:
         if self._events is not None:
             self._events.scalars(step, values)
 
-    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        """An image ``[h, w, c]`` in [0, 1], for TensorBoard alone."""
-        if self._events is not None:
+    def picture(self, step: int, name: str, picture: np.ndarray | None) -> None:
+        """An image ``[h, w, c]`` in [0, 1], for TensorBoard alone; None is left out."""
+        if self._events is not None and picture is not None:
             self._events.picture(step, name, picture)
 
     def __enter__(self) -> "Metrics":

@@ -34,8 +34,14 @@ class DenoisedSheet:
         self._shown = np.asarray(images), np.asarray(noisy)
         self._denoise = jax.jit(lambda params: noisy + displacement(params, noisy, levels))
 
-    def __call__(self, state: Any) -> np.ndarray:
-        rows = [*self._shown, np.asarray(self._denoise(state.ema_params))]
+    def __call__(self, state: Any) -> np.ndarray | None:
+        """The sheet ``[h, w, 1 or 3]`` in [0, 1]; None where this process does not have all parameters."""
+        has = lambda x: getattr(x, "is_fully_addressable", True) or x.is_fully_replicated
+        if not all(map(has, jax.tree.leaves(state.ema_params))):
+            return None
+        # As this process's own arrays: of several processes one draws, and none waits for the others.
+        params = jax.tree.map(np.asarray, state.ema_params)
+        rows = [*self._shown, np.asarray(self._denoise(params))]
         sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
         channels = sheet.shape[-1]
         sheet = sheet if channels in (1, 3) else sheet.mean(axis=-1, keepdims=True)
