@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?= -n 2
+# Which versions to install: .ci/oldest.txt and .ci/newest.txt are the others that are tested.
+CONSTRAINTS ?= constraints.txt
 
 .PHONY: demo test slow lint format install torch tables docs
 
@@ -40,11 +42,11 @@ docs: $(VENV)/docs-installed
 # PyTorch, for importing .pth weights, for the PyTorch examples and for their tests.
 torch: $(VENV)/torch-installed
 
-$(VENV)/installed: setup.cfg constraints.txt
+$(VENV)/installed: setup.cfg $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: PYTHON: $(PYTHON) is $$($(PYTHON) -V 2>&1), expected Python >= 3.11 (make PYTHON=python3.11 ...)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[test]'
 	@touch $@
 
 $(VENV)/docs-installed: $(VENV)/installed
@@ -52,5 +54,5 @@ $(VENV)/docs-installed: $(VENV)/installed
 	@touch $@
 
 $(VENV)/torch-installed: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch
 	@touch $@

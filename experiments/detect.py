@@ -204,7 +204,7 @@ def _verdict(results) -> list[str]:
 
 def _write(workdir, results, statistics, images, dataset, key, threshold) -> None:
     detection, plots = pj.evaluation.detection, pj.reporting.plots
-    columns = ["", *results]
+    columns = ["measure", *results]
     fields = dict.fromkeys(field for row in results.values() for field in row)
     rows = [[field, *(str(row.get(field, "")) for row in results.values())] for field in fields]
     sections = [pj.reporting.Section("Detection", NOTE, columns, rows)]
@@ -214,7 +214,7 @@ def _write(workdir, results, statistics, images, dataset, key, threshold) -> Non
         curves = {n: detection.roc(values["clean"], v) for n, v in values.items() if n != "clean"}
         figure = plots.parametric(curves, "false-positive rate", "true-positive rate")
         figures[f"roc_{label}".replace(" ", "_")] = figure
-        histogram = plots.histograms({n: np.maximum(v, 1e-6) for n, v in values.items()}, label)
+        histogram = plots.histograms(values, label)
         sections += [
             pj.reporting.Section(
                 f"ROC, {label}",
@@ -226,12 +226,12 @@ def _write(workdir, results, statistics, images, dataset, key, threshold) -> Non
             pj.reporting.Section(
                 f"Distribution, {label}",
                 figure=histogram,
-                alt=f"Overlaid histograms of the {label}, of clean images and of every attack's.",
+                alt=f"A histogram of the {label} for clean images and for every attack's, on one axis.",
             ),
         ]
     shown = [[batch[i] for batch in images.values()] for i in range(min(5, len(dataset)))]
     alt = f"{len(shown)} images in rows; columns: {', '.join(images)}."
-    grid = plots.image_grid(shown, [n.replace(", ", "\n") for n in images])
+    grid = plots.image_grid(shown, list(images))
     sections.append(pj.reporting.Section("Images", figure=grid, alt=alt, pictures=True))
     summary = (
         f"{FLAGS.norm} ε = {FLAGS.epsilon:g}, {FLAGS.steps} steps, EOT {FLAGS.eot}, {len(dataset)} "

@@ -27,7 +27,8 @@ def main(argv: list[str]) -> None:
     size = pj.models.exporting.export_defense(
         FLAGS.output, defense, ebm.image_shape, FLAGS.platforms
     )
-    print(f"exported: {FLAGS.output} ({size / 1e6:.1f} MB, {', '.join(FLAGS.platforms)})")
+    made_for = ", ".join(FLAGS.platforms)
+    print(f"written to {FLAGS.output}: the exported defense ({size / 1e6:.1f} MB, {made_for})")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ Prints what went where. A missing, unexpected or misshapen key is an error, and 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from absl import flags
 
@@ -57,7 +59,7 @@ def main(argv: list[str]) -> None:
     print(f"{len(table)} tensors, {parameters:,} parameters")
     print(_forward(model))
     pj.models.save_model(FLAGS.out, model, FLAGS.dtype)
-    print(f"model: {FLAGS.out}")
+    print(f"written to {FLAGS.out}: the model ({Path(FLAGS.out).stat().st_size / 1e6:.1f} MB)")
 
 
 def _import(image_shape: tuple[int, int, int]):

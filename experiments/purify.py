@@ -17,7 +17,7 @@ from purify_jax.atomic import check_output, write_atomically
 from purify_jax.checks import InputError
 
 flags.DEFINE_string("ebm", None, "Energy or score model (.safetensors).")
-flags.DEFINE_string("model", None, "A model that ships, by name: digits, mnist, cifar10, ...")
+flags.DEFINE_string("model", None, loading.MODEL_HELP)
 flags.DEFINE_string("input", None, "Image file, or folder of PNG and JPEG files.", required=True)
 flags.DEFINE_string("workdir", None, "Folder for the purified images.", required=True)
 flags.DEFINE_integer("seed", 0, "Seed of the noise.")
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
         [[images[i], purified[i]] for i in shown], ["before", "after"]
     )
     write_atomically(workdir / "sheet.png", sheet)
-    print(f"{len(images)} images purified, {skipped} skipped; see {workdir}")
+    print(f"{len(images)} images purified, {skipped} skipped")
 
 
 def _mean_over_restarts(purifier, keys, images):

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 import purify_jax as pj
-from experiments.common import helping
+from experiments.common import helping, locks
 from purify_jax.atomic import SaveError
 from purify_jax.checks import InputError, check_count, check_number, check_seed
 
@@ -58,7 +58,10 @@ def _configure(option: str, value: Any) -> None:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs ``main`` under absl; bad input and a full disk end in one line and exit status 1."""
+    """Runs ``main`` under absl; bad input and a full disk end in one line and exit status 1.
+
+    The last line says what was written where.
+    """
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
@@ -73,6 +76,8 @@ def run(main: Callable[[list[str]], None]) -> None:
                     flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id
                 )
             main(argv)
+            for line in locks.endings():
+                print(line, flush=True)
         except InputError as error:
             fail(str(error))
         except SaveError as error:

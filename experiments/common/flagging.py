@@ -18,7 +18,8 @@ FLAGS = flags.FLAGS
 
 
 def define_training() -> None:
-    """--config, --workdir, --data_dir, --image_size, --progress, --stream, --shard_parameters."""
+    """--config, --workdir, --data_dir, --image_size, --progress, --stream, --shard_parameters,
+    --tensorboard."""
     define_config()
     flags.DEFINE_string(
         "workdir", None, "Folder for checkpoints, metrics and the model.", required=True
@@ -28,6 +29,9 @@ def define_training() -> None:
     )
     flags.DEFINE_bool(
         "shard_parameters", False, "Split large parameters over the devices, not only batches."
+    )
+    flags.DEFINE_bool(
+        "tensorboard", False, "Also write TensorBoard events, into WORKDIR/tensorboard."
     )
     define_image_size()
     define_data()
@@ -68,8 +72,8 @@ def training_data(config: ConfigDict) -> pj.data.Dataset:
 
 
 def placement() -> dict[str, Any]:
-    """Where data and parameters go; what is learned does not depend on it."""
-    return {"stream": FLAGS.stream, "shard_parameters": FLAGS.shard_parameters}
+    """Where data, parameters and metrics go; what is learned does not depend on it."""
+    return {name: FLAGS[name].value for name in ("stream", "shard_parameters", "tensorboard")}
 
 
 def define_data() -> None:
@@ -82,6 +86,10 @@ def training_config(name: str) -> ConfigDict:
     """The config of the flags; InputError unless its section ``name`` makes sense."""
     config = read_config()
     config_schema.check(config, name)
+    if "tensorboard" in FLAGS and FLAGS.tensorboard:
+        from purify_jax.training.metrics import check_installed
+
+        check_installed()
     if config[name].get("recipe") != "airbench":
         from_config.settings(config, name)
     if name == "ebm" and "loss" not in config.ebm:

@@ -53,6 +53,7 @@ def train_ebm(
     *,
     shard_parameters: bool = False,
     stream: bool | None = None,
+    tensorboard: bool = False,
 ) -> Trained:
     """Trains the energy model of ``config.ebm``."""
     section = config.ebm
@@ -69,6 +70,7 @@ def train_ebm(
             progress=progress,
             stream=stream,
             shard_parameters=shard_parameters,
+            tensorboard=tensorboard,
         )
     return pj.train_score_model(
         pj.networks.build(section.network.to_dict()),
@@ -84,6 +86,7 @@ def train_ebm(
         progress=progress,
         stream=stream,
         shard_parameters=shard_parameters,
+        tensorboard=tensorboard,
     )
 
 
@@ -97,6 +100,7 @@ def train_classifier(
     start: pj.models.Model | None = None,
     shard_parameters: bool = False,
     stream: bool | None = None,
+    tensorboard: bool = False,
 ) -> Trained:
     """Trains the classifier of ``config.classifier``, from ``start`` or from random parameters.
 
@@ -105,7 +109,8 @@ def train_classifier(
     section = config.classifier
     description = {**section.network.to_dict(), "num_outputs": dataset.num_classes}
     if section.get("recipe") == "airbench":
-        return _train_airbench(config, pj.networks.build(description), dataset, workdir, progress)
+        network = pj.networks.build(description)
+        return _train_airbench(config, network, dataset, workdir, progress, tensorboard)
     return pj.train_classifier(
         pj.networks.build(description),
         dataset,
@@ -120,6 +125,7 @@ def train_classifier(
         progress=progress,
         stream=stream,
         shard_parameters=shard_parameters,
+        tensorboard=tensorboard,
     )
 
 
@@ -133,6 +139,7 @@ def train_defense(
     *,
     shard_parameters: bool = False,
     stream: bool | None = None,
+    tensorboard: bool = False,
 ) -> TrainedDefense:
     """Trains the defense of ``config.defense``; without an ``ebm``, the classifier alone."""
     section = config.defense
@@ -156,10 +163,13 @@ def train_defense(
         progress=progress,
         stream=stream,
         shard_parameters=shard_parameters,
+        tensorboard=tensorboard,
     )
 
 
-def _train_airbench(config, network, dataset, workdir, progress: bool) -> Trained:
+def _train_airbench(
+    config, network, dataset, workdir, progress: bool, tensorboard: bool
+) -> Trained:
     section = config.classifier
     return pj.training.train_airbench(
         network,
@@ -170,4 +180,5 @@ def _train_airbench(config, network, dataset, workdir, progress: bool) -> Traine
         metadata=_about(config, "classifier"),
         workdir=workdir,
         progress=progress,
+        tensorboard=tensorboard,
     )

@@ -32,6 +32,9 @@ METHODS = (
     "reverse_sde",
     "tweedie",
 )
+MODEL_HELP = (
+    "A model that ships (digits, mnist, cifar10, ...), a folder with config.json, or hf:OWNER/NAME."
+)
 
 
 def define(images: int, batch_size: int, ebm_required: bool = False) -> None:
@@ -60,7 +63,7 @@ def define_purifier() -> None:
 
 def define_models() -> None:
     """--model, or --ebm and --classifier."""
-    flags.DEFINE_string("model", None, "A model that ships, by name: digits, mnist, cifar10, ...")
+    flags.DEFINE_string("model", None, MODEL_HELP)
     flags.DEFINE_string("ebm", None, "Energy or score model (.safetensors).")
     flags.DEFINE_string("classifier", None, "Classifier model (.safetensors).")
 

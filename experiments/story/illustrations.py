@@ -159,7 +159,9 @@ def _sweep(key, defense, named, dataset, config) -> Section:
     add("undefended, blind PGD", named[0], bare)
     for entry in named:
         add(f"defended, {entry.name}", entry, defense)
-    text = f"{len(dataset)} images, 10 steps each; shaded: 95% intervals."
+    text = (
+        f"{len(dataset)} images, 10 steps each; bars: 95% intervals, those of one ε side by side."
+    )
     figure = plots.curves(
         epsilons,
         {name: [i.value for i in line] for name, line in lines.items()},

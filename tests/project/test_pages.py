@@ -15,6 +15,7 @@ WHOLE = {
     "docs/start.md": {},
     "docs/train.md": {"num_steps=300": "num_steps=100", "batch_size=256": "batch_size=16"},
     "docs/evaluation.md": {"epsilon=0.15)": "epsilon=0.15, steps=4)", "take(128)": "take(8)"},
+    "docs/own_data.md": {},
     "docs/scale_out.md": {},
 }
 #: Pages whose blocks are alternatives, or need files and libraries: their own tests run each of them.
@@ -67,6 +68,14 @@ def test_train(run):
     # What was trained on 1600 images is far better than chance, and its file says how to use it.
     assert (names["answers"] == names["labels"]).mean() > 0.3
     assert names["purifier"].num_steps == 5
+
+
+def test_own_data(run, tmp_path):
+    names = run("docs/own_data.md")
+    assert names["trained"].finished
+    assert (names["answers"] == names["labels"]).mean() > 0.5
+    files = ["README.md", "classifier.safetensors", "config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "my_digits").iterdir()) == files
 
 
 def test_read_the_numbers(run):

@@ -89,7 +89,9 @@
     mark.textContent = `${name(best(item.answer))} ${right ? "✓" : "✗"}`;
     mark.className = right ? "good" : "bad";
     button.type = "button";
-    button.setAttribute("aria-label", `Image ${index}, class ${name(label)}: ${data.outcomes[item.outcome]}`);
+    // The name that is read out holds the words that are seen, for who speaks to the browser.
+    const words = `Image ${index}, class ${name(label)}: ${data.outcomes[item.outcome]}`;
+    button.setAttribute("aria-label", `${words}; ${mark.textContent}`);
     canvas.setAttribute("aria-hidden", "true");
     mark.setAttribute("aria-hidden", "true");
     draw(canvas, attacked(item));

@@ -52,6 +52,7 @@ def train_defense(
     progress: bool = True,
     stream: bool | None = None,
     shard_parameters: bool = False,
+    tensorboard: bool = False,
 ) -> TrainedDefense:
     """Trains a classifier, its purifier or both on attacks through the whole defense.
 
@@ -69,7 +70,7 @@ def train_defense(
       label_smoothing, crop_padding: see :func:`purify_jax.training.train_classifier`.
       probe_images, probe_steps: at every save, accuracy under PGD of so many steps.
       metadata: more for the model files' headers.
-      workdir, progress, stream, shard_parameters: see :func:`purify_jax.training.fit`.
+      workdir, progress, stream, shard_parameters, tensorboard: see :func:`purify_jax.training.fit`.
 
     Raises Collapsed if the probe's accuracy falls below half of the best one so far: one-step attacks
     stop working suddenly (Wong et al. 2020), and what trains on against them is no defense. What was
@@ -116,6 +117,7 @@ def train_defense(
         progress=progress,
         stream=stream,
         shard_parameters=shard_parameters,
+        tensorboard=tensorboard,
         watch=watch(
             loss,
             probe,
