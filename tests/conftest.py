@@ -91,23 +91,18 @@ def golden_classifier(golden):
 
 @pytest.fixture(scope="session")
 def run_binary():
-    """Runs ``python -m experiments.NAME`` (or a module by its full name); the completed process."""
+    """Runs ``python -m experiments.NAME`` (or a module by its full name); the completed process.
 
-    def run(name, *args, check=True, **kwargs):
-        module = name if "." in name else f"experiments.{name}"
-        command = [sys.executable, "-m", module, *map(str, args)]
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=400,
-            env=environment(),
-            **kwargs,
-        )
-        if check and done.returncode:
-            raise AssertionError(f"{command} exited {done.returncode}:\n{done.stderr[-3000:]}")
-        return done
+    A process of its own that is forked from a server with the libraries loaded (tests/faults/harness.py):
+    it starts in milliseconds.
+    """
+    from tests.faults import harness
+
+    def run(name, *args, check=True):
+        done = harness.run(name, *args, timeout=400)
+        if done.hung or (check and done.code):
+            raise AssertionError(f"{name} {args} exited {done.code}:\n{done.err[-3000:]}")
+        return subprocess.CompletedProcess([name, *args], done.code, done.out, done.err)
 
     return run
 
