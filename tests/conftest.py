@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -12,8 +11,7 @@ import numpy as np
 import pytest
 
 import purify_jax as pj
-from experiments.common import from_config
-from experiments.configs import digits
+from purify_jax.networks.convolution import convolve
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,13 +32,9 @@ def digits_test():
 
 @pytest.fixture(scope="session")
 def models():
-    """(energy model, classifier) on digits, trained briefly: the quickstart's networks."""
-    config = digits.get_config()
-    config.ebm.steps, config.classifier.steps = 1000, 300
-    train = pj.data.load_split("digits", "train")
-    ebm, _ = from_config.train_ebm(config, train, None, progress=False)
-    classifier, _ = from_config.train_classifier(config, train, None, progress=False)
-    return ebm, classifier
+    """(energy model, classifier) on digits: those that ship, the quickstart's networks."""
+    ready = pj.pretrained.load("digits")
+    return ready.ebm, ready.classifier
 
 
 @pytest.fixture(scope="session")
@@ -72,14 +66,12 @@ def golden_classifier(golden):
     """The convnet of the AutoAttack reference, as (logits_fn, images NHWC, labels)."""
     data = golden("autoattack_digits")
     weights = {k.removeprefix("state_dict/"): data[k] for k in data.files if "state_dict" in k}
-    numbers = ("NHWC", "OIHW", "NHWC")
+    kernels = {name: weights[f"{name}.weight"].transpose(2, 3, 1, 0) for name in ("0", "2")}
 
     def logits_fn(x):
+        # The package's convolution: XLA's own takes minutes for its gradients inside an attack's loop.
         for name, stride in (("0", 1), ("2", 2)):
-            x = jax.lax.conv_general_dilated(
-                x, weights[f"{name}.weight"], (stride, stride), ((1, 1), (1, 1)),
-                dimension_numbers=numbers,
-            )  # fmt: skip
+            x = convolve(x, kernels[name], (stride, stride), ((1, 1), (1, 1)))
             x = jax.nn.relu(x + weights[f"{name}.bias"])
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         x = jax.nn.relu(x @ weights["5.weight"].T + weights["5.bias"])
