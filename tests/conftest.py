@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -86,11 +87,18 @@ def run_binary():
     """Runs ``python -m experiments.NAME`` (or a module by its full name); the completed process.
 
     A process of its own that is forked from a server with the libraries loaded (tests/faults/harness.py):
-    it starts in milliseconds.
+    it starts in milliseconds. ``fresh``: a new interpreter, which has imported nothing.
     """
     from tests.faults import harness
 
-    def run(name, *args, check=True):
+    def run(name, *args, check=True, fresh=False):
+        if fresh:
+            module = name if "." in name else f"experiments.{name}"
+            command = [sys.executable, "-m", module, *map(str, args)]
+            texts = {"capture_output": True, "text": True}
+            done = subprocess.run(command, cwd=ROOT, env=environment(), timeout=400, **texts)
+            assert not check or done.returncode == 0, done.stderr[-3000:]
+            return done
         done = harness.run(name, *args, timeout=400)
         if done.hung or (check and done.code):
             raise AssertionError(f"{name} {args} exited {done.code}:\n{done.err[-3000:]}")

@@ -113,7 +113,7 @@ def test_bad_input_is_one_line_and_status_1(
 
 def test_help_is_readable(run_binary):
     for binary in ("quickstart", "train_ebm", "train_classifier", "evaluate", "purify"):
-        done = run_binary(binary, "--help", check=False)
+        done = run_binary(binary, "--help", check=False, fresh=True)
         assert done.returncode == 0
         assert f"python -m experiments.{binary}" in done.stdout
         assert "--workdir" in done.stdout
@@ -123,12 +123,12 @@ def test_help_is_readable(run_binary):
 
 
 def test_help_says_values_and_defaults(run_binary):
-    said = run_binary("evaluate", "--help").stdout
+    said = run_binary("evaluate", "--help", fresh=True).stdout
     assert re.search(r"\n  --norm=linf\|l2\|l1 +Norm of the perturbation. \(linf\)\n", said)
     assert re.search(r"\n  --draws=N +Scoring draws. \(10\)\n", said)
     assert said.index("Flags:") < said.index("What is evaluated:") < said.index("Any command:")
     assert "evaluate --ebm=runs/quickstart/ebm.safetensors \\\n    --classifier=" in said
-    version = run_binary("evaluate", "--version").stdout
+    version = run_binary("evaluate", "--version", fresh=True).stdout
     assert version.startswith(f"purify-jax {pj.__version__}, jax ")
 
 

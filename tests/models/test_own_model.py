@@ -14,8 +14,9 @@ import purify_jax as pj
 
 #: A text of every block of the page, each in one block alone.
 BLOCKS = (
-    "pretrained.load", "logits_fn = lambda images", "def logits_of(weights", "network_logits(module",
-    "from flax import nnx", "import equinox", "def logits_from_torch", "# NCHW, float32",
+    'purifier = pj.pretrained.load("digits")', "logits_fn = lambda images", "def logits_of(weights", "network_logits(module",
+    "from flax import nnx", "import equinox", "logits_from_torch(module, num_classes=10)  # module takes",
+    'torch.load("classifier.pt"', "# NCHW, float32",
     "from autoattack", "import torchattacks", "import foolbox", "saved.save",
 )  # fmt: skip
 
@@ -90,7 +91,7 @@ def test_from_a_pytorch_file_to_a_figure(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         pj.attacks, "pgd", lambda gradient, epsilon, num_steps: short(gradient, epsilon=epsilon)
     )
-    found = run_block("torch.load(")
+    found = run_block('torch.load("classifier.pt"')
     block = (ROOT / "docs" / "own_model.md").read_text().split("import jax, torch")[1]
     assert len(block.split("```")[0].strip().splitlines()) <= 10
     assert len(found["records"]) == 32
@@ -138,7 +139,7 @@ def test_a_plain_function_defends():
     logits_fn = run_block("logits_fn = lambda images", weights=weights, bias=1.0)["logits_fn"]
     images = jnp.full((3, 8, 8, 1), 0.25)
     np.testing.assert_allclose(logits_fn(images), jnp.full((3, 64), -0.25) @ weights + 1, rtol=1e-5)
-    made = run_block("pretrained.load", logits_fn=logits_fn, keys=keys_for(3), images=images)
+    made = run_block(BLOCKS[0], logits_fn=logits_fn, keys=keys_for(3), images=images)
     np.testing.assert_allclose(jnp.exp(made["log_probs"]).sum(-1), 1, rtol=1e-5)
     assert made["defense"].logits_fn(images).shape == (3, 10)
 
