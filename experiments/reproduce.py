@@ -28,6 +28,9 @@ flags.DEFINE_string("workdir", None, "Folder for training and records (default r
 flags.DEFINE_string("results", None, "Folder for results (default results/<suite>).")
 flags.DEFINE_list("parts", None, "Only these parts.")
 flags.DEFINE_bool("publish", False, "Write the models and their card into pretrained/.")
+flags.DEFINE_bool(
+    "publish_networks", False, "Write what the chosen training parts made into pretrained/."
+)
 flagging.define_data()
 FLAGS = flags.FLAGS
 
@@ -53,6 +56,11 @@ def main(argv: list[str]) -> None:
     for part in plan.parts:
         if FLAGS.parts is None or part.name in FLAGS.parts:
             _run(part, plan, results)
+            if FLAGS.publish_networks and part.is_training and part.shipped:
+                made = publishing.publish_network(
+                    part.folder / part.model, Path("pretrained") / part.shipped
+                )
+                print(f"published: {made['name']}, {made['bytes']} bytes, {made['stored_as']}")
     print(f"results: {results}")
     if FLAGS.publish:
         locks.hold("publish", "pretrained")
@@ -92,7 +100,7 @@ def _run(part: plans.Part, plan: plans.Plan, results: Path) -> None:
     }
     if part.is_training:
         (part.folder / SHIPPED).unlink(missing_ok=True)
-    elif any(part.folder.parent.glob(f"*/{SHIPPED}")):
+    elif any((path.parent / SHIPPED).exists() for path in (plan.ebm, plan.classifier) if path):
         content["networks"] = "as shipped in pretrained/"
     content.setdefault("versions", provenance.versions())
     for figure in sorted((part.folder / "figures").glob("*.png")):
@@ -109,10 +117,11 @@ def _take_shipped_model(part: plans.Part) -> None:
     """Puts the published model where a training that is done, but not on this machine, left it."""
     target = part.folder / part.model
     folder = next((f for f in pj.pretrained.folders() if f.is_dir()), Path("pretrained"))
-    shipped = folder / f"{FLAGS.suite}_{part.name}.safetensors"
-    if target.exists() or not shipped.exists():
+    shipped = folder / (part.shipped or "")
+    if target.exists() or not shipped.is_file():
         return
-    pj.pretrained.load(FLAGS.suite)  # checks the digests
+    if (folder / f"{FLAGS.suite}.json").is_file():
+        pj.pretrained.load(FLAGS.suite)  # checks the digests
     part.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(target, shipped.read_bytes())
     write_atomically(part.folder / SHIPPED, "The network is that of pretrained/.\n")

@@ -8,6 +8,7 @@ class Part(NamedTuple):
     """One command: its name, module and flags, and the folder that it writes into.
 
     model: of a training, the file that says it is finished.
+    shipped: the file of pretrained/ that stands for it where it was finished on another machine.
     """
 
     name: str
@@ -15,6 +16,7 @@ class Part(NamedTuple):
     folder: Path
     is_training: bool = False
     model: str = "model.safetensors"
+    shipped: str | None = None
 
     @property
     def has_results(self) -> bool:

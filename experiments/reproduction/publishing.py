@@ -19,29 +19,12 @@ LARGE = 2**20
 
 def publish(suite: str, plan: Plan, results: Path, folder: Path) -> list[Path]:
     """Writes ``<suite>_ebm.safetensors``, ``<suite>_classifier.safetensors`` and ``<suite>.json``."""
-    import jax
-    import ml_dtypes
-
     if plan.ebm is None:
         raise InputError(f"publish: {suite} has no purifier, expected a suite with one")
     written, files = [], {}
     for role, source in (("ebm", plan.ebm), ("classifier", plan.classifier)):
-        model = pj.models.load_model(source)
-        count = int(sum(np.size(x) for x in jax.tree.leaves(model.variables)))
-        large = 4 * count > LARGE
         path = folder / f"{suite}_{role}.safetensors"
-        # A file of 0.2 written anew would differ in the order of its header, and have another digest.
-        dtype = ml_dtypes.bfloat16 if large else None
-        if not _is_there(path, model, dtype):
-            pj.models.save_model(path, model, dtype)
-        files[role] = {
-            "name": path.name,
-            "sha256": pj.pretrained.digest(path),
-            "bytes": path.stat().st_size,
-            "parameters": count,
-            "stored_as": "bfloat16" if large else "float32",
-            "training": model.metadata["training"],
-        }
+        files[role] = publish_network(source, path)
         written.append(path)
     parts = {p.stem: json.loads(p.read_text()) for p in sorted(results.glob("*.json"))}
     if not parts:
@@ -59,6 +42,28 @@ def publish(suite: str, plan: Plan, results: Path, folder: Path) -> list[Path]:
     path = folder / f"{suite}.json"
     write_atomically(path, json.dumps(card, indent=2) + "\n")
     return [*written, path]
+
+
+def publish_network(source: Path, path: Path) -> dict[str, Any]:
+    """Stores a trained network as it ships, large ones as bfloat16; returns what a card says of it."""
+    import jax
+    import ml_dtypes
+
+    model = pj.models.load_model(source)
+    count = int(sum(np.size(x) for x in jax.tree.leaves(model.variables)))
+    large = 4 * count > LARGE
+    # A file of 0.2 written anew would differ in the order of its header, and have another digest.
+    dtype = ml_dtypes.bfloat16 if large else None
+    if not _is_there(path, model, dtype):
+        pj.models.save_model(path, model, dtype)
+    return {
+        "name": path.name,
+        "sha256": pj.pretrained.digest(path),
+        "bytes": path.stat().st_size,
+        "parameters": count,
+        "stored_as": "bfloat16" if large else "float32",
+        "training": model.metadata["training"],
+    }
 
 
 def _is_there(path: Path, model: pj.models.Model, dtype: Any) -> bool:

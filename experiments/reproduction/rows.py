@@ -181,4 +181,6 @@ def _training(network: str, shared: Path, data: list[str], steps: int) -> Part:
         *data,
         f"--workdir={folder}",
     ]
-    return Part(network, command, folder, is_training=True, model=made.model)
+    # Of two networks that one training makes, only the classifier's file could be shipped: none is.
+    shipped = f"cifar10_row_{network}.safetensors" if made.model == "model.safetensors" else None
+    return Part(network, command, folder, True, made.model, shipped)

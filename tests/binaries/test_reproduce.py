@@ -11,7 +11,7 @@ from conftest import ROOT
 
 import purify_jax as pj
 from experiments.common import config_schema, from_config
-from experiments.reproduction import leaderboard, plans, rows, tables
+from experiments.reproduction import leaderboard, plans, publishing, rows, tables
 from purify_jax.checks import InputError
 
 
@@ -101,6 +101,16 @@ def test_rows_share_their_networks():
     # The control differs from the defense by its purifier and its folder, and by nothing else.
     without = lambda command: [x for x in command if not x.startswith(("--ebm", "--workdir"))]
     assert without(trained[0]["defense"]) == without(trained[1]["control"])
+
+
+def test_a_network_is_published_alone(models, tmp_path):
+    """What a training part made is stored beside the models that ship, and read back as it was."""
+    source, target = tmp_path / "model.safetensors", tmp_path / "shipped.safetensors"
+    pj.models.save_model(source, models[1])
+    said = publishing.publish_network(source, target)
+    assert said["stored_as"] == "float32"
+    assert said["sha256"] == pj.pretrained.digest(target)
+    assert target.read_bytes() == source.read_bytes()
 
 
 def test_a_budget_scales_steps_and_images():
