@@ -1,0 +1,107 @@
+"""How strong an attack is for what it costs: average accuracy against backward passes per image.
+
+python -m benchmarks.attack_budget --model=digits --split='train[80%:]' --epsilon=0.15 --workdir=runs/budget
+python -m benchmarks.attack_budget --model=digits --epsilon=0.15 --workdir=runs/budget --figure=docs/attack_budget.png
+
+Attacks of equal cost side by side, and the suites. Every row is judged by the attacker's own draws and scored
+by fresh ones; differences are paired over images. The settings of the ``honest`` suite were chosen by this,
+on images that no table reports. A run that was killed continues; ``attack_budget.json`` in the workdir keeps
+every row, with the right draws of each image. --budgets draws curves: every row at several budgets.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from benchmarks.attack_budget import figure, rows
+from experiments.common import cli, loading, locks, provenance
+from purify_jax.atomic import write_atomically
+from purify_jax.attacks import costs
+from purify_jax.checks import InputError
+from purify_jax.defense import Defense
+from purify_jax.evaluation import evaluate, protocol
+
+loading.define(images=128, batch_size=64)
+loading.define_ball()
+flags.DEFINE_integer("draws", 20, "Scoring draws.")
+flags.DEFINE_list("budgets", ["400"], "Backward passes of one attack; a suite's in proportion.")
+flags.DEFINE_multi_string("only", [], "Rows, by the beginnings of their names; all by default.")
+flags.DEFINE_string("against", "exhaustive", "The row that the others are compared with.")
+flags.DEFINE_string("figure", None, "Write the figure of what was recorded, and run nothing.")
+FLAGS = flags.FLAGS
+
+_SETTINGS = ("model", "dataset", "split", "images", "batch_size", "seed", "norm", "epsilon", "draws")  # fmt: skip
+
+
+def main(argv: list[str]) -> None:
+    """Flags in; a table on the terminal and ``attack_budget.json`` in the workdir, or a figure, out."""
+    del argv
+    workdir = Path(FLAGS.workdir)
+    path = workdir / "attack_budget.json"
+    if FLAGS.figure:
+        write_atomically(Path(FLAGS.figure), figure.draw(path))
+        return
+    locks.hold("workdir", workdir)
+    budgets = [_whole(text) for text in FLAGS.budgets]
+    loaded = loading.load()
+    defense, dataset = loaded.models["defended"], loaded.dataset.take(FLAGS.images)
+    settings = {name: FLAGS[name].value for name in _SETTINGS}
+    recorded = json.loads(path.read_text()) if path.is_file() else {"settings": settings, "rows": []}
+    if recorded["settings"] != settings:
+        raise InputError(f"workdir: {workdir} holds {recorded['settings']}, expected {settings}")
+    image, _ = dataset.batch(np.arange(1))
+    for row in recorded["rows"]:
+        print(figure.line(recorded, row, FLAGS.against), flush=True)
+    for budget in budgets:
+        for name, build in rows.table(FLAGS.epsilon, FLAGS.norm, budget).items():
+            chosen = not FLAGS.only or any(name.startswith(o) for o in FLAGS.only)
+            if chosen and not figure.find(recorded, name, budget):
+                row = _measure(name, budget, build, defense, dataset, image, workdir)
+                recorded["rows"].append(row)
+                write_atomically(path, json.dumps(recorded) + "\n")
+                print(figure.line(recorded, row, FLAGS.against), flush=True)
+
+
+def _measure(name: str, budget: int, build: rows.Build, defense: Defense, dataset, image, workdir):  # noqa: ANN001, ANN202
+    def one(attack: str) -> costs.Passes:
+        return costs.count(lambda d: build(d)[attack], defense, image)
+
+    attacks = build(defense)
+    own = costs.count_prediction(defense, image).times(protocol.own_draws(FLAGS.draws))
+    records = evaluate(
+        jax.random.key(FLAGS.seed),
+        defense,
+        attacks,
+        dataset,
+        draws=FLAGS.draws,
+        batch_size=FLAGS.batch_size,
+        ball=(FLAGS.norm, FLAGS.epsilon),
+        passes={attack: one(attack) + own for attack in attacks},
+        drop_fallen=True,
+        path=workdir / f"records_{re.sub('[^a-z0-9]+', '_', name.lower())}_{budget}.jsonl",
+    )
+    found = protocol.figures(records)
+    return {
+        "name": name,
+        "budget": budget,
+        "commit": provenance.commit(),
+        "average": found.average,
+        "worst": found.worst,
+        "passes": found.cost,
+        "by": found.by,
+        "right": [r["correct_draws"] for r in protocol.strongest(records)],
+    }
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch("[0-9]+", text) or int(text) < 1:
+        raise InputError(f"budgets: got {text!r}, expected whole numbers ≥ 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    cli.run(main)
