@@ -50,7 +50,9 @@ def main(argv: list[str]) -> None:
     loaded = loading.load()
     defense, dataset = loaded.models["defended"], loaded.dataset.take(FLAGS.images)
     settings = {name: FLAGS[name].value for name in _SETTINGS}
-    recorded = json.loads(path.read_text()) if path.is_file() else {"settings": settings, "rows": []}
+    recorded = (
+        json.loads(path.read_text()) if path.is_file() else {"settings": settings, "rows": []}
+    )
     if recorded["settings"] != settings:
         raise InputError(f"workdir: {workdir} holds {recorded['settings']}, expected {settings}")
     image, _ = dataset.batch(np.arange(1))
@@ -66,7 +68,7 @@ def main(argv: list[str]) -> None:
                 print(figure.line(recorded, row, FLAGS.against), flush=True)
 
 
-def _measure(name: str, budget: int, build: rows.Build, defense: Defense, dataset, image, workdir):  # noqa: ANN001, ANN202
+def _measure(name: str, budget: int, build: rows.Build, defense: Defense, dataset, image, workdir):
     def one(attack: str) -> costs.Passes:
         return costs.count(lambda d: build(d)[attack], defense, image)
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 
 from purify_jax import attacks, losses
-from purify_jax.attacks import suites
+from purify_jax.attacks import draws, suites
 from purify_jax.defense import Defense, undefended
-from purify_jax.types import Attack
+from purify_jax.types import Attack, GradientFn
 
 #: A defense → attack by name. Several attacks of one row run one after the other, on the images that
 #: still stand, and of each image the strongest candidate counts.
@@ -18,6 +18,7 @@ def table(epsilon: float, norm: str, budget: int) -> dict[str, Build]:
     The suites take what they take at 400, and in proportion at other budgets.
     """
     ball = {"norm": norm, "epsilon": epsilon}
+    reach = epsilon / 4  # of the common step that weights look ahead: the first step's length
 
     def alone(build: Callable[[Defense], Attack]) -> Build:
         return lambda defense: {"attack": build(defense)}
@@ -47,6 +48,31 @@ def table(epsilon: float, norm: str, budget: int) -> dict[str, Build]:
         gradient = lambda d: attacks.eot(attacks.exact(d, loss), eot, 4)
         return alone(lambda d: attacks.apgd(gradient(d), num_steps=max(1, budget // eot), **ball))
 
+    def follow(gradient: Callable[[Defense], GradientFn], backward: int) -> Build:
+        """Momentum PGD along a gradient that takes so many backward passes at a point."""
+        steps = max(1, budget // backward)
+        return alone(lambda d: attacks.momentum_pgd(gradient(d), num_steps=steps, **ball))
+
+    def graft(samples: int, loss=losses.cross_entropy, step=None) -> Build:
+        more = {"step": step, "norm": norm, "samples_at_once": 4}
+        return follow(lambda d: draws.grafted(d, samples, loss, **more), 1)
+
+    def weighted(samples: int) -> Build:
+        gradient = lambda d: draws.reweighted(
+            attacks.exact(d, losses.margin), samples, step=reach, norm=norm, samples_at_once=4
+        )
+        return follow(gradient, samples)
+
+    def again(times: int) -> Build:
+        """Restarts: the same attack from several random points, of which the best is kept."""
+        single = momentum(eot=1, share=1 / times)
+        return lambda d: {f"attack {i}": single(d)["attack"] for i in range(times)}
+
+    def stages(share: float) -> Build:
+        """A short attack first; what survives it goes through the suite."""
+        short, whole = momentum(eot=1, share=share), suite("honest", 400)
+        return lambda d: {"short": short(d)["attack"], **whole(d)}
+
     def suite(name: str, steps: int) -> Build:
         options = suites.Options(**ball, steps=max(1, round(steps * budget / 400)))
         return lambda d: {e.name: e.attack for e in suites.build(name, d, options)}
@@ -69,4 +95,12 @@ def table(epsilon: float, norm: str, budget: int) -> dict[str, Build]:
         "momentum, smooth error, EOT 4, from the transfer attack": momentum(losses.smooth_error, warm=True),
         "momentum, smooth error, EOT 4, three times the passes": momentum(losses.smooth_error, share=3.0),
         "momentum, cross-entropy, EOT 4, three times the passes": momentum(share=3.0),
+        "two draws": momentum(eot=2),
+        "antithetic pair": follow(draws.antithetic, 2),
+        "two antithetic pairs": follow(lambda d: attacks.eot(draws.antithetic(d), 2), 4),
+        "grafting, 4 draws": graft(4),
+        "DiffHammer, 4 draws": graft(4, losses.margin, reach),
+        "weights by expectation-maximisation, 4 draws": weighted(4),
+        "four restarts of a quarter": again(4),
+        "stages: a quarter of the first attack, then honest": stages(0.25),
     }  # fmt: skip

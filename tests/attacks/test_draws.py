@@ -1,0 +1,118 @@
+"""Several draws at one point: opposite noise, grafting, weights; against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import keys_for
+
+from purify_jax import attacks, losses, purifiers
+from purify_jax.attacks import costs, draws
+from purify_jax.checks import InputError
+from purify_jax.defense import defend, undefended
+
+IMAGES = np.linspace(0.4, 0.6, 3 * 4).reshape(3, 2, 2, 1).astype(np.float32)
+LABELS = np.zeros(3, np.int32)
+
+
+def _noise_alone(restarts=1, sigma=0.02):
+    """A purifier that only adds noise: its Jacobian is the identity."""
+    return purifiers.purifier(
+        lambda x: jnp.zeros_like(x), purifiers.constant(0.1), num_steps=1,
+        noise_scale=sigma, num_restarts=restarts,
+    )  # fmt: skip
+
+
+def _square_of_norm(images):
+    """Logits of which the margin of label 0 is ½‖x‖²; its gradient is x."""
+    other = 0.5 * jnp.sum(images**2, axis=(1, 2, 3))
+    return jnp.stack([jnp.zeros_like(other), other], axis=-1)
+
+
+def test_of_opposite_noise_the_linear_part_cancels():
+    """∇ ½‖x + n‖² = x + n: the mean over n and −n is x without error, that of two draws is not."""
+    defense = defend(_noise_alone(), _square_of_norm)
+    pair, _ = draws.antithetic(defense, losses.margin)(keys_for(3), IMAGES, LABELS)
+    np.testing.assert_allclose(pair, IMAGES, atol=1e-6)
+    two, _ = attacks.eot(attacks.exact(defense, losses.margin), 2)(keys_for(3), IMAGES, LABELS)
+    assert np.abs(two - IMAGES).max() > 0.005
+
+
+def test_grafting_is_exact_where_the_jacobian_does_not_depend_on_the_draw():
+    for restarts in (1, 3):
+        defense = defend(_noise_alone(restarts), _square_of_norm)
+        found, loss = draws.grafted(defense, 5)(keys_for(3), IMAGES, LABELS)
+        mean = attacks.eot(attacks.exact(defense, losses.margin), 5)
+        expected, expected_loss = mean(keys_for(3), IMAGES, LABELS)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        np.testing.assert_allclose(loss, expected_loss, atol=1e-6)
+
+
+def test_grafting_pulls_back_through_one_draw(defense, digits_test):
+    """With one draw and one restart it is the exact gradient; with more it costs one backward pass."""
+    images, labels = digits_test.batch(np.arange(4))
+    single = defense.replace(purifier=defense.purifier.replace(num_restarts=1))
+    found, _ = jax.jit(draws.grafted(single, 1))(keys_for(4), images, labels)
+    exact = attacks.eot(attacks.exact(single, losses.margin), 1)
+    folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_for(4), 0)
+    expected, _ = jax.jit(exact)(folded, images, labels)
+    np.testing.assert_allclose(found, expected, atol=1e-3 * float(jnp.abs(expected).max()))
+    attack = lambda step: (
+        lambda d: attacks.pgd(
+            draws.grafted(d, 6, step=step, samples_at_once=3),
+            epsilon=0.1,
+            num_steps=1,
+            best_iterate=False,
+        )
+    )
+    for step in (None, 0.05):
+        passes = costs.count(attack(step), defense, images)
+        assert passes == (7, 1, 2 * 6, 2 * 6)
+
+
+def _two_kinds():
+    """Four draws: three lie near the boundary along u, one is out of reach and pulls back, hard."""
+    u = np.zeros((1, 2, 2, 1), np.float32)
+    u[0, 0, 0, 0] = 1
+    grads = jnp.asarray(np.stack([u, -30 * u, u, u]))
+    return jnp.array([[-0.1], [-20.0], [-0.1], [0.3]]), grads, u
+
+
+def test_weights_leave_out_the_draws_that_cannot_be_won():
+    loss, grads, u = _two_kinds()
+    weights, best = draws.vulnerability(loss, grads, 0.5, rounds=2)
+    assert best.tolist() != [1]
+    # By hand: r points along u, so L + ⟨step, g⟩ is 0.4, −35, 0.4 and 0.8.
+    np.testing.assert_allclose(
+        weights[:, 0], 1 / (1 + np.exp(-np.array([0.4, -35, 0.4, 0.8]))), rtol=1e-4, atol=1e-12
+    )
+    assert float(jnp.mean(grads, axis=0)[0, 0, 0, 0]) < 0  # where the plain mean goes
+
+
+def test_a_reweighted_gradient_is_the_weighted_mean(defense, digits_test):
+    images, labels = digits_test.batch(np.arange(4))
+    gradient = attacks.exact(defense, losses.margin)
+    fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+    each = [jax.jit(gradient)(fold(keys_for(4), i), images, labels) for i in range(4)]
+    grads, loss = (jnp.stack(part) for part in zip(*each, strict=True))
+    weights, _ = draws.vulnerability(loss, grads, 0.05)
+    expected = (
+        jnp.sum(weights[..., None, None, None] * grads, 0) / weights.sum(0)[:, None, None, None]
+    )
+    found, mean = jax.jit(draws.reweighted(gradient, 4, step=0.05, samples_at_once=2))(
+        keys_for(4), images, labels
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-3 * float(jnp.abs(expected).max()))
+    np.testing.assert_allclose(mean, loss.mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_bad_input_is_named():
+    with pytest.raises(InputError, match="defense: its purifier is a Filter, expected ADP"):
+        draws.antithetic(undefended(_square_of_norm))
+    defense = defend(_noise_alone(), _square_of_norm)
+    with pytest.raises(InputError, match="num_samples: got 0"):
+        draws.grafted(defense, 0)
+    with pytest.raises(InputError, match="step: got -1"):
+        draws.reweighted(attacks.exact(defense), 4, step=-1)
+    with pytest.raises(InputError, match="rounds: got 0"):
+        draws.vulnerability(*_two_kinds()[:2], 0.1, rounds=0)
