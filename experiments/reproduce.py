@@ -63,10 +63,9 @@ def main(argv: list[str]) -> None:
 def _run(part: plans.Part, plan: plans.Plan, results: Path) -> None:
     target = results / f"{part.name}.json"
     command = provenance.shown(part.command, FLAGS.data_dir)
-    if target.exists() and json.loads(target.read_text()).get("command") == command:
+    if target.exists() and _is_done(json.loads(target.read_text()), command):
         print(f"{part.name}: done before", flush=True)
-        if part.is_training:
-            _take_shipped_model(part)
+        _take_shipped_models(part, plan)
         return
     print(f"{part.name}: {shlex.join(part.command)}", flush=True)
     commit = provenance.commit()
@@ -105,18 +104,24 @@ def _run(part: plans.Part, plan: plans.Plan, results: Path) -> None:
     write_atomically(target, json.dumps(content, indent=2) + "\n")
 
 
-def _take_shipped_model(part: plans.Part) -> None:
-    """Puts the published model where a training that is done, but not on this machine, left it."""
-    target = part.folder / "model.safetensors"
+def _is_done(content: dict, command: str) -> bool:
+    """Whether a result is that of this command; one of attacks up to 0.2 has no average, and is made anew."""
+    of_protocol_1 = "worst_case" in content and "figures" not in content
+    return content.get("command") == command and not of_protocol_1
+
+
+def _take_shipped_models(part: plans.Part, plan: plans.Plan) -> None:
+    """Puts the published models where a part that is done, but not on this machine, left them."""
     folder = next((f for f in pj.pretrained.folders() if f.is_dir()), Path("pretrained"))
-    shipped = folder / f"{FLAGS.suite}_{part.name}.safetensors"
-    if target.exists() or not shipped.exists():
-        return
-    pj.pretrained.load(FLAGS.suite)  # checks the digests
-    part.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, shipped.read_bytes())
-    write_atomically(part.folder / SHIPPED, "The network is that of pretrained/.\n")
-    print(f"{part.name}: not trained here; taken from {shipped}", flush=True)
+    for role, target in (("ebm", plan.ebm), ("classifier", plan.classifier)):
+        shipped = folder / f"{FLAGS.suite}_{role}.safetensors"
+        if target.parent != part.folder or target.exists() or not shipped.exists():
+            continue
+        pj.pretrained.load(FLAGS.suite)  # checks the digests
+        part.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, shipped.read_bytes())
+        write_atomically(part.folder / SHIPPED, "The network is that of pretrained/.\n")
+        print(f"{part.name}: not trained here; taken from {shipped}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How strong an attack is for what it costs: average accuracy against backward passes per image.
 
 python -m benchmarks.attack_budget --model=digits --split='train[80%:]' --epsilon=0.15 --workdir=runs/budget
-python -m benchmarks.attack_budget --model=digits --epsilon=0.15 --workdir=runs/budget --figure=docs/attack_budget.png
+python -m benchmarks.attack_budget.figure    # what was recorded, drawn
 
 Attacks of equal cost side by side, and the suites. Every row is judged by the attacker's own draws and scored
 by fresh ones; differences are paired over images. The settings of the ``honest`` suite were chosen by this,
@@ -9,7 +9,6 @@ on images that no table reports. A run that was killed continues; ``attack_budge
 every row, with the right draws of each image. --budgets draws curves: every row at several budgets.
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks.attack_budget import figure, rows
+from benchmarks.attack_budget import recorded, rows
 from experiments.common import cli, loading, locks, provenance
 from purify_jax.atomic import write_atomically
 from purify_jax.attacks import costs
@@ -31,41 +30,36 @@ flags.DEFINE_integer("draws", 20, "Scoring draws.")
 flags.DEFINE_list("budgets", ["400"], "Backward passes of one attack; a suite's in proportion.")
 flags.DEFINE_multi_string("only", [], "Rows, by the beginnings of their names; all by default.")
 flags.DEFINE_string("against", "exhaustive", "The row that the others are compared with.")
-flags.DEFINE_string("figure", None, "Write the figure of what was recorded, and run nothing.")
 FLAGS = flags.FLAGS
 
 _SETTINGS = ("model", "dataset", "split", "images", "batch_size", "seed", "norm", "epsilon", "draws")  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
-    """Flags in; a table on the terminal and ``attack_budget.json`` in the workdir, or a figure, out."""
+    """Flags in; a table on the terminal and ``attack_budget.json`` in the workdir out."""
     del argv
     workdir = Path(FLAGS.workdir)
-    path = workdir / "attack_budget.json"
-    if FLAGS.figure:
-        write_atomically(Path(FLAGS.figure), figure.draw(path))
-        return
     locks.hold("workdir", workdir)
+    path = workdir / "attack_budget.json"
     budgets = [_whole(text) for text in FLAGS.budgets]
     loaded = loading.load()
     defense, dataset = loaded.models["defended"], loaded.dataset.take(FLAGS.images)
-    settings = {name: FLAGS[name].value for name in _SETTINGS}
-    recorded = (
-        json.loads(path.read_text()) if path.is_file() else {"settings": settings, "rows": []}
-    )
-    if recorded["settings"] != settings:
-        raise InputError(f"workdir: {workdir} holds {recorded['settings']}, expected {settings}")
     image, _ = dataset.batch(np.arange(1))
-    for row in recorded["rows"]:
-        print(figure.line(recorded, row, FLAGS.against), flush=True)
+    settings = {name: FLAGS[name].value for name in _SETTINGS}
+    content: recorded.Json = {"settings": settings, "versions": provenance.versions(), "rows": []}
+    if path.is_file():
+        content |= {"rows": recorded.read(path, settings)["rows"]}
+    for row in content["rows"]:
+        print(recorded.line(content, row, FLAGS.against), flush=True)
     for budget in budgets:
         for name, build in rows.table(FLAGS.epsilon, FLAGS.norm, budget).items():
             chosen = not FLAGS.only or any(name.startswith(o) for o in FLAGS.only)
-            if chosen and not figure.find(recorded, name, budget):
-                row = _measure(name, budget, build, defense, dataset, image, workdir)
-                recorded["rows"].append(row)
-                write_atomically(path, json.dumps(recorded) + "\n")
-                print(figure.line(recorded, row, FLAGS.against), flush=True)
+            if not chosen or recorded.find(content, name, budget):
+                continue
+            row = _measure(name, budget, build, defense, dataset, image, workdir)
+            content["rows"].append(row)
+            write_atomically(path, recorded.written(content))
+            print(recorded.line(content, row, FLAGS.against), flush=True)
 
 
 def _measure(name: str, budget: int, build: rows.Build, defense: Defense, dataset, image, workdir):

@@ -1,45 +1,106 @@
-"""What was recorded → paired differences, and the figure of accuracy against backward passes."""
+"""The figure of accuracy against backward passes, from what was recorded: docs/attack_budget.png.
 
-import json
+python -m benchmarks.attack_budget.figure
+
+A curve for each attack that was run at several budgets. Above: the average with its 95% interval over images.
+Below: the same minus the suite ``exhaustive`` at its full cost, paired over images, whose intervals are
+those that tell attacks apart.
+"""
+
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from scipy import stats
+from absl import flags
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
-Json = dict[str, Any]
+from benchmarks.attack_budget import recorded
+from experiments.common import cli, provenance
+from purify_jax.atomic import write_atomically
+from purify_jax.checks import InputError
+from purify_jax.reporting.plots import png, readable_ticks
+
+HERE = Path(__file__).parent
+flags.DEFINE_string(
+    "recorded",
+    str(HERE.parent / "results" / "attack_budget_digits.json"),
+    "A workdir's attack_budget.json.",
+)
+flags.DEFINE_string("against", "exhaustive", "The row that the lower panel compares with.")
+flags.DEFINE_string("out", str(provenance.ROOT / "docs" / "attack_budget.png"), "The PNG.")
+FLAGS = flags.FLAGS
+
+COLOURS = ("#1f5fa8", "#c44e52", "#dd8452", "#3a923a", "#8172b3", "#937860", "#7f7f7f")
 
 
-def find(recorded: Json, name: str, budget: int) -> Json | None:
-    """The row of that name and budget, if it was recorded."""
-    rows = (r for r in recorded["rows"] if (r["name"], r["budget"]) == (name, budget))
-    return next(rows, None)
+def main(argv: list[str]) -> None:
+    """Flags in, a PNG with command and commit in its text chunks out."""
+    del argv
+    content = recorded.read(Path(FLAGS.recorded))
+    picture = draw(content, FLAGS.against)
+    # The default file is named from the root, wherever the checkout lies.
+    source = Path(FLAGS.recorded).resolve()
+    inside = source.is_relative_to(provenance.ROOT)
+    name = source.relative_to(provenance.ROOT) if inside else source.name
+    command = f"python -m benchmarks.attack_budget.figure --recorded={name}"
+    marked = provenance.mark_png(picture, command, provenance.commit())
+    write_atomically(Path(FLAGS.out), marked)
+    print(f"written: {FLAGS.out}")
 
 
-def difference(recorded: Json, row: Json, other: Json) -> tuple[float, float]:
-    """(mean, half of the 95% interval) of ``row``'s accuracy minus ``other``'s, paired over images."""
-    draws = recorded["settings"]["draws"]
-    each = (np.array(row["right"]) - np.array(other["right"])) / draws
-    half = stats.t.ppf(0.975, len(each) - 1) * each.std(ddof=1) / np.sqrt(len(each))
-    return float(each.mean()), float(half)
-
-
-def line(recorded: Json, row: Json, against: str) -> str:
-    """The row as one line of a table; the difference to the largest budget of ``against``."""
-    value, low, high = row["average"][:3]
-    text = (
-        f"{row['name']:58s} {row['passes'][1]:6.0f} backward {row['passes'][0]:6.0f} forward  "
-        f"{value:.3f} [{low:.3f}, {high:.3f}]  worst {row['worst'][0]:.3f}"
+def draw(content: recorded.Json, against: str = "exhaustive") -> bytes:
+    """The figure as PNG; InputError unless some attack was run at two budgets and ``against`` at one."""
+    curves: dict[str, list[recorded.Json]] = {}
+    for row in content["rows"]:
+        curves.setdefault(row["name"], []).append(row)
+    if against not in curves:
+        raise InputError(f"against: got {against!r}, expected one of {sorted(curves)}")
+    reference = max(curves[against], key=lambda row: row["budget"])
+    curves = {name: rows for name, rows in curves.items() if len(rows) > 1}
+    if not curves:
+        raise InputError("recorded: every attack has one budget, expected some with several")
+    figure = Figure(figsize=(5.6, 7.0), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 4))
+    for place, (name, rows) in enumerate(curves.items()):
+        rows.sort(key=lambda row: row["passes"][1])
+        # Side by side where they would hide each other, by a few percent of the passes.
+        shift = 1.03 ** (place - len(curves) / 2)
+        passes = [row["passes"][1] * shift for row in rows]
+        _bars(above, place, name, passes, [row["average"][:3] for row in rows])
+        paired = [recorded.difference(content, row, reference) for row in rows]
+        points = [(mean, mean - half, mean + half) for mean, half in paired]
+        _bars(below, place, name, passes, points)
+    settings = content["settings"]
+    above.set_ylabel("average accuracy, 95%")
+    below.set_ylabel(f"minus {against} at its full cost, paired")
+    below.set_xlabel("backward passes through the purifier, per image (logarithmic)")
+    below.axhline(0, color="#999999", linestyle=":")
+    every = [row["passes"][1] for rows in curves.values() for row in rows]
+    low, high = min(every) / 1.3, max(every) * 1.3
+    for axes in (above, below):
+        axes.set_xscale("log")
+        axes.set_xticks(readable_ticks(low, high), [f"{t:g}" for t in readable_ticks(low, high)])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlim(low, high)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = above.get_legend_handles_labels()
+    title = f"{settings['model']}, {settings['images']} images, {settings['norm']} {settings['epsilon']}"
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=2, fontsize=8, frameon=False, title=title
     )
-    others = [r for r in recorded["rows"] if r["name"] == against]
-    if others and row not in others:
-        other = max(others, key=lambda r: r["budget"])
-        mean, half = difference(recorded, row, other)
-        text += f"  minus {against} {mean:+.3f} ± {half:.3f}"
-    return text
+    return png(figure)
 
 
-def draw(path: Path) -> bytes:
-    """The figure of a recorded run as PNG: a curve for each row that has several budgets."""
-    recorded = json.loads(path.read_text())
-    raise NotImplementedError(recorded)
+def _bars(axes: Axes, place: int, name: str, x: list[float], points: list) -> None:
+    value, low, high = np.array(points, float).T
+    error = np.clip([value - low, high - value], 0, None)
+    axes.errorbar(
+        x, value, yerr=error, fmt="osD^vP*"[place % 7] + "-", color=COLOURS[place % len(COLOURS)],
+        markersize=4.5, linewidth=1.2, elinewidth=0.8, capsize=2, label=name,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -40,14 +40,22 @@ def antithetic(defense: Defense, loss_fn: LossFn = cross_entropy) -> GradientFn:
     ``eot(antithetic(defense), k)`` averages 2k draws. Raises InputError unless the defense's purifier
     adds Gaussian noise once (ADP, with a number as its noise scale).
     """
-    purifier = defense.purifier
-    if not isinstance(purifier, ADP) or callable(purifier.noise_scale):
+    opposite = _opposite(defense.purifier)
+    mirrored = exact(defense.replace(purifier=opposite), loss_fn)
+    return Antithetic(gradient=exact(defense, loss_fn), mirrored=mirrored)
+
+
+def _opposite(purifier: Any) -> Any:
+    if isinstance(purifier, ADP) and not callable(purifier.noise_scale):
+        return purifier.replace(noise_scale=-purifier.noise_scale)
+    inside = getattr(
+        purifier, "purifier", None
+    )  # one that only counts, or changes the backward pass
+    if inside is None:
         raise InputError(
             f"defense: its purifier is a {type(purifier).__name__}, expected ADP with a number as noise_scale"
         )
-    opposite = purifier.replace(noise_scale=-purifier.noise_scale)
-    mirrored = exact(defense.replace(purifier=opposite), loss_fn)
-    return Antithetic(gradient=exact(defense, loss_fn), mirrored=mirrored)
+    return purifier.replace(purifier=_opposite(inside))
 
 
 def vulnerability(
