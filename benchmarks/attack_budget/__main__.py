@@ -10,6 +10,7 @@ every row, with the right draws of each image. --budgets draws curves: every row
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ from experiments.common import cli, loading, locks, provenance
 from purify_jax.atomic import write_atomically
 from purify_jax.attacks import costs
 from purify_jax.checks import InputError
+from purify_jax.data import Dataset
 from purify_jax.defense import Defense
 from purify_jax.evaluation import evaluate, protocol
 
@@ -28,7 +30,7 @@ loading.define(images=128, batch_size=64)
 loading.define_ball()
 flags.DEFINE_integer("draws", 20, "Scoring draws.")
 flags.DEFINE_list("budgets", ["400"], "Backward passes of one attack; a suite's in proportion.")
-flags.DEFINE_multi_string("only", [], "Rows, by the beginnings of their names; all by default.")
+flags.DEFINE_multi_string("only", [], "Rows, by name or its beginning; all by default.")
 flags.DEFINE_string("against", "exhaustive", "The row that the others are compared with.")
 FLAGS = flags.FLAGS
 
@@ -52,17 +54,36 @@ def main(argv: list[str]) -> None:
     for row in content["rows"]:
         print(recorded.line(content, row, FLAGS.against), flush=True)
     for budget in budgets:
-        for name, build in rows.table(FLAGS.epsilon, FLAGS.norm, budget).items():
-            chosen = not FLAGS.only or any(name.startswith(o) for o in FLAGS.only)
-            if not chosen or recorded.find(content, name, budget):
+        table = rows.table(FLAGS.epsilon, FLAGS.norm, budget)
+        for name in _chosen(table):
+            if recorded.find(content, name, budget):
                 continue
-            row = _measure(name, budget, build, defense, dataset, image, workdir)
+            row = _measure(name, budget, table[name], defense, dataset, image, workdir)
             content["rows"].append(row)
             write_atomically(path, recorded.written(content))
             print(recorded.line(content, row, FLAGS.against), flush=True)
 
 
-def _measure(name: str, budget: int, build: rows.Build, defense: Defense, dataset, image, workdir):
+def _chosen(names: Iterable[str]) -> list[str]:
+    """The rows that --only names, by the whole name or, if that is no row, by its beginning."""
+    names, found = list(names), []
+    for only in FLAGS.only:
+        these = [only] if only in names else [name for name in names if name.startswith(only)]
+        found += these
+        if not these:
+            raise InputError(f"only: got {only!r}, expected the beginnings of some of {names}")
+    return [name for name in names if name in found or not FLAGS.only]
+
+
+def _measure(
+    name: str,
+    budget: int,
+    build: rows.Build,
+    defense: Defense,
+    dataset: Dataset,
+    image: np.ndarray,
+    workdir: Path,
+) -> recorded.Json:
     def one(attack: str) -> costs.Passes:
         return costs.count(lambda d: build(d)[attack], defense, image)
 

@@ -1,6 +1,7 @@
 """The attacks that are put side by side, by name: each of about the same number of backward passes."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from purify_jax import attacks, losses
 from purify_jax.attacks import draws, suites
@@ -17,7 +18,7 @@ def table(epsilon: float, norm: str, budget: int) -> dict[str, Build]:
 
     The suites take what they take at 400, and in proportion at other budgets.
     """
-    ball = {"norm": norm, "epsilon": epsilon}
+    ball: dict[str, Any] = {"norm": norm, "epsilon": epsilon}
     reach = epsilon / 4  # of the common step that weights look ahead: the first step's length
 
     def alone(build: Callable[[Defense], Attack]) -> Build:
@@ -54,7 +55,7 @@ def table(epsilon: float, norm: str, budget: int) -> dict[str, Build]:
         return alone(lambda d: attacks.momentum_pgd(gradient(d), num_steps=steps, **ball))
 
     def graft(samples: int, loss=losses.cross_entropy, step=None) -> Build:
-        more = {"step": step, "norm": norm, "samples_at_once": 4}
+        more: dict[str, Any] = {"step": step, "norm": norm, "samples_at_once": 4}
         return follow(lambda d: draws.grafted(d, samples, loss, **more), 1)
 
     def weighted(samples: int) -> Build:
