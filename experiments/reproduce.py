@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
 def _run(part: plans.Part, plan: plans.Plan, results: Path) -> None:
     target = results / f"{part.name}.json"
     command = provenance.shown(part.command, FLAGS.data_dir)
-    if target.exists() and _is_done(json.loads(target.read_text()), command):
+    if target.exists() and plans.is_done(json.loads(target.read_text()), command):
         print(f"{part.name}: done before", flush=True)
         _take_shipped_models(part, plan)
         return
@@ -102,12 +102,6 @@ def _run(part: plans.Part, plan: plans.Plan, results: Path) -> None:
         page = provenance.mark_html(report.read_text(), command, commit)
         write_atomically(results / f"{part.name}.html", page)
     write_atomically(target, json.dumps(content, indent=2) + "\n")
-
-
-def _is_done(content: dict, command: str) -> bool:
-    """Whether a result is that of this command; one of attacks up to 0.2 has no average, and is made anew."""
-    of_protocol_1 = "worst_case" in content and "figures" not in content
-    return content.get("command") == command and not of_protocol_1
 
 
 def _take_shipped_models(part: plans.Part, plan: plans.Plan) -> None:

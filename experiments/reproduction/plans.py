@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from purify_jax.checks import InputError
 
@@ -123,6 +123,12 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
         ),
     }
 )
+
+
+def is_done(result: Mapping[str, Any], command: str) -> bool:
+    """Whether a part's result is that of this command; one of attacks up to 0.2 has no average and is made anew."""
+    of_protocol_1 = "worst_case" in result and "figures" not in result
+    return result.get("command") == command and not of_protocol_1
 
 
 class Plan(NamedTuple):
