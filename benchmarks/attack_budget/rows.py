@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from purify_jax import attacks, losses
-from purify_jax.attacks import draws, suites
+from purify_jax.attacks import suites
 from purify_jax.defense import Defense, undefended
 from purify_jax.types import Attack, GradientFn
 
@@ -56,13 +56,7 @@ def table(epsilon: float, norm: str, budget: int) -> dict[str, Build]:
 
     def graft(samples: int, loss=losses.cross_entropy, step=None) -> Build:
         more: dict[str, Any] = {"step": step, "norm": norm, "samples_at_once": 4}
-        return follow(lambda d: draws.grafted(d, samples, loss, **more), 1)
-
-    def weighted(samples: int) -> Build:
-        gradient = lambda d: draws.reweighted(
-            attacks.exact(d, losses.margin), samples, step=reach, norm=norm, samples_at_once=4
-        )
-        return follow(gradient, samples)
+        return follow(lambda d: attacks.grafted(d, samples, loss, **more), 1)
 
     def again(times: int) -> Build:
         """Restarts: the same attack from several random points, of which the best is kept."""
@@ -97,11 +91,8 @@ def table(epsilon: float, norm: str, budget: int) -> dict[str, Build]:
         "momentum, smooth error, EOT 4, three times the passes": momentum(losses.smooth_error, share=3.0),
         "momentum, cross-entropy, EOT 4, three times the passes": momentum(share=3.0),
         "two draws": momentum(eot=2),
-        "antithetic pair": follow(draws.antithetic, 2),
-        "two antithetic pairs": follow(lambda d: attacks.eot(draws.antithetic(d), 2), 4),
         "grafting, 4 draws": graft(4),
         "DiffHammer, 4 draws": graft(4, losses.margin, reach),
-        "weights by expectation-maximisation, 4 draws": weighted(4),
         "four restarts of a quarter": again(4),
         "stages: a quarter of the first attack, then honest": stages(0.25),
     }  # fmt: skip

@@ -1,8 +1,7 @@
-"""Several draws of a random defense at one point, and what to make of them beside their mean.
+"""Gradient grafting: many draws of a random defense for one backward pass through its purifier.
 
-Pairs of opposite noise, for a mean of less variance; one backward pass through the purifier for many
-draws (grafting); and weights that leave out the draws that the attack cannot win anyway. The last two are
-DiffHammer's (Wang et al. 2024, "DiffHammer: Rethinking the Robustness of Diffusion-Based Adversarial Purification").
+With weights that leave out the draws that no common step wins it is DiffHammer (Wang et al. 2024, "DiffHammer: Rethinking
+the Robustness of Diffusion-Based Adversarial Purification"), for purifiers whose backward pass is what costs.
 """
 
 from typing import Any
@@ -11,51 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from purify_jax.attacks.averages import largest_divisor
-from purify_jax.attacks.gradients import exact
 from purify_jax.attacks.norms import get
-from purify_jax.checks import InputError, check_at_least, check_count
+from purify_jax.checks import check_at_least, check_count
 from purify_jax.defense import Defense
 from purify_jax.keys import fold_keys
-from purify_jax.losses import cross_entropy, margin
-from purify_jax.purifiers import ADP
-from purify_jax.pytrees import as_pytree, pytree, static
+from purify_jax.losses import margin
+from purify_jax.pytrees import pytree, static
 from purify_jax.types import Array, GradientFn, Keys, LossFn
-
-
-@pytree
-class Antithetic:
-    """See :func:`antithetic`."""
-
-    gradient: Any
-    mirrored: Any
-
-    def __call__(self, keys: Keys, images: Array, labels: Array) -> tuple[Array, Array]:
-        pair = self.gradient(keys, images, labels), self.mirrored(keys, images, labels)
-        return jax.tree.map(lambda a, b: 0.5 * (a + b), *pair)
-
-
-def antithetic(defense: Defense, loss_fn: LossFn = cross_entropy) -> GradientFn:
-    """The exact gradient, averaged over noise n and −n: two draws whose linear terms in n cancel.
-
-    ``eot(antithetic(defense), k)`` averages 2k draws. Raises InputError unless the defense's purifier
-    adds Gaussian noise once (ADP, with a number as its noise scale).
-    """
-    opposite = _opposite(defense.purifier)
-    mirrored = exact(defense.replace(purifier=opposite), loss_fn)
-    return Antithetic(gradient=exact(defense, loss_fn), mirrored=mirrored)
-
-
-def _opposite(purifier: Any) -> Any:
-    if isinstance(purifier, ADP) and not callable(purifier.noise_scale):
-        return purifier.replace(noise_scale=-purifier.noise_scale)
-    inside = getattr(
-        purifier, "purifier", None
-    )  # one that only counts, or changes the backward pass
-    if inside is None:
-        raise InputError(
-            f"defense: its purifier is a {type(purifier).__name__}, expected ADP with a number as noise_scale"
-        )
-    return purifier.replace(purifier=_opposite(inside))
 
 
 def vulnerability(
@@ -91,50 +52,6 @@ def _weighted(weights: Array, grads: Array) -> Array:
     return jnp.einsum("ni,nihwc->ihwc", share, grads)
 
 
-def _draws(one: Any, count: int, at_once: int | None) -> Any:
-    return jax.lax.map(one, jnp.arange(count), batch_size=largest_divisor(count, at_once))
-
-
-@pytree
-class Reweighted:
-    """See :func:`reweighted`."""
-
-    gradient: Any
-    step: Any
-    norm: str = static()
-    num_samples: int = static()
-    samples_at_once: int | None = static(None)
-
-    def __call__(self, keys: Keys, images: Array, labels: Array) -> tuple[Array, Array]:
-        one = lambda index: self.gradient(fold_keys(keys, index), images, labels)
-        grads, losses = _draws(one, self.num_samples, self.samples_at_once)
-        weights, _ = vulnerability(losses, grads, self.step, self.norm)
-        return _weighted(weights, grads), jnp.mean(losses, axis=0)
-
-
-def reweighted(
-    gradient: GradientFn,
-    num_samples: int,
-    *,
-    step: float,
-    norm: str = "linf",
-    samples_at_once: int | None = None,
-) -> GradientFn:
-    """As :func:`~purify_jax.attacks.eot`, with the draws weighted by :func:`vulnerability`.
-
-    ``gradient`` should be that of the margin, whose sign says whether a draw is fooled.
-    """
-    check_count("num_samples", num_samples)
-    check_at_least("step", step, 0.0)
-    return Reweighted(
-        gradient=as_pytree(gradient),
-        step=step,
-        norm=get(norm).name,
-        num_samples=num_samples,
-        samples_at_once=samples_at_once,
-    )
-
-
 @pytree
 class Grafted:
     """See :func:`grafted`."""
@@ -159,7 +76,8 @@ class Grafted:
             # Restarts are draws as well: what each of them contributes is grafted on all alike.
             return jnp.sum(grads, axis=0), loss
 
-        grads, losses = _draws(one, self.num_samples, self.samples_at_once)
+        at_once = largest_divisor(self.num_samples, self.samples_at_once)
+        grads, losses = jax.lax.map(one, jnp.arange(self.num_samples), batch_size=at_once)
         if self.step is None:
             weights, best = jnp.ones_like(losses), jnp.zeros(len(images), jnp.int32)
         else:

@@ -1,4 +1,4 @@
-"""Several draws at one point: opposite noise, grafting, weights; against closed forms."""
+"""Gradient grafting and its weights, against closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,10 @@ import pytest
 from conftest import keys_for
 
 from purify_jax import attacks, losses, purifiers
-from purify_jax.attacks import costs, draws
+from purify_jax.attacks import costs
+from purify_jax.attacks.grafting import vulnerability
 from purify_jax.checks import InputError
-from purify_jax.defense import defend, undefended
+from purify_jax.defense import defend
 from purify_jax.pytrees import jit
 
 IMAGES = np.linspace(0.4, 0.6, 3 * 4).reshape(3, 2, 2, 1).astype(np.float32)
@@ -44,33 +45,22 @@ def _fold(keys, index):
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
 
 
-def test_of_opposite_noise_the_linear_part_cancels():
-    """∇ ½‖x + n‖² = x + n: the mean over n and −n is x without error, that of two draws is not."""
-    defense = defend(_noise_alone(), _square_of_norm)
-    pair, _ = jit(draws.antithetic(defense, losses.margin))(keys_for(3), IMAGES, LABELS)
-    np.testing.assert_allclose(pair, IMAGES, atol=1e-6)
-    two = attacks.eot(attacks.exact(defense, losses.margin), 2)
-    two, _ = jit(two)(keys_for(3), IMAGES, LABELS)
-    assert np.abs(two - IMAGES).max() > 0.005
-
-
 def test_grafting_is_exact_where_the_jacobian_does_not_depend_on_the_draw():
-    for restarts in (1, 3):
-        defense = defend(_noise_alone(restarts), _square_of_norm)
-        found, loss = jit(draws.grafted(defense, 5))(keys_for(3), IMAGES, LABELS)
-        mean = attacks.eot(attacks.exact(defense, losses.margin), 5)
-        expected, expected_loss = jit(mean)(keys_for(3), IMAGES, LABELS)
-        np.testing.assert_allclose(found, expected, atol=1e-6)
-        np.testing.assert_allclose(loss, expected_loss, atol=1e-6)
+    defense = defend(_noise_alone(restarts=3), _square_of_norm)
+    found, loss = jit(attacks.grafted(defense, 5))(keys_for(3), IMAGES, LABELS)
+    mean = attacks.eot(attacks.exact(defense, losses.margin), 5)
+    expected, expected_loss = jit(mean)(keys_for(3), IMAGES, LABELS)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(loss, expected_loss, atol=1e-6)
 
 
 def test_grafting_pulls_back_through_one_draw():
     """With one draw and one restart it is the exact gradient; with more it costs one backward pass."""
     defense = _curved()
-    found, _ = jit(draws.grafted(defense, 1))(keys_for(3), IMAGES, LABELS)
+    found, _ = jit(attacks.grafted(defense, 1))(keys_for(3), IMAGES, LABELS)
     expected, _ = jit(attacks.exact(defense, losses.margin))(_fold(keys_for(3), 0), IMAGES, LABELS)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
-    four, _ = jit(draws.grafted(defense, 4))(keys_for(3), IMAGES, LABELS)
+    four, _ = jit(attacks.grafted(defense, 4))(keys_for(3), IMAGES, LABELS)
     mean, _ = jit(attacks.eot(attacks.exact(defense, losses.margin), 4))(
         keys_for(3), IMAGES, LABELS
     )
@@ -78,7 +68,7 @@ def test_grafting_pulls_back_through_one_draw():
     assert 1e-3 < apart < 0.5  # the Jacobians differ, a little
     for step in (None, 0.05):
         attack = lambda d, step=step: attacks.pgd(
-            draws.grafted(d, 6, step=step, samples_at_once=3),
+            attacks.grafted(d, 6, step=step, samples_at_once=3),
             epsilon=0.1, num_steps=1, best_iterate=False,
         )  # fmt: skip
         assert costs.count(attack, _curved(restarts=2), jnp.asarray(IMAGES)) == (7, 1, 12, 12)
@@ -94,7 +84,7 @@ def _two_kinds():
 
 def test_weights_leave_out_the_draws_that_cannot_be_won():
     loss, grads, u = _two_kinds()
-    weights, best = draws.vulnerability(loss, grads, 0.5, rounds=2)
+    weights, best = vulnerability(loss, grads, 0.5, rounds=2)
     assert best.tolist() != [1]
     # By hand: r points along u, so L + ⟨step, g⟩ is 0.4, −35, 0.4 and 0.8.
     np.testing.assert_allclose(
@@ -103,26 +93,11 @@ def test_weights_leave_out_the_draws_that_cannot_be_won():
     assert float(jnp.mean(grads, axis=0)[0, 0, 0, 0]) < 0  # where the plain mean goes
 
 
-def test_a_reweighted_gradient_is_the_weighted_mean():
-    gradient = attacks.exact(_curved(), losses.margin)
-    each = [jit(gradient)(_fold(keys_for(3), i), IMAGES, LABELS) for i in range(4)]
-    grads, loss = (jnp.stack(part) for part in zip(*each, strict=True))
-    weights, _ = draws.vulnerability(loss, grads, 0.05)
-    expected = jnp.einsum("ni,nihwc->ihwc", weights / weights.sum(0), grads)
-    weighted = draws.reweighted(gradient, 4, step=0.05, samples_at_once=2)
-    found, mean = jit(weighted)(keys_for(3), IMAGES, LABELS)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(mean, loss.mean(0), rtol=1e-4, atol=1e-5)
-    assert np.abs(found - grads.mean(0)).max() > 1e-3
-
-
 def test_bad_input_is_named():
-    with pytest.raises(InputError, match="defense: its purifier is a Filter, expected ADP"):
-        draws.antithetic(undefended(_square_of_norm))
     defense = defend(_noise_alone(), _square_of_norm)
     with pytest.raises(InputError, match="num_samples: got 0"):
-        draws.grafted(defense, 0)
+        attacks.grafted(defense, 0)
     with pytest.raises(InputError, match="step: got -1"):
-        draws.reweighted(attacks.exact(defense), 4, step=-1)
+        attacks.grafted(defense, 4, step=-1)
     with pytest.raises(InputError, match="rounds: got 0"):
-        draws.vulnerability(*_two_kinds()[:2], 0.1, rounds=0)
+        vulnerability(*_two_kinds()[:2], 0.1, rounds=0)
