@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from benchmarks.attack_budget import recorded
+from benchmarks.attack_budget import recorded, rows
 from experiments.common import cli, provenance
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
@@ -31,7 +31,19 @@ flags.DEFINE_string("against", "exhaustive", "The row that the lower panel compa
 flags.DEFINE_string("out", str(provenance.ROOT / "docs" / "attack_budget.png"), "The PNG.")
 FLAGS = flags.FLAGS
 
-COLOURS = ("#1f5fa8", "#c44e52", "#dd8452", "#3a923a", "#8172b3", "#937860", "#7f7f7f")
+#: The suites first; a shape each too, since colours alone are lost on paper and on some eyes.
+COLOURS = (
+    "#c44e52",
+    "#1f5fa8",
+    "#dd8452",
+    "#3a923a",
+    "#8172b3",
+    "#937860",
+    "#7f7f7f",
+    "#d48cc0",
+    "#17a2b8",
+)
+SHAPES = "so^vDP*Xd"
 
 
 def main(argv: list[str]) -> None:
@@ -57,26 +69,27 @@ def draw(content: recorded.Json, against: str = "exhaustive") -> bytes:
     if against not in curves:
         raise InputError(f"against: got {against!r}, expected one of {sorted(curves)}")
     reference = max(curves[against], key=lambda row: row["budget"])
-    curves = {name: rows for name, rows in curves.items() if len(rows) > 1}
+    # What was tried and taken out again stays in the file, and out of the figure.
+    there = rows.table(content["settings"]["epsilon"], content["settings"]["norm"], 400)
+    curves = {name: curves[name] for name in there if len(curves.get(name, ())) > 1}
     if not curves:
         raise InputError("recorded: every attack has one budget, expected some with several")
     figure = Figure(figsize=(5.6, 7.0), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 4))
-    for place, (name, rows) in enumerate(curves.items()):
-        rows.sort(key=lambda row: row["passes"][1])
+    for place, (name, points) in enumerate(curves.items()):
+        points.sort(key=lambda row: row["passes"][1])
         # Side by side where they would hide each other, by a few percent of the passes.
         shift = 1.03 ** (place - len(curves) / 2)
-        passes = [row["passes"][1] * shift for row in rows]
-        _bars(above, place, name, passes, [row["average"][:3] for row in rows])
-        paired = [recorded.difference(content, row, reference) for row in rows]
-        points = [(mean, mean - half, mean + half) for mean, half in paired]
-        _bars(below, place, name, passes, points)
+        passes = [row["passes"][1] * shift for row in points]
+        _bars(above, place, name, passes, [row["average"][:3] for row in points])
+        paired = [recorded.difference(content, row, reference) for row in points]
+        _bars(below, place, name, passes, [(m, m - half, m + half) for m, half in paired])
     settings = content["settings"]
     above.set_ylabel("average accuracy, 95%")
     below.set_ylabel(f"minus {against} at its full cost, paired")
     below.set_xlabel("backward passes through the purifier, per image (logarithmic)")
     below.axhline(0, color="#999999", linestyle=":")
-    every = [row["passes"][1] for rows in curves.values() for row in rows]
+    every = [row["passes"][1] for points in curves.values() for row in points]
     low, high = min(every) / 1.3, max(every) * 1.3
     for axes in (above, below):
         axes.set_xscale("log")
@@ -97,7 +110,7 @@ def _bars(axes: Axes, place: int, name: str, x: list[float], points: list) -> No
     value, low, high = np.array(points, float).T
     error = np.clip([value - low, high - value], 0, None)
     axes.errorbar(
-        x, value, yerr=error, fmt="osD^vP*"[place % 7] + "-", color=COLOURS[place % len(COLOURS)],
+        x, value, yerr=error, fmt=SHAPES[place % len(SHAPES)] + "-", color=COLOURS[place % len(COLOURS)],
         markersize=4.5, linewidth=1.2, elinewidth=0.8, capsize=2, label=name,
     )  # fmt: skip
 
