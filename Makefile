@@ -1,11 +1,14 @@
 # make demo   trains, attacks and purifies digits, and writes runs/quickstart/report.html
 # make test   the tests        make lint   ruff and mypy        make slow   the long tests
+# make docs   these pages as a site, with an API reference: build/docs/index.html
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?= -n 2
+# Which versions to install: .ci/oldest.txt and .ci/newest.txt are the others that are tested.
+CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test slow lint format install torch tables
+.PHONY: demo test slow lint format install torch tables docs
 
 demo: $(VENV)/installed
 	$(BIN)/python -m experiments.quickstart --workdir=runs/quickstart
@@ -25,22 +28,31 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The tables of README.md, from results/.
+# The tables of README.md and docs/results.md, from results/.
 tables: $(VENV)/installed
 	$(BIN)/python -m experiments.reproduction.tables
 
 install: $(VENV)/installed
 
+# Warnings are errors: a name without a page, a link that leads nowhere.
+docs: $(VENV)/docs-installed
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs build/docs
+	@echo "written: build/docs/index.html"
+
 # PyTorch, for importing .pth weights, for the PyTorch examples and for their tests.
 torch: $(VENV)/torch-installed
 
-$(VENV)/installed: setup.cfg constraints.txt
+$(VENV)/installed: setup.cfg $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: PYTHON: $(PYTHON) is $$($(PYTHON) -V 2>&1), expected Python >= 3.11 (make PYTHON=python3.11 ...)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[test]'
+	@touch $@
+
+$(VENV)/docs-installed: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@
 
 $(VENV)/torch-installed: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch
 	@touch $@

@@ -12,18 +12,11 @@ Resumes from --workdir. Writes records_*.jsonl, results.json and report.html.
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
 import purify_jax as pj
 from experiments.common import cli, loading, shards
-from purify_jax.devices import progress
-from purify_jax.devices.batches import batches
-from purify_jax.evaluation import certification
-from purify_jax.reporting import plots
-from purify_jax.reporting.pages import write_results
-from purify_jax.reporting.verdicts import share
 
 loading.define(images=100, batch_size=10)
 flags.DEFINE_float("sigma", 0.25, "Smoothing noise, in units of a pixel's range.")
@@ -38,7 +31,7 @@ FLAGS = flags.FLAGS
 def main(argv: list[str]) -> None:
     """Flags in, records and a report out."""
     del argv
-    certification.check_settings(FLAGS.sigma, FLAGS.n0, FLAGS.n, FLAGS.alpha)
+    pj.evaluation.certification.check_settings(FLAGS.sigma, FLAGS.n0, FLAGS.n, FLAGS.alpha)
     loaded = loading.load()
     dataset = loaded.dataset.take(FLAGS.images)
     settings = loading.settings("sigma", "n0", "n", "alpha")
@@ -51,7 +44,7 @@ def main(argv: list[str]) -> None:
 
 
 def _units(header: Mapping[str, Any]) -> list[list[tuple[str, int]]]:
-    every = batches(range(header["images"]), header["batch_size"])
+    every = pj.devices.batches.batches(range(header["images"]), header["batch_size"])
     return [[("certify", int(i)) for i in batch] for batch, _ in every]
 
 
@@ -59,10 +52,12 @@ def _certified(models, dataset, workdir, shard) -> dict:
     found = {}
     for label, model in models.items():
         part = -(-len(dataset) // shard[1])
-        bar = progress.bar(total=part, desc=label, unit="image", disable=not FLAGS.progress)
+        bar = pj.devices.progress.bar(
+            total=part, desc=label, unit="image", disable=not FLAGS.progress
+        )
         with bar:
-            found[label] = certification.certify(
-                jax.random.key(FLAGS.seed),
+            found[label] = pj.evaluation.certify(
+                loading.key(),
                 model,
                 dataset,
                 sigma=FLAGS.sigma,
@@ -81,10 +76,11 @@ def _certified(models, dataset, workdir, shard) -> dict:
 
 
 def _write(workdir, found: dict, images: int, settings: dict) -> None:
+    certified_accuracy = pj.evaluation.certified_accuracy
     largest = FLAGS.sigma * 4
     radii = np.linspace(0, largest, 41).tolist()
-    curves = {label: certification.certified_accuracy(r, radii) for label, r in found.items()}
-    figure = plots.curves(
+    curves = {label: certified_accuracy(r, radii) for label, r in found.items()}
+    figure = pj.reporting.plots.curves(
         radii,
         {label: [i.value for i in curve] for label, curve in curves.items()},
         "radius (L2)",
@@ -96,12 +92,12 @@ def _write(workdir, found: dict, images: int, settings: dict) -> None:
     chosen = [0, *(FLAGS.sigma * f for f in (0.5, 1, 1.5, 2, 3))]
     columns = ["radius", *found]
     rows = [
-        [f"{r:.3g}", *(str(certification.certified_accuracy(found[m], [r])[0]) for m in found)]
-        for r in chosen
+        [f"{r:.3g}", *(str(certified_accuracy(found[m], [r])[0]) for m in found)] for r in chosen
     ]
     abstained = {
         m: pj.evaluation.wilson(
-            sum(r["prediction"] == certification.ABSTAIN for r in found[m]), len(found[m])
+            sum(r["prediction"] == pj.evaluation.certification.ABSTAIN for r in found[m]),
+            len(found[m]),
         )
         for m in found
     }
@@ -117,7 +113,7 @@ def _write(workdir, found: dict, images: int, settings: dict) -> None:
     sections = [
         pj.reporting.Section("Certified accuracy", text, columns, rows, figure=figure, alt=alt)
     ]
-    write_results(
+    pj.reporting.pages.write_results(
         workdir,
         title="Certification",
         summary=summary,
@@ -137,7 +133,8 @@ def _write(workdir, found: dict, images: int, settings: dict) -> None:
 
 
 def _verdict(found: dict) -> str:
-    at = lambda model: share(certification.certified_accuracy(found[model], [FLAGS.sigma])[0])
+    certified = lambda model: pj.evaluation.certified_accuracy(found[model], [FLAGS.sigma])[0]
+    at = lambda model: pj.reporting.verdicts.share(certified(model))
     kept = "; ".join(f"{model} {at(model)}" for model in found)
     return f"Certified right within an L2 radius of {FLAGS.sigma:g}: {kept}."
 

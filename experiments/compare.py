@@ -6,30 +6,19 @@ python -m experiments.compare --ebm=runs/quickstart/ebm.safetensors \
 Resumes from --workdir, purifier by purifier. Writes results.json and report.html.
 """
 
+from __future__ import annotations
+
 import functools
 import json
 import time
 
-import jax
 import numpy as np
 from absl import flags
 
 import purify_jax as pj
 from experiments.common import cli, flagging, loading, shards, transfer
-from purify_jax import attacks as atk
-from purify_jax import evaluation, purifiers
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError, check_count
-from purify_jax.corruptions import BENCHMARK
-from purify_jax.devices import progress
-from purify_jax.devices.batches import of_shard
-from purify_jax.evaluation import corrupted, evaluate_corrupted
-from purify_jax.evaluation.statistics import Interval
-from purify_jax.keys import image_keys
-from purify_jax.passes import network_passes
-from purify_jax.reporting import plots
-from purify_jax.reporting.pages import write_results
-from purify_jax.reporting.verdicts import share
 
 loading.define(images=64, batch_size=64, ebm_required=True)
 loading.define_ball()
@@ -78,7 +67,7 @@ def _purifiers(ebm: pj.models.Model, chain_steps: int):
     )
     chain = functools.partial(pj.models.model_purifier, ebm, num_steps=chain_steps, num_restarts=1)
     return {
-        "none": purifiers.identity,
+        "none": pj.purifiers.identity,
         "ADP": make(method="adp", num_steps=FLAGS.num_steps),
         "Langevin": chain(method="langevin"),
         "MALA": chain(method="mala"),
@@ -92,8 +81,8 @@ def _purifiers(ebm: pj.models.Model, chain_steps: int):
         "DDIM": make(method="ddim", num_steps=5),
         "GDMP": make(method="gdmp"),
         "likelihood": make(method="likelihood_maximisation", num_steps=5),
-        "Gaussian blur": purifiers.gaussian_blur(0.6),
-        "JPEG 50": purifiers.jpeg(50),
+        "Gaussian blur": pj.purifiers.gaussian_blur(0.6),
+        "JPEG 50": pj.purifiers.jpeg(50),
     }
 
 
@@ -145,10 +134,15 @@ def main(argv: list[str]) -> None:
 
 
 def _rows(loaded, dataset, everything, chosen, workdir, shard) -> dict:
-    changed = {n: corrupted.corrupted(dataset, n, FLAGS.severity, FLAGS.seed) for n in BENCHMARK}
+    changed = {
+        n: pj.evaluation.corrupted.corrupted(dataset, n, FLAGS.severity, FLAGS.seed)
+        for n in pj.corruptions.BENCHMARK
+    }
     rows = {}
-    mine = of_shard(chosen, shard, f"{len(chosen)} purifiers")
-    for name in progress.bar(mine, desc="purifiers", unit="purifier", disable=not FLAGS.progress):
+    mine = pj.devices.batches.of_shard(chosen, shard, f"{len(chosen)} purifiers")
+    for name in pj.devices.progress.bar(
+        mine, desc="purifiers", unit="purifier", disable=not FLAGS.progress
+    ):
         path = workdir / f"{transfer.file_name(name)}.json"
         if not path.exists():
             defense = loaded.undefended.replace(purifier=everything[name])
@@ -168,7 +162,7 @@ def _rows(loaded, dataset, everything, chosen, workdir, shard) -> dict:
 
 
 def _measure(name, defense, dataset, changed, kept) -> dict:
-    key = jax.random.key(FLAGS.seed)
+    atk, evaluation, key = pj.attacks, pj.evaluation, loading.key()
     samples = 1 if defense.is_deterministic else FLAGS.eot
     pgd = lambda gradient, eot: atk.pgd(
         atk.eot(gradient, eot, 4),
@@ -186,26 +180,26 @@ def _measure(name, defense, dataset, changed, kept) -> dict:
         mesh=shards.mesh(), keep_images=kept,
     )  # fmt: skip
     row: dict = {n: evaluation.accuracy(records, n) for n in ("clean", *attacks)}
-    found = evaluate_corrupted(
-        key, {name: defense}, lambda n, s: changed[n], names=BENCHMARK,
+    found = evaluation.evaluate_corrupted(
+        key, {name: defense}, lambda n, s: changed[n], names=pj.corruptions.BENCHMARK,
         severities=[FLAGS.severity], batch_size=FLAGS.batch_size, mesh=shards.mesh(),
     )  # fmt: skip
-    row["corrupted"] = corrupted.mean_accuracy(found[name])
+    row["corrupted"] = evaluation.corrupted.mean_accuracy(found[name])
     row["milliseconds"] = 1000 * _seconds(defense, dataset) / min(FLAGS.batch_size, len(dataset))
     return row
 
 
 def _passes(network, purifier, dataset) -> int:
     images, _ = dataset.batch(np.arange(1))
-    keys = image_keys(jax.random.key(FLAGS.seed), np.arange(1))
-    return network_passes(network, purifier, keys, images)
+    keys = pj.image_keys(loading.key(), np.arange(1))
+    return pj.passes.network_passes(network, purifier, keys, images)
 
 
 def _seconds(defense, dataset) -> float:
     """Median seconds of one batch, compiled."""
     count = min(FLAGS.batch_size, len(dataset))
     images, _ = dataset.batch(np.arange(count))
-    keys = image_keys(jax.random.key(FLAGS.seed), np.arange(count))
+    keys = pj.image_keys(loading.key(), np.arange(count))
     compiled = pj.jit(defense)
     compiled(keys, images).block_until_ready()
     times = []
@@ -242,15 +236,16 @@ def _write(workdir, rows: dict, options, matrix: transfer.Matrix | None) -> None
         for name, row in rows.items()
     ]
     order = sorted(worst, key=lambda name: -worst[name][0])
-    figure = plots.ranked(
+    figure = pj.reporting.plots.ranked(
         order,
         {"worst of the three attacks": [tuple(worst[name][:3]) for name in order]},
         "accuracy, worst of\nthree attacks",
         beside=("ms per image", [rows[name]["milliseconds"] for name in order]),
     )
     best = order[0]
+    kept = pj.reporting.verdicts.share(pj.evaluation.Interval(*worst[best]))
     verdict = [
-        f"{best} keeps most under the worst of three short attacks: {share(Interval(*worst[best]))}, at "
+        f"{best} keeps most under the worst of three short attacks: {kept}, at "
         f"{rows[best]['milliseconds']:.2g} ms per image.",
         "Purifiers whose intervals overlap are not told apart by so few images. This is a screening: "
         "confirm the winner with evaluate --suite=honest.",
@@ -277,7 +272,7 @@ def _write(workdir, rows: dict, options, matrix: transfer.Matrix | None) -> None
             pj.reporting.Section("Transfer between purifiers", TRANSFER, *transfer.table(matrix)),
             pj.reporting.Section("Red flags", flags=[str(flag) for flag in flags]),
         ]
-    write_results(
+    pj.reporting.pages.write_results(
         workdir,
         title="Comparison of purifiers",
         summary=summary,

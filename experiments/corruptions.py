@@ -6,7 +6,6 @@ python -m experiments.corruptions --ebm=runs/quickstart/ebm.safetensors \
 --corruptions_dir=DIR reads ready-made CIFAR-10-C files instead. Resumes from --workdir.
 """
 
-import jax
 import numpy as np
 from absl import flags
 
@@ -14,10 +13,6 @@ import purify_jax as pj
 from experiments.common import cli, flagging, loading, shards
 from purify_jax.checks import InputError
 from purify_jax.corruptions import EXTRA, NAMES, SEVERITIES, check_name, corrupt
-from purify_jax.devices import progress
-from purify_jax.evaluation import corrupted, evaluate_corrupted
-from purify_jax.reporting import plots
-from purify_jax.reporting.pages import write_results
 
 loading.define(images=360, batch_size=128)
 flags.DEFINE_list("corruptions", list(NAMES), "Which corruptions.")
@@ -35,10 +30,12 @@ def main(argv: list[str]) -> None:
     loaded = loading.load()
     dataset = loaded.dataset.take(FLAGS.images)
     names = FLAGS.corruptions
-    load = lambda name, severity: corrupted.corrupted(dataset, name, severity, FLAGS.seed)
+    load = lambda name, severity: pj.evaluation.corrupted.corrupted(
+        dataset, name, severity, FLAGS.seed
+    )
     if FLAGS.corruptions_dir:
         classes = dataset.num_classes
-        load = lambda name, severity: corrupted.load_folder(
+        load = lambda name, severity: pj.evaluation.corrupted.load_folder(
             FLAGS.corruptions_dir, name, severity, classes
         ).take(FLAGS.images)
         shape = load(names[0], 1).image_shape
@@ -60,11 +57,11 @@ def main(argv: list[str]) -> None:
 
 def _evaluated(models, load, dataset: str, workdir, shard) -> dict:
     total = len(range(shard[0], len(FLAGS.corruptions) * len(SEVERITIES), shard[1]))
-    with progress.bar(
+    with pj.devices.progress.bar(
         total=total, desc="corruptions", unit="set", disable=not FLAGS.progress
     ) as bar:
-        return evaluate_corrupted(
-            jax.random.key(FLAGS.seed),
+        return pj.evaluation.evaluate_corrupted(
+            loading.key(),
             models,
             load,
             names=FLAGS.corruptions,
@@ -86,7 +83,7 @@ def _sheet(load, dataset, names) -> bytes:
         stages = lambda name: [corrupt(images, name, s, seed=FLAGS.seed)[0] for s in SEVERITIES]
     rows = [[images[0], *stages(name)] for name in names]
     labels = [name.replace("_", "\n") for name in names]
-    return plots.image_grid(rows, ["clean", *map(str, SEVERITIES)], row_labels=labels)
+    return pj.reporting.plots.image_grid(rows, ["clean", *map(str, SEVERITIES)], row_labels=labels)
 
 
 def _verdict(means: dict[str, float]) -> str:
@@ -102,9 +99,10 @@ def _write(workdir, found, sheet: bytes) -> None:
         [name, *(f"{found[m][name][s].value:.3f}" for m in found for s in SEVERITIES)]
         for name in names
     ]
-    means = {m: corrupted.mean_accuracy(table) for m, table in found.items()}
+    means = {m: pj.evaluation.corrupted.mean_accuracy(table) for m, table in found.items()}
     mce = {
-        m: corrupted.mean_corruption_error(table, found["undefended"]) for m, table in found.items()
+        m: pj.evaluation.corrupted.mean_corruption_error(table, found["undefended"])
+        for m, table in found.items()
     }
     summary_rows = [[m, f"{means[m]:.3f}", f"{mce[m]:.3f}"] for m in found]
     images = next(iter(found["undefended"][names[0]].values())).images
@@ -116,7 +114,7 @@ def _write(workdir, found, sheet: bytes) -> None:
         f"Means are over the 15 corruptions of the benchmark, without {', '.join(EXTRA)}. mCE: errors "
         "relative to the undefended classifier's, averaged over corruptions."
     )
-    heat = plots.heat_map(
+    heat = pj.reporting.plots.heat_map(
         names,
         [f"{m[:3]}. {s}" for m in found for s in SEVERITIES],
         [[found[m][n][s].value for m in found for s in SEVERITIES] for n in names],
@@ -141,7 +139,7 @@ def _write(workdir, found, sheet: bytes) -> None:
         ),
     ]
     means_table = pj.reporting.text_table(["model", "mean accuracy", "mCE"], summary_rows)
-    write_results(
+    pj.reporting.pages.write_results(
         workdir,
         title="Common corruptions",
         summary="",

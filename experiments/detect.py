@@ -10,28 +10,13 @@ import io
 import re
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import flags
 
 import purify_jax as pj
 from experiments.common import cli, loading, shards
-from purify_jax import attacks as atk
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
-from purify_jax.devices import progress
-from purify_jax.devices.batches import of_shard
-from purify_jax.evaluation import detection
-from purify_jax.evaluation.predictions import (
-    ball_of,
-    check_adversarial,
-    check_classes,
-    predicted_class,
-)
-from purify_jax.keys import stream, stream_key
-from purify_jax.pytrees import Partial
-from purify_jax.reporting import plots
-from purify_jax.reporting.pages import write_results
 
 loading.define(images=180, batch_size=60, ebm_required=True)
 loading.define_ball()
@@ -64,7 +49,8 @@ def main(argv: list[str]) -> None:
     wanted = FLAGS.images + FLAGS.calibration_images
     whole = loaded.dataset.take(wanted)
     names = ("calibration_images", "false_positive_rate", "fraction", "steps", "eot")
-    key = jax.random.key(FLAGS.seed)
+    detection = pj.evaluation.detection
+    key = loading.key()
     score_fn = pj.models.score_fn(loaded.ebm)
     energy_fn = None
     if loaded.ebm.role == "energy":
@@ -90,7 +76,7 @@ def main(argv: list[str]) -> None:
     workdir, made = done
     images = {"clean": attacked.batch(np.arange(len(attacked)))[0], **made}
     models = {"undefended": loaded.undefended, "purified": defense, "decision rule": rule}
-    predictions = {label: Partial(_predicted_class, model) for label, model in models.items()}
+    predictions = {label: pj.Partial(_predicted_class, model) for label, model in models.items()}
     results = {
         name: _judge(key, name, batch, attacked, predictions, statistics, clean, threshold, images)
         for name, batch in images.items()
@@ -106,8 +92,8 @@ def _kept(workdir, name: str) -> Path:
 def _attacked_images(key, chosen, dataset, workdir, shard) -> dict[str, np.ndarray]:
     """The images of this shard's attacks, made or read back."""
     images = {}
-    mine = of_shard(chosen, shard, f"{len(chosen)} attacks")
-    for name, attack in progress.bar(
+    mine = pj.devices.batches.of_shard(chosen, shard, f"{len(chosen)} attacks")
+    for name, attack in pj.devices.progress.bar(
         mine, desc="attacks", unit="attack", disable=not FLAGS.progress
     ):
         path = _kept(workdir, name)
@@ -123,12 +109,15 @@ def _attacked_images(key, chosen, dataset, workdir, shard) -> dict[str, np.ndarr
                 "made again"
             ) from error
         clean, _ = dataset.batch(np.arange(len(dataset)))
-        check_adversarial(name, images[name], clean, ball_of(attack))
+        pj.evaluation.predictions.check_adversarial(
+            name, images[name], clean, pj.evaluation.predictions.ball_of(attack)
+        )
     return images
 
 
 def _attacks(bare, rule, norm, threshold):
     """The blind attack, the exact one on the decision rule, and two that evade the detector."""
+    atk, evading = pj.attacks, pj.evaluation.detection.evading
     pgd = lambda gradient: atk.pgd(
         gradient,
         norm=FLAGS.norm,
@@ -138,13 +127,13 @@ def _attacks(bare, rule, norm, threshold):
     eot = lambda gradient: atk.eot(gradient, FLAGS.eot, 4)
     yield "blind", pgd(atk.exact(bare))
     yield "exact+EOT on the rule", pgd(eot(atk.exact(rule)))
-    yield "evading, classifier alone", pgd(detection.evading(bare, norm, threshold))
-    yield "evading, decision rule", pgd(eot(detection.evading(rule, norm, threshold)))
+    yield "evading, classifier alone", pgd(evading(bare, norm, threshold))
+    yield "evading, decision rule", pgd(eot(evading(rule, norm, threshold)))
 
 
 def _predicted_class(model, keys, images):
     # Draws of its own: an image's statistic is computed from the same keys.
-    return predicted_class(model(stream(keys, "predict"), images))
+    return pj.evaluation.predictions.predicted_class(model(pj.keys.stream(keys, "predict"), images))
 
 
 def _values(key, statistic, dataset, start: int, stop: int) -> np.ndarray:
@@ -156,7 +145,7 @@ def _values(key, statistic, dataset, start: int, stop: int) -> np.ndarray:
 def _of_images(key, function, images, start: int = 0) -> np.ndarray:
     return pj.evaluation.map_images(
         function,
-        stream_key(key, "statistic"),
+        pj.stream_key(key, "statistic"),
         images,
         batch_size=FLAGS.batch_size,
         mesh=shards.mesh(),
@@ -168,23 +157,25 @@ def _attacked(key, name: str, attack, dataset) -> np.ndarray:
     images, labels = dataset.batch(np.arange(len(dataset)))
     found = pj.evaluation.map_images(
         attack,
-        stream_key(key, f"attack {name}"),
+        pj.stream_key(key, f"attack {name}"),
         images,
         labels,
         batch_size=FLAGS.batch_size,
         mesh=shards.mesh(),
     )
-    check_adversarial(name, found, images, ball_of(attack))
+    pj.evaluation.predictions.check_adversarial(
+        name, found, images, pj.evaluation.predictions.ball_of(attack)
+    )
     return found
 
 
 def _judge(key, name, batch, dataset, models, statistics, clean, threshold, images) -> dict:
-    labels = dataset.labels
+    detection, labels = pj.evaluation.detection, dataset.labels
     row: dict = {}
     flagged = _of_images(key, statistics["score norm"], batch) > threshold
     for label, model in models.items():
         predicted = _of_images(key, model, batch)
-        check_classes(predicted, f"{label}, {name}")
+        pj.evaluation.predictions.check_classes(predicted, f"{label}, {name}")
         wrong = predicted != labels
         row[f"accuracy, {label}"] = pj.evaluation.wilson(int((~wrong).sum()), len(labels))
         row[f"evaded, {label}"] = pj.evaluation.wilson(int((wrong & ~flagged).sum()), len(labels))
@@ -212,7 +203,8 @@ def _verdict(results) -> list[str]:
 
 
 def _write(workdir, results, statistics, images, dataset, key, threshold) -> None:
-    columns = ["", *results]
+    detection, plots = pj.evaluation.detection, pj.reporting.plots
+    columns = ["measure", *results]
     fields = dict.fromkeys(field for row in results.values() for field in row)
     rows = [[field, *(str(row.get(field, "")) for row in results.values())] for field in fields]
     sections = [pj.reporting.Section("Detection", NOTE, columns, rows)]
@@ -222,7 +214,7 @@ def _write(workdir, results, statistics, images, dataset, key, threshold) -> Non
         curves = {n: detection.roc(values["clean"], v) for n, v in values.items() if n != "clean"}
         figure = plots.parametric(curves, "false-positive rate", "true-positive rate")
         figures[f"roc_{label}".replace(" ", "_")] = figure
-        histogram = plots.histograms({n: np.maximum(v, 1e-6) for n, v in values.items()}, label)
+        histogram = plots.histograms(values, label)
         sections += [
             pj.reporting.Section(
                 f"ROC, {label}",
@@ -234,12 +226,12 @@ def _write(workdir, results, statistics, images, dataset, key, threshold) -> Non
             pj.reporting.Section(
                 f"Distribution, {label}",
                 figure=histogram,
-                alt=f"Overlaid histograms of the {label}, of clean images and of every attack's.",
+                alt=f"A histogram of the {label} for clean images and for every attack's, on one axis.",
             ),
         ]
     shown = [[batch[i] for batch in images.values()] for i in range(min(5, len(dataset)))]
     alt = f"{len(shown)} images in rows; columns: {', '.join(images)}."
-    grid = plots.image_grid(shown, [n.replace(", ", "\n") for n in images])
+    grid = plots.image_grid(shown, list(images))
     sections.append(pj.reporting.Section("Images", figure=grid, alt=alt, pictures=True))
     summary = (
         f"{FLAGS.norm} ε = {FLAGS.epsilon:g}, {FLAGS.steps} steps, EOT {FLAGS.eot}, {len(dataset)} "
@@ -247,7 +239,7 @@ def _write(workdir, results, statistics, images, dataset, key, threshold) -> Non
         f"rule: full noise above it, {FLAGS.fraction:g} of it below."
     )
     settings = loading.settings("norm", "epsilon", "false_positive_rate", "fraction", "steps")
-    write_results(
+    pj.reporting.pages.write_results(
         workdir,
         title="Detection",
         summary=summary,

@@ -7,32 +7,31 @@ python -m experiments.evaluate --ebm=runs/quickstart/ebm.safetensors \
 Resumes from --workdir: an evaluation that was killed continues and ends with the same records.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 import purify_jax as pj
 from experiments.common import cli, loading, shards
 from experiments.common.adversarial import AdversarialFiles
 from purify_jax.atomic import write_atomically
-from purify_jax.attacks import suites
 from purify_jax.checks import InputError, check_file_name
-from purify_jax.devices import progress
-from purify_jax.evaluation import sweeps
-from purify_jax.evaluation.attacked import shard_blocks
-from purify_jax.evaluation.suite_runs import SuiteRun, evaluate_suite, survivors_so_far
-from purify_jax.reporting.robustness import write_robustness
+
+#: The names of ``attacks.suites.SUITES`` and ``evaluation.sweeps.SWEEPS``, said here so that flags are
+#: read before JAX is loaded; tests/project/test_start.py compares them.
+SUITES = ("clean", "exhaustive", "honest", "paper", "rand", "standard")
+SWEEPS = ("epsilon", "eot", "steps")
 
 loading.define(images=128, batch_size=32)
 loading.define_ball()
-flags.DEFINE_enum("suite", "honest", sorted(suites.SUITES), "Which attacks.")
+flags.DEFINE_enum("suite", "honest", SUITES, "Which attacks.")
 flags.DEFINE_integer("draws", 10, "Scoring draws.")
 flags.DEFINE_integer("eot", None, "EOT samples (default: the suite's).")
 flags.DEFINE_integer("steps", None, "Attack steps (default: the suite's).")
@@ -40,7 +39,7 @@ flags.DEFINE_integer("eot_at_once", 4, "EOT samples computed side by side; fewer
 flags.DEFINE_integer(
     "probe_images", 48, "Images of the short attacks behind the red flags; 0 for none."
 )
-flags.DEFINE_enum("sweep", "none", ["none", *sorted(sweeps.SWEEPS)], "Also draw a curve over this.")
+flags.DEFINE_enum("sweep", "none", ["none", *SWEEPS], "Also draw a curve over this.")
 flags.DEFINE_integer(
     "block", None, "Images that pass all attacks before the next ones start (default: all)."
 )
@@ -55,7 +54,7 @@ FLAGS = flags.FLAGS
 def main(argv: list[str]) -> None:
     """Flags in, records and a report out."""
     del argv
-    run = SuiteRun(
+    run = pj.evaluation.suite_runs.SuiteRun(
         suite=FLAGS.suite,
         draws=FLAGS.draws,
         batch_size=FLAGS.batch_size,
@@ -83,13 +82,19 @@ def main(argv: list[str]) -> None:
         f"Suite {FLAGS.suite}, {FLAGS.norm} ε = {FLAGS.epsilon:g}, {FLAGS.images} images, "
         f"{FLAGS.draws} scoring draws."
     )
-    write_robustness(workdir, result, summary, _settings(), FLAGS.seed)
+    pj.reporting.robustness.write_robustness(workdir, result, summary, _settings(), FLAGS.seed)
     shards.finish()
 
 
-def _run(models: dict, dataset: pj.data.Dataset, run: SuiteRun, workdir: Path, keep: dict):
-    with progress.bar(unit="image", disable=not FLAGS.progress) as bar:
-        return evaluate_suite(
+def _run(
+    models: dict,
+    dataset: pj.data.Dataset,
+    run: pj.evaluation.suite_runs.SuiteRun,
+    workdir: Path,
+    keep: dict,
+):
+    with pj.devices.progress.bar(unit="image", disable=not FLAGS.progress) as bar:
+        return pj.evaluation.suite_runs.evaluate_suite(
             models.get("defended", models["undefended"]),
             dataset,
             _options(),
@@ -110,7 +115,7 @@ def _merge(workdir: Path, labels: list[str]) -> None:
 
 
 def _units(header: Mapping[str, Any]) -> list[list[tuple[str, int]]]:
-    blocks = shard_blocks(header["images"], header["block"], (0, 1))
+    blocks = pj.evaluation.attacked.shard_blocks(header["images"], header["block"], (0, 1))
     return [[(a, i) for a in ("clean", *header["attacks"]) for i in block] for block in blocks]
 
 
@@ -131,7 +136,7 @@ def _keepers(models: dict, dataset: pj.data.Dataset) -> tuple[dict, dict]:
 class _Progress:
     """Says which attack runs on which model, and what has survived so far."""
 
-    def __init__(self, bar: tqdm):
+    def __init__(self, bar: Any):
         self.bar, self.label, self.records = bar, "", []
 
     def __call__(self, label: str, attack: str, done: int, batch: list | None) -> None:
@@ -141,7 +146,7 @@ class _Progress:
             self.bar.set_description(f"{label}, {attack}: compiling")
             return
         self.records += batch
-        robust = survivors_so_far(self.records)
+        robust = pj.evaluation.suite_runs.survivors_so_far(self.records)
         self.bar.set_description(f"{label}, {attack}: robust so far {robust:.3f}")
         if attack != "clean":
             self.bar.update(len(batch))
@@ -152,8 +157,8 @@ def _settings() -> dict:
     return loading.settings(*more)
 
 
-def _options() -> suites.Options:
-    return suites.Options(
+def _options() -> pj.attacks.suites.Options:
+    return pj.attacks.suites.Options(
         norm=FLAGS.norm,
         epsilon=FLAGS.epsilon,
         steps=FLAGS.steps,
@@ -173,6 +178,8 @@ def _both(first, second):
 
 def _keeper(folder: Path, model: pj.defense.Defense, dataset):
     """Saves adversarial images as .npz (exact) and PNG (8 bits), and predicts both from disk."""
+    from tqdm import tqdm
+
     predict = pj.jit(model)
 
     def keep(attack: str, indices: np.ndarray, adversarial: np.ndarray) -> None:
@@ -189,7 +196,7 @@ def _keeper(folder: Path, model: pj.defense.Defense, dataset):
         rounded = np.stack(
             [pj.data.read_image(place / f"{i:06d}.png", channels=again.shape[-1]) for i in indices]
         )
-        keys = pj.image_keys(jax.random.key(FLAGS.seed), indices)
+        keys = pj.image_keys(loading.key(), indices)
         labels = dataset.labels[indices]
         right = lambda x: int((np.asarray(predict(keys, x)).argmax(-1) == labels).sum())
         tqdm.write(

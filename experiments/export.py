@@ -11,11 +11,10 @@ from absl import flags
 import purify_jax as pj
 from experiments.common import cli, loading
 from purify_jax.atomic import check_output
-from purify_jax.models import exporting
 
 loading.define_models()
 flags.DEFINE_string("output", None, "The file to write.", required=True)
-flags.DEFINE_list("platforms", ["cpu"], f"Some of {', '.join(exporting.PLATFORMS)}.")
+flags.DEFINE_list("platforms", ["cpu"], "Some of cpu, cuda, rocm, tpu.")
 FLAGS = flags.FLAGS
 
 
@@ -25,8 +24,11 @@ def main(argv: list[str]) -> None:
     check_output("output", FLAGS.output)
     ebm, classifier = loading.read_models(needs_ebm=True)
     defense = pj.defend(pj.models.model_purifier(ebm), pj.models.logits_fn(classifier))
-    size = exporting.export_defense(FLAGS.output, defense, ebm.image_shape, FLAGS.platforms)
-    print(f"exported: {FLAGS.output} ({size / 1e6:.1f} MB, {', '.join(FLAGS.platforms)})")
+    size = pj.models.exporting.export_defense(
+        FLAGS.output, defense, ebm.image_shape, FLAGS.platforms
+    )
+    made_for = ", ".join(FLAGS.platforms)
+    print(f"written to {FLAGS.output}: the exported defense ({size / 1e6:.1f} MB, {made_for})")
 
 
 if __name__ == "__main__":

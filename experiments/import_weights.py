@@ -5,8 +5,10 @@ python -m experiments.import_weights --kind=ncsnv2 --source=checkpoint.pth --out
 Prints what went where. A missing, unexpected or misshapen key is an error, and nothing is written.
 """
 
-import jax
-import jax.numpy as jnp
+from __future__ import annotations
+
+from pathlib import Path
+
 import numpy as np
 from absl import flags
 
@@ -14,12 +16,16 @@ import purify_jax as pj
 from experiments.common import cli
 from purify_jax.atomic import check_output
 from purify_jax.checks import InputError
-from purify_jax.models import diffusion_weights, torch_weights
+
+#: The names of ``models.torch_weights.KINDS`` and ``models.diffusion_weights.KINDS``, said here so that
+#: flags are read before JAX is loaded; tests/project/test_start.py compares them.
+NETWORKS = ("ncsnv2", "preact_resnet18", "resnet", "wide_resnet", "wide_resnet_bias")
+DIFFUSIONS = ("edm", "guided_diffusion", "score_sde")
 
 flags.DEFINE_enum(
     "kind",
     None,
-    [*sorted(torch_weights.KINDS), *sorted(diffusion_weights.KINDS)],
+    [*NETWORKS, *DIFFUSIONS],
     "Architecture.",
     required=True,
 )
@@ -47,16 +53,19 @@ def main(argv: list[str]) -> None:
     model, table = _import((height, width, channels))
     if not FLAGS.quiet:
         print(pj.reporting.text_table(["published", "here", "shape there"], table))
+    import jax
+
     parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     print(f"{len(table)} tensors, {parameters:,} parameters")
     print(_forward(model))
     pj.models.save_model(FLAGS.out, model, FLAGS.dtype)
-    print(f"model: {FLAGS.out}")
+    print(f"written to {FLAGS.out}: the model ({Path(FLAGS.out).stat().st_size / 1e6:.1f} MB)")
 
 
 def _import(image_shape: tuple[int, int, int]):
     """(model, table) of the flags: a diffusion takes the averaged weights wherever it has them."""
-    if FLAGS.kind in torch_weights.KINDS:
+    torch_weights, diffusion_weights = pj.models.torch_weights, pj.models.diffusion_weights
+    if FLAGS.kind in NETWORKS:
         if FLAGS.head_channels is not None:
             raise InputError(f"head_channels: {FLAGS.kind} has no such setting, expected none")
         state = torch_weights.read_state_dict(FLAGS.source, ema=FLAGS.ema)
@@ -70,6 +79,9 @@ def _import(image_shape: tuple[int, int, int]):
 
 def _forward(model: pj.models.Model) -> str:
     """One forward pass: against the source's own x and y if it has them, else finite at least."""
+    import jax
+    import jax.numpy as jnp
+
     if model.role == "diffusion":
         return _denoised(model)
     run = jax.jit(lambda x: model.network.apply(model.variables, x))
@@ -93,6 +105,9 @@ def _forward(model: pj.models.Model) -> str:
 
 def _denoised(model: pj.models.Model) -> str:
     """One denoising of random images: it must be finite."""
+    import jax
+    import jax.numpy as jnp
+
     images = jax.random.uniform(jax.random.key(0), (1, *model.image_shape), jnp.float32)
     output = pj.jit(pj.models.diffusion(model))(images, jnp.full(1, 0.1))
     if not bool(jnp.all(jnp.isfinite(output))):

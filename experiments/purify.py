@@ -8,20 +8,16 @@ images that could not be read.
 
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import flags
 
 import purify_jax as pj
-from experiments.common import cli, flagging, locks
+from experiments.common import cli, loading, locks
 from purify_jax.atomic import check_output, write_atomically
 from purify_jax.checks import InputError
-from purify_jax.devices import progress, sharding
-from purify_jax.pytrees import Partial
-from purify_jax.reporting import plots
 
 flags.DEFINE_string("ebm", None, "Energy or score model (.safetensors).")
-flags.DEFINE_string("model", None, "A model that ships, by name: digits, mnist, cifar10, ...")
+flags.DEFINE_string("model", None, loading.MODEL_HELP)
 flags.DEFINE_string("input", None, "Image file, or folder of PNG and JPEG files.", required=True)
 flags.DEFINE_string("workdir", None, "Folder for the purified images.", required=True)
 flags.DEFINE_integer("seed", 0, "Seed of the noise.")
@@ -38,7 +34,6 @@ def main(argv: list[str]) -> None:
     if bool(FLAGS.ebm) == bool(FLAGS.model):
         given = "both" if FLAGS.ebm else "neither"
         raise InputError(f"ebm, model: got {given}, expected --ebm=FILE or --model=NAME")
-    flagging.check_numbers()
     check_output("workdir", FLAGS.workdir, folder=True)
     load = lambda: pj.load_model(FLAGS.ebm, pj.models.SCORE_ROLES)
     model = pj.pretrained.load(FLAGS.model).ebm if FLAGS.model else load()
@@ -50,22 +45,24 @@ def main(argv: list[str]) -> None:
     )
     names, images, skipped = _read(Path(FLAGS.input), model.image_shape)
     locks.hold("workdir", FLAGS.workdir)
-    with progress.bar(total=len(images), desc="purifying", unit="image") as bar:
+    with pj.devices.progress.bar(total=len(images), desc="purifying", unit="image") as bar:
         purified = pj.evaluation.map_images(
-            Partial(_mean_over_restarts, purifier),
-            jax.random.key(FLAGS.seed),
+            pj.Partial(_mean_over_restarts, purifier),
+            loading.key(),
             images,
             batch_size=FLAGS.batch_size,
-            mesh=sharding.default_mesh(),
+            mesh=pj.sharding.default_mesh(),
             on_batch=lambda done: bar.update(done - bar.n),
         )
     workdir = Path(FLAGS.workdir)
     for name, image in zip(names, purified, strict=True):
         _save(workdir / "purified" / f"{name}.png", image)
     shown = range(min(8, len(images)))
-    sheet = plots.image_grid([[images[i], purified[i]] for i in shown], ["before", "after"])
+    sheet = pj.reporting.plots.image_grid(
+        [[images[i], purified[i]] for i in shown], ["before", "after"]
+    )
     write_atomically(workdir / "sheet.png", sheet)
-    print(f"{len(images)} images purified, {skipped} skipped; see {workdir}")
+    print(f"{len(images)} images purified, {skipped} skipped")
 
 
 def _mean_over_restarts(purifier, keys, images):

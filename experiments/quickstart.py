@@ -6,18 +6,16 @@ Writes results.json, report.html (self-contained), figures/*.png, ebm.safetensor
 classifier.safetensors. Finished training is picked up again from the work directory.
 """
 
-import json
+from __future__ import annotations
+
 import time
 from pathlib import Path
 
-import jax
 from absl import flags
 
 import purify_jax as pj
 from experiments.common import cli, config_schema, flagging, from_config
 from experiments.common.workdirs import claim_workdir
-from experiments.demo import illustrations, story
-from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 
 flagging.define_config()
@@ -27,13 +25,16 @@ flags.DEFINE_integer("steps", 40, "Attack steps.")
 flags.DEFINE_integer("eot", 8, "Draws whose gradients are averaged (EOT).")
 flagging.define_data()
 FLAGS = flags.FLAGS
+SUMMARY = (
+    "An energy-based model, trained by denoising score matching, cleans attacked images in a few "
+    "steps along its score; then a classifier that knows nothing of it predicts. "
+)
 
 
 def main(argv: list[str]) -> None:
     """Flags in, a report out."""
     del argv
     started = time.monotonic()
-    flagging.check_numbers()
     config = flagging.training_config("classifier")
     flagging.training_config("ebm")
     config_schema.check_whole(config)
@@ -44,12 +45,16 @@ def main(argv: list[str]) -> None:
     classifier = _trained(workdir, "classifier", from_config.train_classifier, config, train)
     ebm = _trained(workdir, "ebm", from_config.train_ebm, config, train)
 
+    import jax
+
+    from experiments.story import accuracy, illustrations, page
+
     key = jax.random.key(config.seed + 2)
     logits_fn = pj.models.logits_fn(classifier)
     defense = pj.defend(pj.models.adp_purifier(ebm), logits_fn)
-    attacks = story.attacks(defense, config.attack, steps=FLAGS.steps, num_samples=FLAGS.eot)
+    attacks = accuracy.attacks(defense, config.attack, steps=FLAGS.steps, num_samples=FLAGS.eot)
     attacked = test.take(min(FLAGS.images, len(test)))
-    results = story.run_attacks(
+    results, adversarial = accuracy.run_attacks(
         key, defense, attacks, attacked, test, config.attack, FLAGS.progress
     )
     results = {
@@ -58,9 +63,18 @@ def main(argv: list[str]) -> None:
         "versions": pj.reporting.versions(),
         **results,
     }
-    illustrated = illustrations.sections(key, defense, ebm, attacks, test, config.attack)
+    illustrated = illustrations.sections(
+        key, defense, ebm, attacks, adversarial, test, config.attack
+    )
     results["seconds"] = round(time.monotonic() - started, 1)
-    _write(workdir, results, illustrated)
+    page.write(
+        workdir,
+        results,
+        illustrated,
+        title=f"Adversarial purification of {results['dataset']}",
+        summary=SUMMARY + accuracy.THREE_ATTACKS,
+        verdict=accuracy.verdict(results),
+    )
 
 
 def _trained(workdir: Path, name: str, train, config, dataset) -> pj.models.Model:
@@ -72,28 +86,6 @@ def _trained(workdir: Path, name: str, train, config, dataset) -> pj.models.Mode
         raise InputError("training: stopped by SIGTERM; the same command continues")
     pj.models.save_model(path, model)
     return model
-
-
-def _write(workdir: Path, results: dict, illustrated: dict[str, pj.reporting.Section]) -> None:
-    columns, rows = story.table(results)
-    for name, section in illustrated.items():
-        if section.figure:
-            write_atomically(workdir / "figures" / f"{name}.png", section.figure)
-    write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-    accuracy = pj.reporting.Section("Accuracy", story.TABLE_NOTE, columns, rows, terms=story.TERMS)
-    verdict = story.verdict(results)
-    footer = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
-    report = pj.reporting.write_report(
-        workdir / "report.html",
-        f"Adversarial purification of {results['dataset']}",
-        story.SUMMARY,
-        [accuracy, *illustrated.values()],
-        f"seed {results['seed']}; {footer}; {results['seconds']} s",
-        verdict,
-    )
-    print(pj.reporting.text_table(columns, rows))
-    print(" ".join(verdict))
-    print(f"report: {report}  ({results['seconds']} s)")
 
 
 if __name__ == "__main__":

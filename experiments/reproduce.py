@@ -22,7 +22,7 @@ from experiments.reproduction import plans, publishing
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 
-flags.DEFINE_enum("suite", "mnist", sorted(plans.SUITES), "Which data set.")
+flags.DEFINE_enum("suite", "mnist", plans.NAMES, "Which data set, or row of one.")
 flags.DEFINE_float("budget", None, "Minutes on two CPU cores (default: the suite's full plan).")
 flags.DEFINE_string("workdir", None, "Folder for training and records (default runs/<suite>).")
 flags.DEFINE_string("results", None, "Folder for results (default results/<suite>).")
@@ -79,7 +79,7 @@ def _run(part: plans.Part, plan: plans.Plan, results: Path) -> None:
     if done.returncode:
         raise InputError(f"{part.name}: its command ended with status {done.returncode}")
     content = json.loads((part.folder / "results.json").read_text()) if part.has_results else {}
-    finished = part.folder / "model.safetensors"
+    finished = part.folder / part.model
     if part.is_training and not finished.exists():
         raise InputError(f"{part.name}: training was stopped; the same command continues")
     content = {
@@ -105,11 +105,14 @@ def _run(part: plans.Part, plan: plans.Plan, results: Path) -> None:
 
 
 def _take_shipped_models(part: plans.Part, plan: plans.Plan) -> None:
-    """Puts the published models where a part that is done, but not on this machine, left them."""
+    """Puts the published models where a training that is done, but not on this machine, left them."""
     folder = next((f for f in pj.pretrained.folders() if f.is_dir()), Path("pretrained"))
-    for role, target in (("ebm", plan.ebm), ("classifier", plan.classifier)):
-        shipped = folder / f"{FLAGS.suite}_{role}.safetensors"
-        if target.parent != part.folder or target.exists() or not shipped.exists():
+    # The demo trains as well, both networks of its plan.
+    made = [p for p in (plan.ebm, plan.classifier) if p is not None and p.parent == part.folder]
+    models = {part.name: part.model} if part.is_training else {p.stem: p.name for p in made}
+    for name, file in models.items():
+        target, shipped = part.folder / file, folder / f"{FLAGS.suite}_{name}.safetensors"
+        if target.exists() or not shipped.exists():
             continue
         pj.pretrained.load(FLAGS.suite)  # checks the digests
         part.folder.mkdir(parents=True, exist_ok=True)

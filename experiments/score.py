@@ -7,23 +7,17 @@ FILE.npz holds "adversarial" [images, h, w, c] in [0, 1] and "labels" [images]; 
 such files; so does np.savez. Writes results.json and a page next to the file, or to --workdir.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
 import purify_jax as pj
 from experiments.common import cli, loading
 from experiments.common.workdirs import claim_workdir
-from purify_jax.attacks import saved
-from purify_jax.checks import check_count
-from purify_jax.devices import sharding
-from purify_jax.evaluation import worst_of
-from purify_jax.reporting.pages import write_results
-from purify_jax.reporting.report import Section
-from purify_jax.reporting.verdicts import share
 
 loading.define_models()
 loading.define_purifier()
@@ -45,24 +39,23 @@ NOTE = (
 def main(argv: list[str]) -> None:
     """A file of images in, results.json and a page out."""
     del argv
-    check_count("draws", FLAGS.draws)
     ebm, classifier = loading.read_models(needs_ebm=False)
     defense = None if FLAGS.undefended else loading.make_defense(ebm, classifier)
     if defense is None:
         defense = pj.undefended(pj.models.logits_fn(classifier))
     file = Path(FLAGS.images)
-    found = saved.load(file, tuple(classifier.image_shape))
+    found = pj.attacks.saved.load(file, tuple(classifier.image_shape))
     workdir = FLAGS.workdir or file.with_name(f"{file.stem}_score")
     workdir = claim_workdir(workdir, _settings(), "settings.json")
     draws = 1 if defense.is_deterministic else FLAGS.draws
-    judge = lambda images: worst_of.correct_draws(
-        jax.random.key(FLAGS.seed),
+    judge = lambda images: pj.evaluation.worst_of.correct_draws(
+        loading.key(),
         defense,
         images,
         found.labels,
         draws,
         batch_size=FLAGS.batch_size,
-        mesh=sharding.default_mesh(),
+        mesh=pj.sharding.default_mesh(),
     )
     adversarial = judge(found.adversarial)
     clean = None if found.clean is None else judge(found.clean)
@@ -76,8 +69,12 @@ def _settings() -> dict[str, Any]:
 
 
 def _write(
-    workdir: Path, found: saved.SavedImages, adversarial: np.ndarray, clean: np.ndarray | None
+    workdir: Path,
+    found: pj.attacks.saved.SavedImages,
+    adversarial: np.ndarray,
+    clean: np.ndarray | None,
 ) -> None:
+    worst_of = pj.evaluation.worst_of
     images, draws = adversarial.shape
     # The figure that counts, and how it falls on the way: powers of two, and all draws.
     counts = sorted({m for m in (2, 4, 8, 16, 32, 64) if m < draws} | {draws})
@@ -88,19 +85,22 @@ def _write(
         rows.append([f"clean, average of {draws} draws", str(worst_of.average(clean))])
     ball, size = None, "no ball is known"
     if found.clean is not None:
-        largest = {n: float(saved.distances(found, n).max()) for n in ("linf", "l2", "l1")}
+        largest = {
+            n: float(pj.attacks.saved.distances(found, n).max()) for n in ("linf", "l2", "l1")
+        }
         ball = {"norm": found.norm, "epsilon": found.epsilon, "largest": largest}
         size = f"at most {largest[found.norm or 'linf']:.4g} ({found.norm or 'linf'}) from clean"
         if found.norm is not None:
             size += f", inside the ball of {found.epsilon:.4g}"
     columns = ["scoring", "accuracy"]
-    write_results(
+    average = pj.reporting.verdicts.share(worst_of.average(adversarial))
+    pj.reporting.pages.write_results(
         workdir,
         title="Saved adversarial images, scored again",
         summary=f"{images} images of {Path(FLAGS.images).name}, {size}; {draws} fresh draws each.",
         columns=columns,
         rows=rows,
-        sections=[Section("Accuracy", NOTE, columns, rows)],
+        sections=[pj.reporting.Section("Accuracy", NOTE, columns, rows)],
         content={
             "settings": _settings(),
             "images": images,
@@ -114,9 +114,7 @@ def _write(
         },
         seed=FLAGS.seed,
         notes=[f"{images} images, {size}"],
-        verdict=[
-            f"One answer is right for {share(worst_of.average(adversarial))} of {images} images."
-        ],
+        verdict=[f"One answer is right for {average} of {images} images."],
     )
 
 

@@ -17,6 +17,9 @@ flagging.define_training()
 flags.DEFINE_string(
     "ebm", None, "Model that purifies the share config.classifier.purified of the images."
 )
+flags.DEFINE_string(
+    "classifier", None, "Model of the same network to go on from (default: random parameters)."
+)
 FLAGS = flags.FLAGS
 
 
@@ -38,9 +41,17 @@ def main(argv: list[str]) -> None:
                 f"{tuple(dataset.image_shape)}"
             )
         purifier = pj.models.model_purifier(ebm, num_restarts=1)
-    workdir = claim_workdir(FLAGS.workdir, {"classifier": flagging.section(config, "classifier")})
+    start = None
+    if FLAGS.classifier and config.classifier.get("recipe"):
+        raise InputError("classifier: given, but this recipe starts at random, expected none")
+    if FLAGS.classifier:
+        start = pj.load_model(FLAGS.classifier, ("classifier",))
+    given = {"start": FLAGS.classifier} if start else {}
+    workdir = claim_workdir(
+        FLAGS.workdir, {"classifier": {**flagging.section(config, "classifier"), **given}}
+    )
     model, finished = from_config.train_classifier(
-        config, dataset, workdir, FLAGS.progress, purifier, **flagging.placement()
+        config, dataset, workdir, FLAGS.progress, purifier, start=start, **flagging.placement()
     )
     flagging.finish(model, finished, workdir)
 

@@ -8,6 +8,10 @@ from pathlib import Path
 from purify_jax.checks import InputError
 
 
+class SaveError(RuntimeError):
+    """A checkpoint could not be written (a full disk, say); earlier ones are as they were."""
+
+
 def check_output(name: str, path: str | Path, folder: bool = False) -> None:
     """Raises InputError unless a file (or folder) can be written there: before the work, not after."""
     path = Path(path)

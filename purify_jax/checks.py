@@ -1,11 +1,10 @@
 """Checks of input: one clear line that says the argument, what was given, and what was expected."""
 
 import math
+import sys
 from collections.abc import Iterable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 
@@ -15,7 +14,10 @@ class InputError(ValueError):
 
 def is_traced(*arrays: Any) -> bool:
     """Whether any of the values is being traced, so that it cannot be looked at."""
-    return any(isinstance(a, jax.core.Tracer) for a in arrays)
+    jax = sys.modules.get(
+        "jax"
+    )  # a bad flag is refused before JAX is loaded: nothing is traced then
+    return jax is not None and any(isinstance(a, jax.core.Tracer) for a in arrays)
 
 
 def check_images(images: Any, name: str = "images", shape: tuple[int, ...] | None = None) -> None:
@@ -35,7 +37,7 @@ def check_images(images: Any, name: str = "images", shape: tuple[int, ...] | Non
         raise InputError(
             f"{name}: got {tuple(images.shape[1:])} per image, expected {tuple(shape)}"
         )
-    if not jnp.issubdtype(images.dtype, jnp.floating):
+    if not _is_floating(images.dtype):
         raise InputError(
             f"{name}: got dtype {images.dtype}, expected floats in [0, 1] (divide 0-255 by 255)"
         )
@@ -53,6 +55,12 @@ def check_images(images: Any, name: str = "images", shape: tuple[int, ...] | Non
         raise InputError(f"{name}: values lie in [{low:g}, {high:g}], expected [0, 1]{hint}")
 
 
+def _is_floating(dtype: Any) -> bool:
+    import jax.numpy as jnp  # NumPy does not know that bfloat16 is floating
+
+    return bool(jnp.issubdtype(dtype, jnp.floating))
+
+
 def _check_array(array: Any, name: str) -> None:
     if not (hasattr(array, "dtype") and hasattr(array, "shape")):
         raise InputError(f"{name}: got a {type(array).__name__}, expected an array")
@@ -63,7 +71,7 @@ def check_labels(labels: Any, num_classes: int, name: str = "labels") -> None:
     if np.ndim(labels) != 1:
         raise InputError(f"{name}: got rank {np.ndim(labels)}, expected [batch]")
     _check_array(labels, name)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
+    if labels.dtype.kind not in "iu":
         raise InputError(f"{name}: got dtype {labels.dtype}, expected integers")
     if is_traced(labels) or labels.shape[0] == 0:
         return
@@ -89,7 +97,7 @@ def check_number(
     if is_traced(value):
         return
     array = np.asarray(value) if np.isscalar(value) or np.ndim(value) == 0 else np.zeros(0)
-    real = any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.integer, jnp.floating))
+    real = array.dtype.kind in "iuf" or _is_floating(array.dtype)
     if array.ndim or not real:
         raise InputError(f"{name}: got {shown(value)}, expected a number")
     number = float(array)

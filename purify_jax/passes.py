@@ -1,10 +1,11 @@
-"""How often a network runs: what a purifier, a defense or an attack costs, counted and not estimated."""
+"""How often a network runs and how much is multiplied: what a purifier, a defense or an attack costs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from purify_jax.pytrees import as_pytree
 
@@ -37,3 +38,55 @@ def network_passes(network: type[nn.Module], function: Callable, *arguments: Any
         jax.block_until_ready(run(as_pytree(function), *arguments))
     jax.effects_barrier()
     return len(calls)
+
+
+def multiplications(function: Callable, *arguments: Any) -> float:
+    """Floating-point operations of a function's convolutions and matrix products: 2 for each multiply-add.
+
+    Read off the traced program, times the lengths of its scans (XLA's own analysis counts a loop's body
+    once); of a ``while``, whose length the program does not say, one turn. Nothing is compiled or run.
+
+    >>> import jax.numpy as jnp
+    >>> square = jnp.ones((10, 10))
+    >>> step = lambda x, _: (x @ square, None)
+    >>> multiplications(lambda x: jax.lax.scan(step, x, None, length=7)[0], square)
+    14000.0
+    """
+    program = jax.make_jaxpr(lambda f, *given: f(*given))(as_pytree(function), *arguments)
+    return _multiplied(program.jaxpr)
+
+
+def _multiplied(program: Any) -> float:
+    total = 0.0
+    for equation in program.eqns:
+        kind, settings = equation.primitive.name, equation.params
+        # The second convolution is the library's own (networks.convolution), its kernels HWIO.
+        if kind in ("dot_general", "conv_general_dilated", "purify_conv"):
+            first, second = (v.aval.shape for v in equation.invars)
+            result = float(np.prod(equation.outvars[0].aval.shape))
+            if kind == "dot_general":
+                (contracted, _), _ = settings["dimension_numbers"]
+                each = np.prod([first[axis] for axis in contracted])
+            else:
+                outputs = -1 if kind == "purify_conv" else settings["dimension_numbers"].rhs_spec[0]
+                each = np.prod(second) / second[outputs]
+            total += 2 * result * float(each)
+            continue
+        times = settings.get("length", 1) if kind == "scan" else 1
+        inside = [_multiplied(each) for each in programs(settings)]
+        # Of a branch one side is run.
+        total += times * (max(inside, default=0.0) if kind == "cond" else sum(inside))
+    return total
+
+
+def programs(value: Any) -> Iterator[Any]:
+    """The traced programs in an equation's parameters."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            yield from programs(each)
+    elif hasattr(value, "eqns"):
+        yield value
+    elif hasattr(value, "jaxpr"):
+        yield from programs(value.jaxpr)

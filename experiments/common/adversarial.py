@@ -1,18 +1,21 @@
 """What --save_adversarial leaves behind: a file per attack for ``python -m experiments.score``."""
 
+from __future__ import annotations
+
 import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import purify_jax as pj
 from purify_jax.atomic import write_atomically
-from purify_jax.attacks import saved
 from purify_jax.checks import InputError
-from purify_jax.evaluation.protocol import rank
-from purify_jax.evaluation.records import Record, attack_names, of_attack
+
+if TYPE_CHECKING:
+    from purify_jax.evaluation.records import Record
 
 
 class AdversarialFiles:
@@ -41,6 +44,9 @@ class AdversarialFiles:
         fewest right ones and, among equals, the highest loss. Raises InputError if the evaluation
         was begun without saving.
         """
+        from purify_jax.evaluation.protocol import rank
+        from purify_jax.evaluation.records import attack_names, of_attack
+
         written = []
         # The images of the worst case so far, what they are called, and how they rank.
         worst = np.array(self.dataset.batch(np.arange(len(self.dataset)))[0], np.float32)
@@ -75,6 +81,7 @@ class AdversarialFiles:
     def _write(self, name: str, indices: np.ndarray, images: np.ndarray, **more) -> Path:
         clean, labels = self.dataset.batch(indices)
         path = self._path(name)
+        saved = pj.attacks.saved
         found = saved.SavedImages(
             np.asarray(images, np.float32),
             np.asarray(labels, np.int32),

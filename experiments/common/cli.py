@@ -2,21 +2,21 @@
 
 import errno
 import hashlib
+import math
 import os
 import platform
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import jax
 from absl import app, flags, logging
 
-from experiments.common import helping
-from purify_jax.checks import InputError
-from purify_jax.devices import sharding
-from purify_jax.training.checkpoints import SaveError
+import purify_jax as pj
+from experiments.common import helping, locks
+from purify_jax.atomic import SaveError
+from purify_jax.checks import InputError, check_count, check_number, check_seed
 
 #: The configs that ship, wherever the command is run.
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -36,36 +36,48 @@ flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 def _use_compilation_cache() -> None:
     if not flags.FLAGS.compilation_cache:
-        jax.config.update("jax_enable_compilation_cache", False)
+        _configure("jax_enable_compilation_cache", False)
         return
-    if not jax.config.jax_compilation_cache_dir:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         # A program compiled for one processor may not run on another that shares this folder.
         info = Path("/proc/cpuinfo")
         lines = info.read_text().splitlines() if info.exists() else []
         processor = [line for line in lines if line.startswith(("model name", "flags"))][:2]
         digest = hashlib.sha256("".join([platform.machine(), *processor]).encode()).hexdigest()
-        jax.config.update(
-            "jax_compilation_cache_dir", str(base / "purify_jax" / f"xla-{digest[:12]}")
-        )
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        folder = base / "purify_jax" / f"xla-{digest[:12]}"
+        _configure("jax_compilation_cache_dir", str(folder))
+    _configure("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _configure(option: str, value: Any) -> None:
+    """JAX reads its options from the environment when it is loaded: after the flags, if at all."""
+    os.environ[option.upper()] = str(value)
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update(option, value)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs ``main`` under absl; bad input and a full disk end in one line and exit status 1."""
+    """Runs ``main`` under absl; bad input and a full disk end in one line and exit status 1.
+
+    The last line says what was written where.
+    """
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             fail(f"arguments: got {' '.join(argv[1:])!r}, expected flags only (see --help)")
         _use_compilation_cache()
         try:
+            check_numbers()
             several = ("coordinator", "num_processes", "process_id")
             given = any(flags.FLAGS[name].value is not None for name in several)
             if given or flags.FLAGS.distributed:
-                sharding.initialize(
+                pj.sharding.initialize(
                     flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id
                 )
             main(argv)
+            for line in locks.endings():
+                print(line, flush=True)
         except InputError as error:
             fail(str(error))
         except SaveError as error:
@@ -109,6 +121,41 @@ def _parsed(arguments: list[str]) -> list[str]:
         fail(f"flags: {error} (see --help)")
     except Exception as error:  # a config file is a program, and may raise anything
         fail(f"config: {unreadable_config(error)}")
+
+
+#: Flags of any binary that are whole numbers → the smallest.
+_COUNTS: Mapping[str, int] = {
+    **dict.fromkeys(
+        ("images", "batch_size", "num_steps", "num_restarts", "steps", "eot", "draws"), 1
+    ),
+    **dict.fromkeys(("chain_steps", "calibration_images", "n0", "n", "samples_at_once"), 1),
+    **dict.fromkeys(("diffusion_steps", "image_size", "head_channels"), 1),
+    "eot_at_once": 1,
+    "probe_images": 0,
+}
+#: Flags that are numbers → their bounds.
+_NUMBERS: Mapping[str, tuple[float, float]] = {
+    "noise_scale": (0.0, math.inf),
+    "epsilon": (0.0, math.inf),
+    "fraction": (0.0, 1.0),
+    "false_positive_rate": (0.0, 1.0),
+}
+
+
+def check_numbers() -> None:
+    """Raises InputError that names the flag, before JAX is loaded, for a number out of range."""
+    values = flags.FLAGS
+    # score's --images is a file, everybody else's a number
+    numbers = [name for name in values if values[name].flag_type() in ("int", "float")]
+    given = {name: values[name].value for name in numbers if values[name].value is not None}
+    for name, least in _COUNTS.items():
+        if name in given:
+            check_count(name, given[name], least)
+    for name, (low, high) in _NUMBERS.items():
+        if name in given:
+            check_number(name, given[name], low, high)
+    if "seed" in given:
+        check_seed(given["seed"])
 
 
 def _refuse_empty_texts() -> None:
@@ -157,6 +204,7 @@ def fail(message: str, at_once: bool = False) -> NoReturn:
     """Ends the program with one line on standard error and status 1."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     # Orbax's threads would add pages about the interpreter's end, and other processes would wait.
-    if at_once or (jax.distributed.is_initialized()):
+    jax = sys.modules.get("jax")
+    if at_once or (jax is not None and jax.distributed.is_initialized()):
         os._exit(1)
     sys.exit(1)

@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from purify_jax import networks
-from purify_jax.attacks.norms import check_epsilon, get
+import purify_jax as pj
 from purify_jax.checks import InputError, check_seed, shown
-from purify_jax.models.purification import check_settings
 
 #: The fields of a section that are settings of any training.
 SETTINGS = (
@@ -74,12 +72,12 @@ def check(config: Any, section: str) -> None:
     _check_section(section, plain[section])
     if "purification" in plain:
         _is_section("purification", plain["purification"])
-        check_settings(plain["purification"], "config.purification")
+        pj.models.purification.check_settings(plain["purification"], "config.purification")
     if "attack" in plain:
         _is_section("attack", plain["attack"])
         _has("config.attack", plain["attack"], ["norm", "epsilon"])
-        get(plain["attack"]["norm"])
-        check_epsilon(plain["attack"]["epsilon"])
+        pj.attacks.norms.get(plain["attack"]["norm"])
+        pj.attacks.norms.check_epsilon(plain["attack"]["epsilon"])
 
 
 def check_whole(config: Any) -> None:
@@ -108,12 +106,12 @@ def _check_section(section: str, plain: Any) -> None:
         )
     if section == "defense":
         _is_section("defense.purification", plain["purification"])
-        check_settings(plain["purification"], "config.defense.purification")
+        pj.models.purification.check_settings(plain["purification"], "config.defense.purification")
         return
     _is_section(f"{section}.network", plain["network"])
     outputs = {"num_outputs": 2} if section == "classifier" else {}
     try:
-        networks.build({**plain["network"], **outputs})
+        pj.networks.build({**plain["network"], **outputs})
     except InputError as error:
         raise InputError(f"{where}.{error}") from error
 

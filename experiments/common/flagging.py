@@ -1,22 +1,25 @@
 """Flags and endings that the training binaries share."""
 
-import math
-from collections.abc import Mapping
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
 
 import purify_jax as pj
 from experiments.common import cli, config_schema, from_config
-from purify_jax.checks import InputError, check_count, check_number, check_seed
+from purify_jax.checks import InputError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 FLAGS = flags.FLAGS
 
 
 def define_training() -> None:
-    """--config, --workdir, --data_dir, --image_size, --progress, --stream, --shard_parameters."""
+    """--config, --workdir, --data_dir, --image_size, --progress, --stream, --shard_parameters,
+    --tensorboard."""
     define_config()
     flags.DEFINE_string(
         "workdir", None, "Folder for checkpoints, metrics and the model.", required=True
@@ -26,6 +29,9 @@ def define_training() -> None:
     )
     flags.DEFINE_bool(
         "shard_parameters", False, "Split large parameters over the devices, not only batches."
+    )
+    flags.DEFINE_bool(
+        "tensorboard", False, "Also write TensorBoard events, into WORKDIR/tensorboard."
     )
     define_image_size()
     define_data()
@@ -40,6 +46,8 @@ def define_image_size() -> None:
 
 def define_config(flag_values: Any = flags.FLAGS) -> None:
     """--config and its overrides; ends in one line for an override of a field that there is not."""
+    from ml_collections import config_flags
+
     try:
         config_flags.DEFINE_config_file(
             "config",
@@ -64,8 +72,8 @@ def training_data(config: ConfigDict) -> pj.data.Dataset:
 
 
 def placement() -> dict[str, Any]:
-    """Where data and parameters go; what is learned does not depend on it."""
-    return {"stream": FLAGS.stream, "shard_parameters": FLAGS.shard_parameters}
+    """Where data, parameters and metrics go; what is learned does not depend on it."""
+    return {name: FLAGS[name].value for name in ("stream", "shard_parameters", "tensorboard")}
 
 
 def define_data() -> None:
@@ -78,6 +86,10 @@ def training_config(name: str) -> ConfigDict:
     """The config of the flags; InputError unless its section ``name`` makes sense."""
     config = read_config()
     config_schema.check(config, name)
+    if "tensorboard" in FLAGS and FLAGS.tensorboard:
+        from purify_jax.training.metrics import check_installed
+
+        check_installed()
     if config[name].get("recipe") != "airbench":
         from_config.settings(config, name)
     if name == "ebm" and "loss" not in config.ebm:
@@ -95,40 +107,6 @@ def read_config() -> ConfigDict:
         return config
     except Exception as error:  # whatever the file, which is a program, raised when it was read
         raise InputError(f"config: {cli.unreadable_config(error)}") from error
-
-
-#: Flags of any binary that are whole numbers → the smallest.
-_COUNTS: Mapping[str, int] = {
-    **dict.fromkeys(
-        ("images", "batch_size", "num_steps", "num_restarts", "steps", "eot", "draws"), 1
-    ),
-    **dict.fromkeys(("chain_steps", "calibration_images", "n0", "n", "samples_at_once"), 1),
-    **dict.fromkeys(("diffusion_steps", "image_size", "head_channels"), 1),
-    "eot_at_once": 1,
-    "probe_images": 0,
-}
-#: Flags that are numbers → their bounds.
-_NUMBERS: Mapping[str, tuple[float, float]] = {
-    "noise_scale": (0.0, math.inf),
-    "epsilon": (0.0, math.inf),
-    "fraction": (0.0, 1.0),
-    "false_positive_rate": (0.0, 1.0),
-}
-
-
-def check_numbers() -> None:
-    """Raises InputError that names the flag, before anything is read, for a number out of range."""
-    # score's --images is a file, everybody else's a number
-    numbers = [name for name in FLAGS if FLAGS[name].flag_type() in ("int", "float")]
-    given = {name: FLAGS[name].value for name in numbers if FLAGS[name].value is not None}
-    for name, least in _COUNTS.items():
-        if name in given:
-            check_count(name, given[name], least)
-    for name, (low, high) in _NUMBERS.items():
-        if name in given:
-            check_number(name, given[name], low, high)
-    if "seed" in given:
-        check_seed(given["seed"])
 
 
 def check_chosen(name: str) -> None:

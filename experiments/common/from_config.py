@@ -1,25 +1,26 @@
 """Config files → library calls. The only place that reads a ConfigDict."""
 
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
-from ml_collections import ConfigDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import purify_jax as pj
 from experiments.common.config_schema import DEFENSE, RECIPE, SETTINGS
-from purify_jax import networks, noise
 from purify_jax.checks import InputError, check_choice
-from purify_jax.training import Settings, Trained
-from purify_jax.training.adversarial import Attack, TrainedDefense
 
-_LEVELS = {"geometric": noise.geometric, "linear": noise.linear}
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from purify_jax.training import Settings, Trained
+    from purify_jax.training.adversarial import TrainedDefense
 
 
 def settings(config: ConfigDict, section: str) -> Settings:
     """The training settings of a section ("ebm" or "classifier"); InputError names the field."""
     given = {name: config[section][name] for name in SETTINGS if name in config[section]}
     try:
-        return Settings(num_steps=config[section].steps, seed=config.seed, **given)
+        return pj.training.Settings(num_steps=config[section].steps, seed=config.seed, **given)
     except InputError as error:
         field = str(error).replace("num_steps", "steps", 1)
         raise InputError(f"config.{section}.{field}") from error
@@ -34,9 +35,10 @@ def _about(config: ConfigDict, section: str) -> dict[str, Any]:
 
 def sigmas(section: ConfigDict) -> pj.types.Array:
     """The noise levels, [L], of a section "ebm"; InputError names the field."""
-    check_choice("config.ebm.sigma_schedule", section.sigma_schedule, sorted(_LEVELS))
+    levels = {"geometric": pj.noise.geometric, "linear": pj.noise.linear}
+    check_choice("config.ebm.sigma_schedule", section.sigma_schedule, sorted(levels))
     try:
-        return _LEVELS[section.sigma_schedule](
+        return levels[section.sigma_schedule](
             section.sigma_max, section.sigma_min, section.num_sigmas
         )
     except InputError as error:
@@ -51,12 +53,13 @@ def train_ebm(
     *,
     shard_parameters: bool = False,
     stream: bool | None = None,
+    tensorboard: bool = False,
 ) -> Trained:
     """Trains the energy model of ``config.ebm``."""
     section = config.ebm
     if section.get("loss") == "edm":
         return pj.training.train_denoiser(
-            networks.build(section.network.to_dict()),
+            pj.networks.build(section.network.to_dict()),
             dataset,
             settings(config, "ebm"),
             log_sigma_mean=section.log_sigma_mean,
@@ -67,9 +70,10 @@ def train_ebm(
             progress=progress,
             stream=stream,
             shard_parameters=shard_parameters,
+            tensorboard=tensorboard,
         )
     return pj.train_score_model(
-        networks.build(section.network.to_dict()),
+        pj.networks.build(section.network.to_dict()),
         dataset,
         settings(config, "ebm"),
         sigmas=sigmas(section),
@@ -82,6 +86,7 @@ def train_ebm(
         progress=progress,
         stream=stream,
         shard_parameters=shard_parameters,
+        tensorboard=tensorboard,
     )
 
 
@@ -92,30 +97,35 @@ def train_classifier(
     progress: bool = True,
     purifier: Any = None,
     *,
+    start: pj.models.Model | None = None,
     shard_parameters: bool = False,
     stream: bool | None = None,
+    tensorboard: bool = False,
 ) -> Trained:
-    """Trains the classifier of ``config.classifier``.
+    """Trains the classifier of ``config.classifier``, from ``start`` or from random parameters.
 
     With a purifier, a share ``config.classifier.purified`` of the images is purified first.
     """
     section = config.classifier
     description = {**section.network.to_dict(), "num_outputs": dataset.num_classes}
     if section.get("recipe") == "airbench":
-        return _train_airbench(config, networks.build(description), dataset, workdir, progress)
+        network = pj.networks.build(description)
+        return _train_airbench(config, network, dataset, workdir, progress, tensorboard)
     return pj.train_classifier(
-        networks.build(description),
+        pj.networks.build(description),
         dataset,
         settings(config, "classifier"),
         label_smoothing=section.get("label_smoothing", 0.0),
         crop_padding=section.get("crop_padding", 0),
         purifier=purifier,
         purified=section.get("purified", 0.0),
+        start=start,
         metadata=_about(config, "classifier"),
         workdir=workdir,
         progress=progress,
         stream=stream,
         shard_parameters=shard_parameters,
+        tensorboard=tensorboard,
     )
 
 
@@ -129,10 +139,11 @@ def train_defense(
     *,
     shard_parameters: bool = False,
     stream: bool | None = None,
+    tensorboard: bool = False,
 ) -> TrainedDefense:
     """Trains the defense of ``config.defense``; without an ``ebm``, the classifier alone."""
     section = config.defense
-    attack = Attack(
+    attack = pj.training.adversarial.Attack(
         epsilon=section.epsilon,
         norm=section.norm,
         num_steps=section.attack_steps,
@@ -152,10 +163,13 @@ def train_defense(
         progress=progress,
         stream=stream,
         shard_parameters=shard_parameters,
+        tensorboard=tensorboard,
     )
 
 
-def _train_airbench(config, network, dataset, workdir, progress: bool) -> Trained:
+def _train_airbench(
+    config, network, dataset, workdir, progress: bool, tensorboard: bool
+) -> Trained:
     section = config.classifier
     return pj.training.train_airbench(
         network,
@@ -166,4 +180,5 @@ def _train_airbench(config, network, dataset, workdir, progress: bool) -> Traine
         metadata=_about(config, "classifier"),
         workdir=workdir,
         progress=progress,
+        tensorboard=tensorboard,
     )

@@ -1,5 +1,6 @@
 """--help that fits a screen or two, the command's own flags first, and --version. --helpfull is absl's."""
 
+import importlib.metadata
 import inspect
 import os
 import re
@@ -8,7 +9,6 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-import jax
 from absl import flags
 
 import purify_jax
@@ -31,7 +31,7 @@ def answer(arguments: Sequence[str]) -> bool:
     if asked & {"--help", "-help", "-h", "-?"}:
         said = text(flags.FLAGS, inspect.getdoc(sys.modules["__main__"]) or "")
     elif asked & {"--version", "-version"}:
-        said = f"purify-jax {purify_jax.__version__}, jax {jax.__version__}"
+        said = f"purify-jax {purify_jax.__version__}, jax {importlib.metadata.version('jax')}"
     else:
         return False
     try:
@@ -71,12 +71,14 @@ def _wrapped(part: str, width: int) -> str:
 def _entry(flag: flags.Flag, width: int) -> str:
     kind = flag.flag_type().split(" ")[-1]
     choices = getattr(flag.parser, "enum_values", None)
-    value = "|".join(choices) if choices else _KINDS.get(kind, "VALUE")
+    many = len("|".join(choices or ())) > 60
+    value = "|".join(choices) if choices and not many else _KINDS.get(kind, "VALUE") or "NAME"
     name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}={value}"
     given = flag.default
     shown = ",".join(given) if isinstance(given, list) else "on" if given is True else given
     is_said = isinstance(shown, (str, int, float)) and shown is not False
     about = re.sub(r"^<.*?>: ", "", flag.help.strip()) + (f" ({shown})" if is_said else "")
+    about += f" One of {', '.join(choices)}." if choices and many else ""
     lines = textwrap.wrap(about, width - _COLUMN)
     if len(name) + 4 > _COLUMN:
         return "\n".join([f"  {name}", *(" " * _COLUMN + line for line in lines)])

@@ -1,5 +1,7 @@
 """Flags and checks that the binaries share which put a model, a classifier and a data set together."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +13,28 @@ from experiments.common.workdirs import claim_workdir
 from purify_jax.checks import InputError
 
 FLAGS = flags.FLAGS
+
+#: The names of ``models.METHODS``, said here so that flags are read before JAX is loaded;
+#: tests/project/test_start.py compares them.
+METHODS = (
+    "adp",
+    "annealed",
+    "ddim",
+    "denoise",
+    "diffpure_ode",
+    "diffpure_sde",
+    "gdmp",
+    "gradual",
+    "langevin",
+    "likelihood_maximisation",
+    "mala",
+    "probability_flow",
+    "reverse_sde",
+    "tweedie",
+)
+MODEL_HELP = (
+    "A model that ships (digits, mnist, cifar10, ...), a folder with config.json, or hf:OWNER/NAME."
+)
 
 
 def define(images: int, batch_size: int, ebm_required: bool = False) -> None:
@@ -30,7 +54,8 @@ def define(images: int, batch_size: int, ebm_required: bool = False) -> None:
 
 
 def define_purifier() -> None:
-    """--num_steps, --num_restarts, --noise_scale."""
+    """--method, --num_steps, --num_restarts, --noise_scale."""
+    flags.DEFINE_enum("method", None, METHODS, "Purification method (default: the model's).")
     flags.DEFINE_integer("num_steps", None, "Purification steps (default: the model's).")
     flags.DEFINE_integer("num_restarts", None, "Purification restarts (default: the model's).")
     flags.DEFINE_float("noise_scale", None, "Purification noise (default: the model's).")
@@ -38,17 +63,13 @@ def define_purifier() -> None:
 
 def define_models() -> None:
     """--model, or --ebm and --classifier."""
-    flags.DEFINE_string("model", None, "A model that ships, by name: digits, mnist, cifar10, ...")
+    flags.DEFINE_string("model", None, MODEL_HELP)
     flags.DEFINE_string("ebm", None, "Energy or score model (.safetensors).")
     flags.DEFINE_string("classifier", None, "Classifier model (.safetensors).")
 
 
 def read_models(needs_ebm: bool) -> tuple[pj.models.Model | None, pj.models.Model]:
-    """(score model or None, classifier) of the flags; InputError unless they fit together.
-
-    Before anything is read, InputError for any flag whose number is out of its range.
-    """
-    flagging.check_numbers()
+    """(score model or None, classifier) of the flags; InputError unless they fit together."""
     if FLAGS.model and (FLAGS.ebm or FLAGS.classifier):
         raise InputError("model: got --ebm or --classifier beside it, expected one or the other")
     if FLAGS.model:
@@ -124,6 +145,7 @@ def make_defense(
         return None
     purifier = pj.models.model_purifier(
         ebm,
+        method=FLAGS.method,
         num_steps=FLAGS.num_steps,
         num_restarts=FLAGS.num_restarts,
         noise_scale=FLAGS.noise_scale,
@@ -131,12 +153,20 @@ def make_defense(
     return pj.defend(purifier, pj.models.logits_fn(classifier))
 
 
+def key() -> pj.types.Array:
+    """The key of --seed."""
+    import jax  # not before flags are read: it takes a second
+
+    return jax.random.key(FLAGS.seed)
+
+
 def settings(*more: str) -> dict[str, Any]:
     """The flags that a run's results depend on, for its work directory and its results."""
     common = ("model", "ebm", "classifier", "dataset", "split", "images", "batch_size", "seed")
     purifier = ("num_steps", "num_restarts", "noise_scale")
-    sized = () if FLAGS.image_size is None else ("image_size",)
-    return {name: FLAGS[name].value for name in (*common, *purifier, *sized, *more)}
+    # Named only where given: records of before these flags belong to the same settings.
+    given = [name for name in ("image_size", "method") if FLAGS[name].value is not None]
+    return {name: FLAGS[name].value for name in (*common, *purifier, *given, *more)}
 
 
 def claim(*more: str) -> Path:

@@ -1,13 +1,14 @@
-"""One process at a time writes into a folder; a second one ends in one line."""
+"""One process at a time writes into a folder; a second one ends in one line, and it says what it wrote."""
 
 import atexit
 import errno
 import fcntl
 import os
 import socket
+import sys
+from collections import Counter
 from pathlib import Path
 
-import jax
 from absl import logging
 
 from purify_jax.atomic import remove_unfinished
@@ -18,6 +19,8 @@ NAME = ".lock"
 _NONE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 #: Folder → descriptor, of the locks of this process: it may ask for one again.
 _held: dict[Path, int] = {}
+#: Folder as it was named → what was in it: file → (when it was changed, bytes).
+_before: dict[Path, dict[Path, tuple[int, int]]] = {}
 
 
 def hold(name: str, folder: str | Path) -> None:
@@ -28,7 +31,8 @@ def hold(name: str, folder: str | Path) -> None:
     holds it for all. Raises InputError, which says ``name``, if another process holds it, or if the
     folder cannot be written.
     """
-    if jax.distributed.is_initialized() and jax.process_index() > 0:
+    jax = sys.modules.get("jax")  # several processes work together only after it was loaded
+    if jax is not None and jax.distributed.is_initialized() and jax.process_index() > 0:
         return
     folder = Path(folder)
     try:
@@ -47,6 +51,42 @@ def hold(name: str, folder: str | Path) -> None:
         )
     _held[folder.resolve()] = descriptor
     remove_unfinished(folder, NAME)
+    _before[folder] = _files(folder)
+
+
+def endings() -> list[str]:
+    """A line for every folder that this process holds: what it wrote there."""
+    lines = []
+    for folder, before in _before.items():
+        new = [path for path, state in _files(folder).items() if before.get(path) != state]
+        if new:
+            lines.append(f"written to {folder}: {_listed(new)}")
+        else:
+            lines.append(f"nothing new in {folder}: what this command writes was there")
+    return lines
+
+
+def _files(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Files inside, by their path from there, without hidden ones."""
+    found = {}
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(place) / name for name in names if not name.startswith(".")):
+            try:
+                about = path.stat()
+            except OSError:  # gone meanwhile: an old checkpoint
+                continue
+            found[path.relative_to(folder)] = (about.st_mtime_ns, about.st_size)
+    return found
+
+
+def _listed(paths: list[Path], most: int = 12) -> str:
+    """Files by name, and folders with how many of their files."""
+    inside = Counter(path.parts[0] for path in paths if len(path.parts) > 1)
+    names = [path.name for path in paths if len(path.parts) == 1]
+    names += [f"{name}/ ({n} file{'s' * (n > 1)})" for name, n in inside.items()]
+    rest = len(names) - most
+    return ", ".join(sorted(names)[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _locked(path: Path) -> int | None:
@@ -90,6 +130,7 @@ def release() -> None:
             logging.warning("%s: %s", folder / NAME, error.strerror)
         os.close(descriptor)
     _held.clear()
+    _before.clear()
 
 
 atexit.register(release)

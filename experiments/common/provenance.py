@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
-from PIL.PngImagePlugin import PngInfo
-
 import purify_jax as pj
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +54,9 @@ def versions() -> dict[str, str]:
 
 def mark_png(content: bytes, command: str, commit: str) -> bytes:
     """The PNG with command and commit as text chunks."""
+    import PIL.Image
+    from PIL.PngImagePlugin import PngInfo
+
     info = PngInfo()
     info.add_itxt("Command", command)
     info.add_itxt("Commit", commit)

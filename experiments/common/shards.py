@@ -9,21 +9,23 @@ Unit u of n shards' work is shard u % n's. A unit is what is written together: f
 (attack, image), for others a file.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import jax
 from absl import flags
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
+import purify_jax as pj
 from experiments.common.workdirs import claim_workdir
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError, check_count
-from purify_jax.devices import sharding
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 FLAGS = flags.FLAGS
 #: (attack, image) of the records that are written together.
@@ -39,6 +41,8 @@ def define() -> None:
 
 def chosen() -> tuple[int, int]:
     """(i, n) of --shard, or of this process among those of --coordinator; (0, 1) for one process."""
+    import jax  # here and below: it takes a second, and flags are read without it
+
     text = FLAGS.shard
     if text is None:
         return jax.process_index(), jax.process_count()
@@ -54,7 +58,9 @@ def chosen() -> tuple[int, int]:
 
 def mesh() -> Mesh | None:
     """This process's own devices where there are several: each of several processes works for itself."""
-    return sharding.data_mesh(jax.local_devices()) if jax.device_count() > 1 else None
+    import jax
+
+    return pj.sharding.data_mesh(jax.local_devices()) if jax.device_count() > 1 else None
 
 
 def run(
@@ -79,6 +85,9 @@ def run(
     if FLAGS.shard is not None:
         print(f"shard {FLAGS.shard}: written to {workdir}; --merge joins the shards")
         return None
+    import jax
+    from jax.experimental import multihost_utils
+
     multihost_utils.sync_global_devices("every share is written")
     if jax.process_index() > 0:
         finish()
@@ -95,6 +104,9 @@ def _folder(workdir: Path, shard: tuple[int, int]) -> Path:
 
 def finish() -> None:
     """Lets the processes that wait for process 0 end."""
+    import jax
+    from jax.experimental import multihost_utils
+
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the merge is done")
 

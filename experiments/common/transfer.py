@@ -4,22 +4,23 @@ A purifier whose own exact gradient is weaker than images made for another one h
 figure is then the smallest of its column, not its own attack's.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
-from scipy import stats
 
+import purify_jax as pj
 from purify_jax.atomic import write_atomically
-from purify_jax.data import Dataset
-from purify_jax.defense import Defense
-from purify_jax.evaluation import worst_of
-from purify_jax.evaluation.red_flags import MUCH, RedFlag
-from purify_jax.evaluation.statistics import Interval
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from purify_jax.evaluation.red_flags import RedFlag
+    from purify_jax.evaluation.statistics import Interval
 
 
 def file_name(name: str) -> str:
@@ -63,7 +64,7 @@ class Matrix(NamedTuple):
     def share(self, made_on: str, scored_on: str) -> Interval:
         """Accuracy of one draw, averaged over all, with its 95% interval over images."""
         right = np.array(self.right[made_on][scored_on])
-        return worst_of.mean_survival(right, self.draws[scored_on], 1)
+        return pj.evaluation.worst_of.mean_survival(right, self.draws[scored_on], 1)
 
     def strongest(self, scored_on: str) -> tuple[str, Interval]:
         """(name, accuracy) of whose images leave a purifier the least; its own among equals."""
@@ -75,8 +76,8 @@ class Matrix(NamedTuple):
 
 def measure(
     workdir: Path,
-    defenses: Mapping[str, Callable[[], Defense]],
-    dataset: Dataset,
+    defenses: Mapping[str, Callable[[], pj.defense.Defense]],
+    dataset: pj.data.Dataset,
     *,
     draws: int,
     seed: int,
@@ -84,6 +85,8 @@ def measure(
     mesh: Mesh | None = None,
 ) -> Matrix:
     """Scores every purifier's kept images on every purifier; continues from ``transfer_NAME.json``."""
+    import jax
+
     images = {name: _kept(workdir, name) for name in defenses}
     right: dict[str, dict[str, list[int]]] = {name: {} for name in defenses}
     counted: dict[str, int] = {}
@@ -95,7 +98,7 @@ def measure(
         for made_on in defenses:
             if made_on not in content:
                 # The same draws for every column entry, so that they compare by images alone.
-                found = worst_of.correct_draws(
+                found = pj.evaluation.worst_of.correct_draws(
                     jax.random.key(seed),
                     defense,
                     images[made_on],
@@ -121,7 +124,7 @@ def kept(workdir: Path, names: Sequence[str]) -> list[str]:
 
 
 def red_flags(matrix: Matrix) -> list[RedFlag]:
-    """Of each purifier that another's images fool by :data:`MUCH` more than its own, paired."""
+    """Of each purifier that another's images fool by :data:`red_flags.MUCH` more than its own, paired."""
     flags = []
     for name in matrix.names:
         best, share = matrix.strongest(name)
@@ -131,9 +134,9 @@ def red_flags(matrix: Matrix) -> list[RedFlag]:
             np.array(matrix.right[made_on][name]) / matrix.draws[name]
         )
         difference = shares(name) - shares(best)
-        if difference.mean() > MUCH and _low(difference) > 0:
+        if difference.mean() > pj.evaluation.red_flags.MUCH and _low(difference) > 0:
             flags.append(
-                RedFlag(
+                pj.evaluation.red_flags.RedFlag(
                     f"{name}: images made for {best} beat its own exact gradient",
                     f"they leave {share}, its own attack {matrix.share(name, name)}",
                     "its gradient is masked or too noisy: more draws, another loss, and quote the lowest",
@@ -144,9 +147,11 @@ def red_flags(matrix: Matrix) -> list[RedFlag]:
 
 def _low(difference: np.ndarray) -> float:
     """The lower end of the mean's 95% interval."""
+    import scipy
+
     count = len(difference)
     spread = difference.std(ddof=1) / np.sqrt(count) if count > 1 else np.inf
-    return float(difference.mean() - stats.t.ppf(0.975, max(count - 1, 1)) * spread)
+    return float(difference.mean() - scipy.stats.t.ppf(0.975, max(count - 1, 1)) * spread)
 
 
 def table(matrix: Matrix) -> tuple[list[str], list[list[str]]]:

@@ -7,15 +7,18 @@ Command: python -m experiments.train_ebm --config=experiments/configs/cifar10_ds
 from ml_collections import ConfigDict
 
 from experiments.configs import cifar10
+from purify_jax import models
 
 
 def get_config() -> ConfigDict:
-    """A pixel-folding U-Net, denoising score matching over σ from 0.5 to 0.05, random flips."""
+    """A pixel-folding U-Net, denoising score matching over σ from 0.5 to 0.05, random flips; the
+    published purification."""
     config = cifar10.get_config()
     config.ebm.network = ConfigDict(
-        {"name": "ShuffledUNet", "features": (64, 128, 128), "blocks": 2}
+        {"name": "ShuffledUNet", "features": (64, 128, 128), "blocks": 1}
     )
     config.ebm.update({"role": "score", "sigma_max": 0.5, "sigma_min": 0.05, "flip": True})
     config.ebm.update({"learning_rate": 1e-3, "steps": 10_000, "batch_size": 128})
     config.ebm.update({"steps_per_dispatch": 20, "checkpoint_every": 100})
+    config.purification = ConfigDict(dict(models.PUBLISHED))
     return config

@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
             "network": {
                 "name": "NoiseConditionalUNet",
                 "features": (64, 128, 128),
-                "blocks": 2,
+                "blocks": 1,
                 "data_std": 0.25,
                 "reference_sigma": 0.25,
             },
@@ -35,6 +35,6 @@ def get_config() -> ConfigDict:
         }
     )
     config.purification = ConfigDict(
-        {"method": "probability_flow", "num_steps": 2, "noise_scale": 0.25, "num_restarts": 1}
+        {"method": "tweedie", "num_steps": 1, "noise_scale": 0.25, "num_restarts": 1}
     )
     return config

@@ -23,10 +23,10 @@ from typing import Any
 
 from absl import flags
 
+import purify_jax as pj
 from experiments.common import cli, locks
 from experiments.common.provenance import ROOT
 from purify_jax.atomic import check_output, write_atomically
-from purify_jax.attacks import suites
 from purify_jax.checks import InputError
 
 flags.DEFINE_string("results", str(ROOT / "results"), "Folder of results.")
@@ -115,7 +115,7 @@ def attack_rows(suite: str, card: Json, part: Json) -> list[dict[str, Any]]:
     found = []
     for label, rows in part["rows"].items():
         shown = [(row["attack"], row["one_draw"], _passes(row, label)) for row in rows[1:]]
-        if suites.SUITES[setting["suite"]].drop_fallen:
+        if pj.attacks.suites.SUITES[setting["suite"]].drop_fallen:
             shown = shown[:1]
         shown.append(
             (f"{setting['suite']} (all of the suite)", _robust(part, label), _total(rows, label))

@@ -4,23 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
+from experiments.reproduction import rows
+from experiments.reproduction.parts import Part, Plan
 from purify_jax.checks import InputError
-
-
-class Part(NamedTuple):
-    """One command: its name, module and flags, and the folder that it writes into."""
-
-    name: str
-    command: list[str]
-    folder: Path
-    is_training: bool = False
-
-    @property
-    def has_results(self) -> bool:
-        """Whether the command writes results.json."""
-        return not self.is_training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,19 +119,16 @@ def is_done(result: Mapping[str, Any], command: str) -> bool:
     return result.get("command") == command and not of_protocol_1
 
 
-class Plan(NamedTuple):
-    """The parts in order, the models they make, and what the budget did to them."""
-
-    parts: list[Part]
-    ebm: Path
-    classifier: Path
-    note: str
+#: All that ``experiments.reproduce`` knows: data sets, and the rows of CIFAR-10 on two CPU cores.
+NAMES = sorted([*SUITES, *rows.ROWS])
 
 
 def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -> Plan:
     """The commands of a suite within a budget in minutes (None: the full plan)."""
-    if name not in SUITES:
-        raise InputError(f"suite: got {name!r}, expected one of {sorted(SUITES)}")
+    if name not in NAMES:
+        raise InputError(f"suite: got {name!r}, expected one of {NAMES}")
+    if name in rows.ROWS:
+        return rows.plan(name, budget, workdir, data_dir)
     suite = SUITES[name]
     factor = 1.0 if budget is None else min(1.0, budget / suite.minutes)
     scaled = lambda number, least: max(least, round(number * factor))

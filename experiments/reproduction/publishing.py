@@ -1,11 +1,11 @@
 """Trained models and their results → pretrained/: model files and a card."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any
 
-import jax
-import ml_dtypes
 import numpy as np
 
 import purify_jax as pj
@@ -19,6 +19,11 @@ LARGE = 2**20
 
 def publish(suite: str, plan: Plan, results: Path, folder: Path) -> list[Path]:
     """Writes ``<suite>_ebm.safetensors``, ``<suite>_classifier.safetensors`` and ``<suite>.json``."""
+    import jax
+    import ml_dtypes
+
+    if plan.ebm is None:
+        raise InputError(f"publish: {suite} has no purifier, expected a suite with one")
     written, files = [], {}
     for role, source in (("ebm", plan.ebm), ("classifier", plan.classifier)):
         model = pj.models.load_model(source)
@@ -63,6 +68,8 @@ def _is_there(path: Path, model: pj.models.Model, dtype: Any) -> bool:
     found = pj.models.load_model(path)
     stored = lambda x: np.asarray(x) if dtype is None else np.asarray(x).astype(dtype)
     same = lambda a, b: np.array_equal(a, stored(b).astype(np.float32))
+    import jax
+
     trees = jax.tree.structure(found.variables) == jax.tree.structure(model.variables)
     return (
         trees

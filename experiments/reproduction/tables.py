@@ -1,10 +1,14 @@
-"""results/ → the tables between the markers of README.md, and docs/leaderboard.md: ``make tables``.
+"""results/ → the tables between the markers of README.md and docs/results.md, and docs/leaderboard.md.
 
-python -m experiments.reproduction.tables            # rewrites both
+python -m experiments.reproduction.tables            # rewrites the three: make tables
 python -m experiments.reproduction.tables --check    # fails if one differs from what results/ says
+
+``<!-- table: SUITE -->`` stands for all of a suite, ``<!-- flagship: SUITE -->`` for the few rows that
+say it; both end with ``<!-- end -->``. Another suite's name in README's one line is another flagship.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +30,23 @@ PUBLISHED = {
     "mnist": "published: the paper prints no table for MNIST",
     "digits": "",
 }
+#: What a flagship's table is of.
+TITLES = {
+    "digits": "Handwritten digits, 8×8 pixels",
+    "digits_best": "Handwritten digits, 8×8 pixels, best settings found",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+}
 
 
 def main(argv: list[str]) -> None:
-    """results/ in, README.md and docs/leaderboard.md out."""
+    """results/ in, README.md, docs/results.md and docs/leaderboard.md out."""
     del argv
     if not FLAGS.check:
         locks.hold("results", ROOT / "results")
-    readme, board = ROOT / "README.md", ROOT / "docs" / "leaderboard.md"
-    pages = {
-        readme: rewrite(readme.read_text(), ROOT / "results"),
-        board: leaderboard.page(ROOT / "results"),
-    }
+    marked = (ROOT / "README.md", ROOT / "docs" / "results.md")
+    pages = {path: rewrite(path.read_text(), ROOT / "results") for path in marked}
+    pages[ROOT / "docs" / "leaderboard.md"] = leaderboard.page(ROOT / "results")
     for path, after in pages.items():
         name = str(path.relative_to(ROOT))
         if not FLAGS.check:
@@ -50,26 +59,64 @@ def main(argv: list[str]) -> None:
 
 
 def rewrite(text: str, results: Path) -> str:
-    """The text with every ``<!-- table: suite -->`` ... ``<!-- end -->`` block made anew."""
-    for suite in sorted(p.name for p in results.iterdir() if p.is_dir()):
-        start, end = f"<!-- table: {suite} -->", "<!-- end -->"
-        if start in text:
-            head, rest = text.split(start, 1)
-            _, tail = rest.split(end, 1)
-            text = f"{head}{start}\n{block(suite, results / suite)}\n{end}{tail}"
-    return text
+    """The text with every block between a marker and ``<!-- end -->`` made anew.
+
+    Raises InputError for a marker that names no suite of ``results``, or that nothing ends.
+    """
+    made = {"table": block, "flagship": flagship}
+
+    def anew(found: re.Match[str]) -> str:
+        start, kind, suite, end = found.groups()
+        if not (results / suite).is_dir() or not end:
+            known = sorted(p.name for p in results.iterdir() if p.is_dir())
+            raise InputError(
+                f"marker: got {start}, expected one of {known}, and <!-- end --> after it"
+            )
+        return f"{start}\n{made[kind](suite, results / suite)}\n{end}"
+
+    inside = r"(?:(?!<!-- (?:table|flagship): ).)*?"
+    marker = rf"(<!-- (table|flagship): (\w+) -->)(?:{inside}(<!-- end -->))?"
+    return re.sub(marker, anew, text, flags=re.DOTALL)
+
+
+def _parts(folder: Path) -> dict[str, Any]:
+    return {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))}
+
+
+def flagship(suite: str, folder: Path) -> str:
+    """Few rows of one suite: clean, what purification papers report, and what ``honest`` leaves."""
+    parts = _parts(folder)
+    of = lambda kind: {
+        (p["settings"]["norm"], p["settings"]["epsilon"]): p
+        for p in parts.values()
+        if "worst_case" in p and p["settings"]["suite"] == kind
+    }
+    honest, paper = of("honest"), of("paper")
+    clean = parts.get("clean") or next(iter(honest.values()))
+    lines = [*_HEAD, _evaluation(clean)[0]]
+    for ball, part in honest.items():
+        if ball in paper:
+            published = _evaluation(paper[ball])
+            lines += [row for row in published if row.startswith(("| blind", "| BPDA+EOT"))]
+        lines += [row for row in _evaluation(part)[1:] if not row.startswith("| shared keys")]
+    commits = ", ".join(sorted({p["commit"] for p in [*honest.values(), *paper.values()]}))
+    about = f"{TITLES.get(suite, suite)}; from `results/{suite}/`, commit {commits}."
+    return "\n".join([about, "", *lines])
+
+
+_HEAD = (
+    "| attack | images | undefended | purified | 95% interval |",
+    "|---|---|---|---|---|",
+)
 
 
 def block(suite: str, folder: Path) -> str:
     """The Markdown of one suite: attacks, then detection, corruptions and certification."""
-    parts = {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))}
+    parts = _parts(folder)
     lines = _demo(parts["demo"]) if "demo" in parts else []
     evaluations = {n: p for n, p in parts.items() if "worst_case" in p}
     if evaluations:
-        lines += [
-            "| attack | images | undefended | purified | 95% interval |",
-            "|---|---|---|---|---|",
-        ]
+        lines += _HEAD
         for name, part in evaluations.items():
             rows = _evaluation(part)
             # Clean accuracy on many images says it all; the attacked ones' own is noise.

@@ -15,6 +15,7 @@ import numpy as np
 
 from purify_jax.checks import InputError
 from purify_jax.defense import Defense
+from purify_jax.passes import programs
 from purify_jax.purifiers import is_deterministic, score_of
 from purify_jax.purifiers.filters import identity
 from purify_jax.pytrees import pytree
@@ -82,25 +83,13 @@ def _marks(program: Any, times: int) -> Iterator[tuple[str, float]]:
             yield kind, times * equation.outvars[0].aval.size / int(size)
             continue
         length = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        inside = list(_programs(equation.params))
+        inside = list(programs(equation.params))
         found = [mark for each in inside for mark in _marks(each, times * length)]
         if found and equation.primitive.name == "while":
             raise InputError(
                 "attack: loops until a condition holds, expected a fixed length (scan)"
             )
         yield from found
-
-
-def _programs(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for each in value:
-            yield from _programs(each)
-    elif hasattr(value, "eqns"):
-        yield value
-    elif hasattr(value, "jaxpr"):
-        yield from _programs(value.jaxpr)
 
 
 def _named(name: str, value: Array, size: int) -> Array:

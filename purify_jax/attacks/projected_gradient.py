@@ -66,7 +66,7 @@ def pgd(
       gradient: (keys, images, labels) → (gradient, loss); every step gets fresh keys.
       norm: "linf", "l2" or "l1".
       epsilon: radius of the ball ≥ 0, in units of a pixel's range (and of the norm).
-      step_size: η, in the same units; :func:`default_step_size` if None.
+      step_size: η, in the same units; None for 2.5·ε/min(num_steps, 40).
       num_steps: ≥ 1.
       random_start: start at a random point of the ball instead of the clean image.
       best_iterate: return the iterate of highest loss, the last one included (which costs one

@@ -1,13 +1,13 @@
 """Suites: the attacks that belong together, built for one defense.
 
-clean     no attack at all: accuracy on many images
-standard  AutoAttack's for deterministic models: APGD-CE, APGD-T, Square
-rand      AutoAttack's for randomised defenses: APGD-CE and APGD-DLR with EOT
-paper     what the purification paper reports: blind, BPDA+EOT, joint (score), joint (full), SPSA
-honest    what specialists ask for: transfer, exact momentum PGD with two losses, Square; each image's
-          strongest candidate counts, see purify_jax/evaluation/protocol.py
-exhaustive  `honest` up to 0.2, six times the backward passes: exact PGD+EOT, APGD-CE and APGD-CW with
-          EOT, transfer, Square
+- clean: no attack at all, accuracy on many images
+- standard: AutoAttack's for deterministic models, APGD-CE, APGD-T, Square
+- rand: AutoAttack's for randomised defenses, APGD-CE and APGD-DLR with EOT
+- paper: what the purification paper reports, blind, BPDA+EOT, joint (score), joint (full), SPSA
+- honest: what specialists ask for, transfer, exact momentum PGD with two losses, Square; each image's
+  strongest candidate counts, see purify_jax/evaluation/protocol.py
+- exhaustive: ``honest`` up to 0.2, six times the backward passes, exact PGD+EOT, APGD-CE and APGD-CW
+  with EOT, transfer, Square
 """
 
 from collections.abc import Callable, Mapping

@@ -38,7 +38,7 @@ def as_torch_module(defense: PredictFn, key: Array | None = None, fresh: bool = 
       defense: (keys, images NHWC) → log-probabilities.
       key: the key of all randomness; ``jax.random.key(0)`` by default.
       fresh: draw anew at every call, as a deployed defense does: call c has the key of
-        :func:`call_key`. Otherwise every call has the same key, and the image at position i of a
+        ``call_key``. Otherwise every call has the same key, and the image at position i of a
         batch always meets the same noise: a deterministic model, which overstates robustness if the
         attack's success is read off the calls that it was optimised on.
 

@@ -2,7 +2,7 @@
 
 Hendrycks & Dietterich 2019, arXiv 1903.12261, with the parameters published for 32×32 images:
 lengths in pixels are taken as they are at every size, so that small images suffer more. Frost and
-spatter are drawn, not pasted from photographs; see :mod:`purify_jax.corruptions.weather`.
+spatter are drawn, not pasted from photographs; see ``purify_jax.corruptions.weather``.
 """
 
 from collections.abc import Callable, Mapping

@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from purify_jax.corruptions.noises import Generator, Image
 
@@ -11,7 +11,7 @@ from purify_jax.corruptions.noises import Generator, Image
 def gaussian_blur(image: Image, rng: Generator, sigma: float) -> Image:
     """Convolution with a Gaussian of standard deviation ``sigma`` pixels."""
     del rng
-    return ndimage.gaussian_filter(image, (sigma, sigma, 0), mode="nearest")
+    return scipy.ndimage.gaussian_filter(image, (sigma, sigma, 0), mode="nearest")
 
 
 def defocus_blur(image: Image, rng: Generator, radius: float, alias_blur: float) -> Image:
@@ -21,8 +21,8 @@ def defocus_blur(image: Image, rng: Generator, radius: float, alias_blur: float)
     rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     disk = (rows**2 + columns**2 <= radius**2).astype(float)
     profile = np.exp(-(np.arange(-1, 2) ** 2) / (2 * alias_blur**2))
-    kernel = ndimage.convolve(np.pad(disk, 1), np.outer(profile, profile), mode="constant")
-    return ndimage.convolve(image, (kernel / kernel.sum())[..., None], mode="mirror")
+    kernel = scipy.ndimage.convolve(np.pad(disk, 1), np.outer(profile, profile), mode="constant")
+    return scipy.ndimage.convolve(image, (kernel / kernel.sum())[..., None], mode="mirror")
 
 
 def glass_blur(image: Image, rng: Generator, sigma: float, reach: int, iterations: int) -> Image:
@@ -64,7 +64,7 @@ def motion_kernel(radius: float, sigma: float, angle: float) -> np.ndarray:
 def motion_blur(image: Image, rng: Generator, radius: float, sigma: float) -> Image:
     """A trail of random direction within 45° of the horizontal."""
     kernel = motion_kernel(radius, sigma, math.radians(rng.uniform(-45, 45)))
-    return ndimage.convolve(image, kernel[..., None], mode="nearest")
+    return scipy.ndimage.convolve(image, kernel[..., None], mode="nearest")
 
 
 def clipped_zoom(image: Image, factor: float) -> Image:
@@ -72,7 +72,7 @@ def clipped_zoom(image: Image, factor: float) -> Image:
     centre = (np.array(image.shape[:2]) - 1) / 2
     matrix = np.diag([1 / factor, 1 / factor, 1])
     offset = np.append(centre * (1 - 1 / factor), 0)
-    return ndimage.affine_transform(image, matrix, offset, order=1, mode="nearest")
+    return scipy.ndimage.affine_transform(image, matrix, offset, order=1, mode="nearest")
 
 
 def zoom_blur(image: Image, rng: Generator, largest: float) -> Image:

@@ -1,18 +1,22 @@
 """Digital corruptions: brightness, contrast, saturation, elastic warps, pixels, JPEG."""
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
-import PIL.Image
-from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
-from scipy import ndimage
+import scipy
 
 from purify_jax.corruptions.noises import Generator, Image
 from purify_jax.corruptions.weather import grey
 
+if TYPE_CHECKING:
+    import PIL.Image
+
 
 def _in_hsv(image: Image, change) -> Image:
     """``change`` works on ``[h, w, 3]`` hue, saturation, value; grey images go there and back."""
+    from matplotlib.colors import hsv_to_rgb, rgb_to_hsv  # half a second to import
+
     rgb = np.broadcast_to(np.clip(image, 0, 1), (*image.shape[:2], 3))
     hsv = np.array(rgb_to_hsv(rgb))
     changed = hsv_to_rgb(np.clip(change(hsv), 0, 1))
@@ -57,30 +61,34 @@ def elastic_transform(
     matrix = np.zeros((3, 3))
     matrix[:2, :2], matrix[2, 2] = solution[:, :2], 1
     offset = np.append(solution[:, 2], 0)
-    warped = ndimage.affine_transform(image, matrix, offset, order=1, mode="mirror")
-    draw = lambda: ndimage.gaussian_filter(
+    warped = scipy.ndimage.affine_transform(image, matrix, offset, order=1, mode="mirror")
+    draw = lambda: scipy.ndimage.gaussian_filter(
         rng.uniform(-1, 1, (height, width)), sigma * size, mode="reflect", truncate=3
     )
     rows, columns = np.mgrid[:height, :width] + alpha * size * np.stack([draw(), draw()])
     channels = [
-        ndimage.map_coordinates(warped[..., c], [rows, columns], order=1, mode="reflect")
+        scipy.ndimage.map_coordinates(warped[..., c], [rows, columns], order=1, mode="reflect")
         for c in range(image.shape[-1])
     ]
     return np.stack(channels, -1)
 
 
-def _pillow(image: Image) -> PIL.Image.Image:
+def _pillow(image: Image) -> "PIL.Image.Image":
+    import PIL.Image
+
     pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
     return PIL.Image.fromarray(pixels if image.shape[-1] == 3 else pixels[..., 0])
 
 
-def _from_pillow(picture: PIL.Image.Image) -> Image:
+def _from_pillow(picture: "PIL.Image.Image") -> Image:
     pixels = np.asarray(picture, float) / 255
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def pixelate(image: Image, rng: Generator, factor: float) -> Image:
     """Smaller by ``factor`` and back, by averaging boxes (8 bits, Pillow)."""
+    import PIL.Image
+
     del rng
     picture = _pillow(image)
     small = picture.resize(
@@ -91,6 +99,8 @@ def pixelate(image: Image, rng: Generator, factor: float) -> Image:
 
 def jpeg_compression(image: Image, rng: Generator, quality: int) -> Image:
     """Through a JPEG file of ``quality`` (8 bits, Pillow)."""
+    import PIL.Image
+
     del rng
     file = io.BytesIO()
     _pillow(image).save(file, "JPEG", quality=quality)

@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from purify_jax.corruptions.blurs import clipped_zoom, motion_kernel
 from purify_jax.corruptions.noises import Generator, Image
@@ -74,7 +74,7 @@ def snow(
     flakes = clipped_zoom(flakes, zoom)
     flakes = np.clip(np.where(flakes < threshold, 0, flakes), 0, 1)
     kernel = motion_kernel(radius, sigma, math.radians(rng.uniform(-135, -45)))
-    flakes = ndimage.convolve(flakes, kernel[..., None], mode="nearest")
+    flakes = scipy.ndimage.convolve(flakes, kernel[..., None], mode="nearest")
     whitened = np.maximum(image, grey(image) * 1.5 + 0.5)
     return keep * image + (1 - keep) * whitened + flakes + flakes[::-1, ::-1]
 
@@ -88,14 +88,14 @@ def spatter(
     Water is brighter inside a drop than at its rim, by the distance to the rim; the published
     version shades it by a chain of OpenCV filters that has the same effect.
     """
-    layer = ndimage.gaussian_filter(rng.normal(mean, spread, image.shape[:2]), sigma)
+    layer = scipy.ndimage.gaussian_filter(rng.normal(mean, spread, image.shape[:2]), sigma)
     drops = layer > threshold
     if is_mud:
-        cover = ndimage.gaussian_filter(drops.astype(float), strength)
+        cover = scipy.ndimage.gaussian_filter(drops.astype(float), strength)
         cover = np.where(cover < 0.8, 0, cover)[..., None]
         return image * (1 - cover) + cover * coloured((63 / 255, 42 / 255, 20 / 255), image)
-    depth = ndimage.distance_transform_edt(drops) * drops
-    shine = ndimage.uniform_filter(depth * np.where(drops, layer, 0), 3)
+    depth = scipy.ndimage.distance_transform_edt(drops) * drops
+    shine = scipy.ndimage.uniform_filter(depth * np.where(drops, layer, 0), 3)
     shine = strength * shine / max(shine.max(), 1e-12)
     return image + shine[..., None] * coloured((175 / 255, 238 / 255, 238 / 255), image)
 

@@ -1,12 +1,15 @@
-"""Data: labelled images, and batches that depend on the seed and the step alone."""
+"""Data: labelled images, batches that depend on the seed and the step alone, and anybody's iterators."""
 
 from purify_jax.data.batching import batch_indices
 from purify_jax.data.datasets import Dataset, LazyImages, load_split
 from purify_jax.data.images import fit, image_files, png, read_image, to_float
+from purify_jax.data.iterators import Batches, as_training_data
 
 __all__ = [
+    "Batches",
     "Dataset",
     "LazyImages",
+    "as_training_data",
     "batch_indices",
     "fit",
     "image_files",

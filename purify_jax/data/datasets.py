@@ -1,7 +1,6 @@
 """Labelled images: in memory, or left on disk until they are asked for."""
 
 import dataclasses
-import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ import numpy as np
 from absl import logging
 
 from purify_jax.checks import InputError, check_count, check_labels, shown
+from purify_jax.data import built_in
+from purify_jax.data.built_in import BUILT_IN
 from purify_jax.data.images import fit, image_files, read_image, to_float
 
 
@@ -19,6 +20,7 @@ class Dataset:
 
     images: ``[n, h, w, c]`` uint8 in 0-255, or float32 in [0, 1].
     labels: ``[n]`` int32 in ``[0, num_classes)``.
+    class_names: what the classes are called; empty where they have numbers only.
     """
 
     name: str
@@ -26,9 +28,15 @@ class Dataset:
     images: np.ndarray
     labels: np.ndarray
     num_classes: int
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_count("num_classes", self.num_classes)
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise InputError(
+                f"class_names of {self.name}: got {len(self.class_names)}, expected one for each of the "
+                f"{self.num_classes} classes"
+            )
         check_labels(self.labels, self.num_classes, f"labels of {self.name}")
         if len(self.images) != len(self.labels):
             raise InputError(
@@ -105,12 +113,13 @@ def load_split(
 
     Args:
       name: "digits" (built in, scikit-learn's 8×8 handwritten digits; splits train of 1437 and
-        test of 360 images), "folder" (``data_dir/<split>/<class>/*.png|jpg``, classes in
+        test of 360 images), "cifar10_photos" (built in, 64 of CIFAR-10's test images, in the order: the
+        first of every class, the second of every class, ...; split test), "folder" (``data_dir/<split>/<class>/*.png|jpg``, classes in
         alphabetical order), or the name of any tensorflow-datasets image-classification set
         that is prepared in ``data_dir`` ("mnist", "fashion_mnist", "cifar10", "cifar100", ...).
       split: "train", "test", or a slice such as "train[:80%]", "test[100:200]" or "test[-100:]", read
         as tensorflow-datasets reads it, whatever the data set.
-      data_dir: folder of prepared data sets; not needed for "digits".
+      data_dir: folder of prepared data sets; not needed for what is built in.
       lazy: leave the images of a tensorflow-datasets set on disk (:class:`LazyImages`); training
         streams them. The others are loaded.
       image_size: resize every image so that its shorter side has so many pixels, and cut out the square
@@ -127,10 +136,11 @@ def load_split(
         raise InputError(f"split: got {split!r}, expected a name or a slice such as train[:80%]")
     if image_size is not None:
         check_count("image_size", image_size)
-        if name == "digits":
-            raise InputError("image_size: digits have 8 pixels a side, expected no other size")
-    if name == "digits":
-        whole = _load_digits(match[1])
+        if name in BUILT_IN:
+            raise InputError(f"image_size: the images of {name} have one size, expected no other")
+    if name in BUILT_IN:
+        images, labels, class_names = built_in.load(name, match[1])
+        whole = Dataset(name, match[1], images, labels, len(class_names), class_names)
     elif name == "folder":
         whole = _load_folder(match[1], _checked_dir(name, data_dir), image_size)
     else:
@@ -167,24 +177,6 @@ def _checked_dir(name: str, data_dir: str | Path | None) -> Path:
     return path
 
 
-@functools.lru_cache(maxsize=1)
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    order = np.random.RandomState(0).permutation(len(digits.target))
-    images = (digits.images / 16).astype(np.float32)[..., None]
-    return images[order], digits.target.astype(np.int32)[order]
-
-
-def _load_digits(split: str) -> Dataset:
-    parts = {"train": slice(0, 1437), "test": slice(1437, None)}
-    if split not in parts:
-        raise InputError(f"split: got {split!r}, expected one of {sorted(parts)} for digits")
-    images, labels = _digits()
-    return Dataset("digits", split, images[parts[split]], labels[parts[split]], 10)
-
-
 def _load_tfds(
     name: str, split: str, data_dir: Path, lazy: bool, image_size: int | None
 ) -> Dataset:
@@ -202,7 +194,7 @@ def _load_tfds(
         known = sorted(builder.info.splits)
         if split not in known:
             raise InputError(f"split: got {split!r}, expected one of {known} for {name}")
-        num_classes = builder.info.features["label"].num_classes
+        class_names = tuple(builder.info.features["label"].names)
         source = builder.as_data_source(split=split)
     except InputError:
         raise
@@ -210,11 +202,11 @@ def _load_tfds(
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"dataset: {name!r} in {data_dir} cannot be read: {reason}") from error
     if lazy:
-        return _lazy(name, split, builder, source, num_classes, image_size)
+        return _lazy(name, split, builder, source, class_names, image_size)
     records = source.__getitems__(range(len(source)))
     images = _stacked([fit(record["image"], image_size) for record in records], name)
     labels = np.array([record["label"] for record in records], np.int32)
-    return Dataset(name, split, images, labels, num_classes)
+    return Dataset(name, split, images, labels, len(class_names), class_names)
 
 
 def _stacked(images: list[np.ndarray], where: str) -> np.ndarray:
@@ -248,13 +240,17 @@ def _load_folder(split: str, data_dir: Path, image_size: int | None) -> Dataset:
         logging.warning("%s: %d unreadable images skipped", root, len(skipped))
     if not images:
         raise InputError(f"data_dir: no readable images in {root}, expected *.png or *.jpg")
-    return Dataset(
-        "folder", split, _stacked(images, str(root)), np.array(labels, np.int32), len(classes)
-    )
+    whole, names = _stacked(images, str(root)), tuple(classes)
+    return Dataset("folder", split, whole, np.array(labels, np.int32), len(names), names)
 
 
 def _lazy(
-    name: str, split: str, builder: Any, source: Any, num_classes: int, image_size: int | None
+    name: str,
+    split: str,
+    builder: Any,
+    source: Any,
+    class_names: tuple[str, ...],
+    image_size: int | None,
 ) -> Dataset:
     import tensorflow_datasets as tfds
 
@@ -274,4 +270,4 @@ def _lazy(
         for record in undecoded.__getitems__(range(start, min(start + 1000, len(source))))
     ]
     records: Any = LazyImages(source, shape, image_size=image_size)
-    return Dataset(name, split, records, np.array(labels, np.int32), num_classes)
+    return Dataset(name, split, records, np.array(labels, np.int32), len(class_names), class_names)

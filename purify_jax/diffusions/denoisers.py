@@ -120,7 +120,7 @@ class LinearSchedule:
 
 
 class Diffusion:
-    """What the diffusions share; each says in :meth:`noise` how its network predicts the noise."""
+    """What the diffusions share; each says in ``noise`` how its network predicts the noise."""
 
     schedule: Any = LinearSchedule()
 

@@ -1,7 +1,15 @@
 """Evaluation: attack, score with fresh keys, one record per image; and every other figure."""
 
 from purify_jax.devices.batches import map_images
-from purify_jax.evaluation import certification, corrupted, detection, red_flags, sweeps, worst_of
+from purify_jax.evaluation import (
+    certification,
+    corrupted,
+    detection,
+    red_flags,
+    suite_runs,  # noqa: F401  for the binaries, and not part of what is public
+    sweeps,
+    worst_of,
+)
 from purify_jax.evaluation.attacked import evaluate
 from purify_jax.evaluation.certification import certified_accuracy, certify
 from purify_jax.evaluation.corrupted import evaluate_corrupted

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax.sharding import Mesh
-from scipy.special import logsumexp
 
 from purify_jax.attacks import norms
 from purify_jax.attacks.costs import Passes
@@ -62,7 +62,7 @@ def evaluate(
     et al. 2022, arXiv 2202.13711). Of N draws, ``one_draw`` is the first draw's verdict, ``mean``
     that of the mean probability, ``vote`` that of the majority, ``worst`` whether all N are
     right; ``correct_draws`` counts them. ``own_correct`` and ``own_loss`` are what the attacker sees in
-    draws of its own, disjoint from both: :mod:`~purify_jax.evaluation.protocol` chooses by them.
+    draws of its own, disjoint from both: :func:`~purify_jax.evaluation.strongest` chooses by them.
 
     Args:
       key: the run's key. An image's results depend on it, the attack's name and the image's
@@ -217,7 +217,7 @@ def _one_batch(
     difference = jnp.asarray(adversarial) - images
     sizes = {n.name: np.asarray(n.size(difference)) for n in (norms.linf, norms.l2)}
     correct = log_probs.argmax(-1) == labels
-    mean = logsumexp(log_probs.astype(np.float64), axis=0) - np.log(len(log_probs))
+    mean = scipy.special.logsumexp(log_probs.astype(np.float64), axis=0) - np.log(len(log_probs))
     own_right = (own.argmax(-1) == labels).sum(axis=0)
     # Of single answers, where "loss" is that of the mean probability: what one fresh draw will see.
     own_loss = -np.maximum(own[:, np.arange(len(labels)), labels], -1e4).mean(axis=0)

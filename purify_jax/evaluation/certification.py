@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax.sharding import Mesh
-from scipy import stats
 
 from purify_jax.checks import (
     InputError,
@@ -60,7 +60,7 @@ def check_settings(sigma: float, n0: int, n: int, alpha: float) -> None:
 
 def lower_bound(successes: int, total: int, alpha: float) -> float:
     """One-sided Clopper–Pearson bound: p ≥ it with confidence 1 − α (exact binomial, by scipy)."""
-    test = stats.binomtest(int(successes), int(total), alternative="greater")
+    test = scipy.stats.binomtest(int(successes), int(total), alternative="greater")
     return float(test.proportion_ci(1 - alpha, "exact").low)
 
 
@@ -76,7 +76,7 @@ def certificate(
     p_lower = lower_bound(estimation[top], int(estimation.sum()), alpha)
     if p_lower <= 0.5:
         return Certificate(ABSTAIN, 0.0)
-    return Certificate(top, float(sigma * stats.norm.ppf(p_lower)))
+    return Certificate(top, float(sigma * scipy.stats.norm.ppf(p_lower)))
 
 
 @pytree

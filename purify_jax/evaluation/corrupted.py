@@ -1,5 +1,6 @@
 """Accuracy under corruptions: computed or read from CIFAR-10-C files; mCE."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def corrupted(dataset: Dataset, name: str, severity: int, seed: int = 0) -> Data
     images, labels = dataset.batch(np.arange(len(dataset)))
     changed = corrupt(images, name, severity, seed=seed)
     split = f"{dataset.split}, {name} {severity}"
-    return Dataset(dataset.name, split, changed, labels, dataset.num_classes)
+    return dataclasses.replace(dataset, split=split, images=changed, labels=labels)
 
 
 def load_folder(folder: str | Path, name: str, severity: int, num_classes: int = 10) -> Dataset:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+import scipy
 
 from purify_jax import energy, losses
 from purify_jax.arrays import dot, l2_norm, per_image
@@ -132,7 +132,7 @@ def auroc(clean: np.ndarray, attacked: np.ndarray, confidence: float = 0.95) -> 
         bound = wilson(round(area * smaller), smaller, confidence)
         return Interval(area, min(bound.low, area), max(bound.high, area), total)
     logit = np.log(area / (1 - area))
-    half = stats.norm.ppf(0.5 + confidence / 2) * np.sqrt(variance) / (area * (1 - area))
+    half = scipy.stats.norm.ppf(0.5 + confidence / 2) * np.sqrt(variance) / (area * (1 - area))
     low, high = 1 / (1 + np.exp(-np.array([logit - half, logit + half])))
     return Interval(area, float(low), float(high), total)
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from scipy import stats
+import scipy
 
 from purify_jax.checks import check_count, check_number
 
@@ -30,5 +30,5 @@ def wilson(successes: int, total: int, confidence: float = 0.95) -> Interval:
     check_number("confidence", confidence, 0, 1, open_low=True, open_high=True)
     if total == 0:
         return Interval(float("nan"), 0.0, 1.0, 0)
-    interval = stats.binomtest(int(successes), int(total)).proportion_ci(confidence, "wilson")
+    interval = scipy.stats.binomtest(int(successes), int(total)).proportion_ci(confidence, "wilson")
     return Interval(successes / total, float(interval.low), float(interval.high), int(total))

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax.sharding import Mesh
-from scipy import stats
 
 from purify_jax.checks import InputError, check_count, check_images, check_labels
 from purify_jax.devices.batches import map_images
@@ -33,7 +33,7 @@ def correct_draws(
 ) -> np.ndarray:
     """Which of ``draws`` independent draws are right, bool ``[images, draws]``.
 
-    The draws are independent of those of :func:`~purify_jax.evaluation.attacked.evaluate` with the
+    The draws are independent of those of :func:`~purify_jax.evaluation.evaluate` with the
     same key, so images that were chosen by its verdicts are judged anew.
 
     Raises InputError for bad images or labels.
@@ -120,7 +120,7 @@ def mean_survival(right: np.ndarray, draws: int, worst_of: int) -> Interval:
     mean, count = float(each.mean()), len(each)
     # With a single image nothing is known of the spread.
     error = each.std(ddof=1) / np.sqrt(count) if count > 1 else np.inf
-    half = float(stats.t.ppf(0.975, max(count - 1, 1)) * error)
+    half = float(scipy.stats.t.ppf(0.975, max(count - 1, 1)) * error)
     return Interval(mean, max(mean - half, 0.0), min(mean + half, 1.0), count)
 
 

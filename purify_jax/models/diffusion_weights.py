@@ -1,7 +1,7 @@
 """Published diffusion networks ↔ this package's variables, strictly: every key used, every one filled.
 
 Three kinds: "edm" (SongUNet), "score_sde" (DDPM++, its averaged weights) and "guided_diffusion"
-(ADM). Names are those of :mod:`purify_jax.models.diffusion_names`, sizes are read off the weights.
+(ADM). Names are those of ``purify_jax.models.diffusion_names``, sizes are read off the weights.
 """
 
 import re

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -80,7 +81,7 @@ def _serialized(tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> 
 def load_model(path: str | Path, roles: tuple[str, ...] = ROLES) -> Model:
     """Reads a model file; parameters are filled strictly, narrower ones widened to float32.
 
-    The header is checked first (:class:`~purify_jax.models.headers.Header`), then the shapes of the
+    The header is checked first (``purify_jax.models.headers``), then the shapes of the
     tensors; their numbers are read last. Raises InputError if the file is missing, damaged, not of
     this package, of another role than expected, if its tensors do not fit the architecture in its
     own header, or are not finite.
@@ -103,7 +104,7 @@ def load_model(path: str | Path, roles: tuple[str, ...] = ROLES) -> Model:
     with np.errstate(over="ignore"):  # infinity is refused next
         tensors = {name: array.astype(np.float32) for name, array in tensors.items()}
     check_finite(path, tensors)
-    variables = {name: jnp.asarray(array) for name, array in tensors.items()}
+    variables = jax.device_put(tensors)
     return Model(
         header.role,
         header.network,
@@ -157,9 +158,8 @@ def check_output(source: str | Path, header: Header) -> None:
 
     An energy may also be one number per image, and a diffusion predict a variance beside them.
     """
-    inputs = networks.example_inputs(header.network, header.image_shape)
-    run = lambda *given: header.network.init_with_output(jax.random.key(0), *given)[0]
-    shape, images = jax.eval_shape(run, *inputs).shape, inputs[0]
+    images = networks.example_inputs(header.network, header.image_shape)[0]
+    shape = _traced(header.network, header.image_shape)[0].shape
     like_images = shape == images.shape
     with_variance = shape == (*images.shape[:-1], 2 * images.shape[-1])
     fits = {
@@ -175,14 +175,20 @@ def check_output(source: str | Path, header: Header) -> None:
         )
 
 
+@functools.lru_cache(maxsize=4)
+def _traced(network: nn.Module, image_shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """(output, variables) of a network, as shapes; a file is checked for both."""
+    run = lambda *inputs: network.init_with_output(jax.random.key(0), *inputs)
+    return jax.eval_shape(run, *networks.example_inputs(network, image_shape))
+
+
 def expected_shapes(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """``{"params/...": shape}`` of all variables of a network on images of a shape.
 
     Raises InputError for a network that cannot be built for them.
     """
-    inputs = networks.example_inputs(network, image_shape)
     try:
-        variables = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+        variables = _traced(network, tuple(image_shape))[1]
     except Exception as error:  # whatever a layer says of sizes that do not fit
         reason = f"{type(error).__name__} {error}"
         raise InputError(

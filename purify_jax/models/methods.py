@@ -121,6 +121,11 @@ def _tweedie(model: Model, settings: Mapping[str, Any]) -> Purifier:
     )
 
 
+def _denoise(model: Model, settings: Mapping[str, Any]) -> Purifier:
+    """No noise of its own: the noise scale is what the images hold already."""
+    return purifiers.denoise(noise_score(model), _positive_noise(settings))
+
+
 def _chain(model: Model, settings: Mapping[str, Any]) -> tuple[ScoreFn, dict[str, Any]]:
     """The score at the smallest level, and steps of 0.3 of it; the noise scale plays no part."""
     sigma, score = smallest_sigma(model), noise_score(model)
@@ -220,6 +225,7 @@ def _some(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]
 METHODS: Mapping[str, Builder] = {
     "adp": _adp,
     "tweedie": _tweedie,
+    "denoise": _denoise,
     "annealed": _on_ladder(purifiers.annealed),
     "probability_flow": _on_ladder(purifiers.probability_flow),
     "reverse_sde": _on_ladder(purifiers.reverse_sde),

@@ -1,94 +1,61 @@
-"""Models that ship with the project: a purifier and a classifier by name, checked and ready."""
+"""Models that are ready: those that ship, by name; a folder; the Hugging Face hub. Checked when loaded."""
 
-import hashlib
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from purify_jax.checks import InputError, check_choice, check_file_name
-from purify_jax.defense import Defense, defend
-from purify_jax.models.files import Model, load_model
-from purify_jax.models.methods import model_purifier
-from purify_jax.models.settings import logits_fn
-from purify_jax.purifiers import Purifier
-from purify_jax.types import LogitsFn
+from purify_jax.checks import InputError, shown
+from purify_jax.models.hub import Pretrained, digest, download, is_hub_name, load_pair, save
 
-
-class Pretrained(NamedTuple):
-    """A purifier and a classifier, as functions and as models; ``card`` says where they are from."""
-
-    purifier: Purifier
-    logits_fn: LogitsFn
-    ebm: Model
-    classifier: Model
-    card: Mapping[str, Any]
-
-    @property
-    def defense(self) -> Defense:
-        """The purifier before the classifier."""
-        return defend(self.purifier, self.logits_fn)
+__all__ = ["Pretrained", "available", "digest", "folders", "load", "save"]
 
 
 def folders() -> list[Path]:
-    """Where models are looked for: the checkout's pretrained/, then the installed copy."""
+    """Where models that ship are looked for: the checkout's pretrained/, then the installed copy."""
     package = Path(__file__).parents[1]
     return [package.parent / "pretrained", package / "shipped"]
 
 
 def available() -> list[str]:
-    """The names that :func:`load` knows."""
+    """The names of the models that ship."""
     return sorted({p.stem for folder in folders() for p in folder.glob("*.json")})
 
 
-def load(name: str) -> Pretrained:
-    """The purifier and the classifier of a data set: "digits", "mnist" or "cifar10".
+def load(name: str | Path) -> Pretrained:
+    """A purifier and its classifier.
 
-    Every file's SHA-256 is compared with the card's. Raises InputError for an unknown name, and
-    for a file that is missing or damaged, which it names.
+    Args:
+      name: of a model that ships ("digits", "digits_best", "mnist", "cifar10"); a folder that :func:`save`
+        wrote; or ``hf:owner/name[@revision]``, which is fetched from the Hugging Face hub and needs the
+        package huggingface_hub (``pip install 'purify_jax[hf]'``).
+
+    Every file's SHA-256 is compared with the card's. Raises InputError for what is none of these, for a file
+    that is missing or damaged, which it names, and for a repository that cannot be fetched.
     """
-    check_choice("pretrained", name, available())
-    cards = [path for folder in folders() if (path := folder / f"{name}.json").is_file()]
-    card, files = _read_card(cards[0])
-    found = {}
-    for role, file in files.items():
-        path = cards[0].parent / file["name"]
-        if not path.is_file():
-            raise InputError(f"pretrained: {path} is missing, expected beside its card {cards[0]}")
-        if digest(path) != file["sha256"]:
-            raise InputError(
-                f"pretrained: {path} is damaged (its SHA-256 is not the card's), expected the "
-                "file as published"
-            )
-        found[role] = load_model(path, _ROLES[role])
-    return Pretrained(
-        model_purifier(found["ebm"]),
-        logits_fn(found["classifier"]),
-        found["ebm"],
-        found["classifier"],
-        card,
+    known = available()
+    if isinstance(name, str) and name in known:
+        cards = [path for folder in folders() if (path := folder / f"{name}.json").is_file()]
+        return load_pair(cards[0])
+    if isinstance(name, str) and is_hub_name(name):
+        return load_pair(_config(download(name), name))
+    if isinstance(name, str | Path) and (found := _config_of(name)):
+        return load_pair(found)
+    raise InputError(
+        f"pretrained: got {shown(str(name) if isinstance(name, Path) else name)}, expected one of {known}, "
+        "a folder with config.json, or hf:OWNER/NAME"
     )
 
 
-#: Role in a card → what its model may be.
-_ROLES = {"ebm": ("energy", "score"), "classifier": ("classifier",)}
-
-
-def _read_card(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
-    """(the card, role → name and digest of its file); InputError if the card is damaged."""
+def _config_of(folder: str | Path) -> Path | None:
     try:
-        card = json.loads(path.read_text())
-        files = {r: {k: card["files"][r][k] for k in ("name", "sha256")} for r in _ROLES}
-    except (ValueError, LookupError, TypeError) as error:
+        path = Path(folder) / "config.json"
+        return path if str(folder) and path.is_file() else None
+    except (OSError, ValueError):  # a name too long for a file, or one with a zero byte
+        return None
+
+
+def _config(folder: Path, name: str) -> Path:
+    path = folder / "config.json"
+    if not path.is_file():
         raise InputError(
-            f"pretrained: the card {path} is damaged ({type(error).__name__}: {error}), expected it "
-            "as published"
-        ) from error
-    for role, file in files.items():
-        check_file_name(f"pretrained: {role} of the card {path}", file["name"])
-    return card, files
-
-
-def digest(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            f"pretrained: {name} has no config.json, expected a folder of this package"
+        )
+    return path

@@ -22,6 +22,7 @@ PUBLISHED: Mapping[str, Any] = MappingProxyType(
 METHOD_NAMES = (
     "adp",
     "tweedie",
+    "denoise",
     "annealed",
     "probability_flow",
     "reverse_sde",

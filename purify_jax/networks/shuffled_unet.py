@@ -63,7 +63,7 @@ class ShuffledUNet(nn.Module):
 class NoiseConditionalUNet(nn.Module):
     """(noisy images, σ) → D(x; σ) − x, what denoising adds to them, preconditioned as in EDM.
 
-    D(x; σ) = ½ + c_skip·(x − ½) + c_out·F(c_in·(x − ½), c_noise) by :func:`preconditioning`, with
+    D(x; σ) = ½ + c_skip·(x − ½) + c_out·F(c_in·(x − ½), c_noise) by ``preconditioning``, with
     F a :class:`ShuffledUNet` that starts as zero: D is then the best denoiser of Gaussian data.
     The score at σ is the output over σ² (``noise.per_variance``). Without σ the network serves at
     ``reference_sigma``, as a noise-unconditional score network.

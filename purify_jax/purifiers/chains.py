@@ -106,7 +106,7 @@ def mala(
 ) -> MALA:
     """Metropolis-adjusted Langevin: :func:`langevin` without its bias (Roberts & Tweedie 1996).
 
-    A proposal is accepted with probability min(1, p(x')q(x|x')/p(x)q(x'|x)). Without an
+    A proposal is accepted with probability ``min(1, p(x')q(x|x')/p(x)q(x'|x))``. Without an
     ``energy_fn`` the energy difference is the score's line integral by the trapezoid rule, which
     is exact for quadratic energies. Its derivative is that of the accepted or kept image.
     """

@@ -129,6 +129,25 @@ def tweedie(score: NoiseScore, sigma: float, *, num_restarts: int = 1) -> Probab
 
 
 @pytree
+class OneDenoising(ProbabilityFlow):
+    """See :func:`denoise`."""
+
+    is_deterministic: bool = static(True)
+
+    def start(self, keys: Keys, images: Array) -> Any:
+        return (images,)
+
+
+def denoise(score: NoiseScore, sigma: float) -> OneDenoising:
+    """One step to the posterior mean, x + σ²·s(x, σ), of images that hold noise of σ already.
+
+    Draws nothing. What stands before a classifier that is certified by smoothing with noise of σ (Salman
+    et al. 2020, arXiv 2003.01908; Carlini et al. 2023, arXiv 2206.10550). Images without noise lose detail.
+    """
+    return OneDenoising(**_ladder(score, (sigma,), 1))
+
+
+@pytree
 class ReverseSDE(LadderPurifier):
     """See :func:`reverse_sde`."""
 

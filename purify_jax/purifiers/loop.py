@@ -14,7 +14,7 @@ from purify_jax.types import BOUNDS, Array, Keys, PurifyInfo, ScoreFn
 
 @runtime_checkable
 class Purifier(Protocol):
-    """(keys ``[batch]``, images) → (purified ``[restarts, batch, h, w, c]``, :class:`PurifyInfo`).
+    """(keys ``[batch]``, images) → (purified ``[restarts, batch, h, w, c]``, :class:`~purify_jax.types.PurifyInfo`).
 
     A pytree, see :mod:`purify_jax.pytrees`. Everything that takes a purifier takes a plain function
     of this signature too; it then counts as random and without a score.
@@ -43,7 +43,7 @@ def is_deterministic(purifier: Any) -> bool:
 
 @pytree
 class SteppedPurifier(Replaceable):
-    """Restarts and steps; a method says what happens in :meth:`start`, :meth:`step` and :meth:`end`.
+    """Restarts and steps; a method says what happens in ``start``, ``step`` and ``end``.
 
     num_steps: T ≥ 1, num_restarts: S ≥ 1.
     restarts_at_once: restarts computed side by side, all of them by default; fewer take less memory.

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify_jax.defense import Defense
+from purify_jax.pytrees import Partial, jit
 from purify_jax.types import Array, Keys
 
 #: Outcome → in words. Clean and attacked images are judged by the classifier alone, purified ones by
@@ -165,11 +166,16 @@ def amplification(largest: float) -> int:
 
 def _purified(defense: Defense, keys: Keys, batch: Array) -> dict[str, np.ndarray]:
     purifier = defense.purifier
-    path = jax.jit(purifier.trajectory)(keys, batch)
-    purified, info = jax.jit(purifier)(keys, batch)
+    path = jit(Partial(trajectory, purifier))(keys, batch)
+    purified, info = jit(purifier)(keys, batch)
     chances = jnp.exp(defense.classify(purified))
     found = {"path": path, "sizes": info.step_sizes[:, 0], "norms": info.score_norms[:, 0]}
     return {name: np.asarray(value) for name, value in {**found, "answer": chances}.items()}
+
+
+def trajectory(purifier: Any, keys: Keys, images: Array) -> Array:
+    """``purifier.trajectory`` as a function that carries its arrays, for :func:`purify_jax.pytrees.jit`."""
+    return purifier.trajectory(keys, images)
 
 
 def _restarts(count: int) -> str:

@@ -1,6 +1,7 @@
 """Figures of a report, as PNG bytes; drawn without a display."""
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -81,7 +82,20 @@ def _logarithmic(axis: Axis, low: float, high: float) -> None:
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})  # type: ignore[attr-defined]
     axis.set_major_locator(FixedLocator(readable_ticks(low, high)))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+
+
+def tick(value: float) -> str:
+    """A number for an axis: very small and very large ones as powers of ten that stand above the line.
+
+    >>> tick(0.05), tick(1e-6), tick(2e5)
+    ('0.05', '10⁻⁶', '2·10⁵')
+    """
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:g}"
+    factor, exponent = f"{value:.0e}".split("e")
+    power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"10{power}" if factor == "1" else f"{factor}·10{power}"
 
 
 def image_grid(
@@ -102,7 +116,8 @@ def image_grid(
             axes.set_xticks([])
             axes.set_yticks([])
             if r == 0:
-                axes.set_title(columns[c], fontsize=9)
+                # Wrapped, as they must not run into each other.
+                axes.set_title(textwrap.fill(columns[c], 13), fontsize=9)
             if captions is not None and captions[r][c]:
                 axes.set_xlabel(captions[r][c], fontsize=8)
             if c == 0 and row_labels is not None:
@@ -119,7 +134,8 @@ def curves(
     unit_interval: bool = False,
     markers: bool = True,
 ) -> bytes:
-    """Lines over a common x, with 95% bands where ``intervals`` gives them."""
+    """Lines over a common x, with 95% intervals where they are given: bars at marked points, which stand
+    beside each other so that none hides another, or bands around lines without markers."""
     figure, axes = _axes()
     _lines(axes, x, lines, intervals, markers)
     axes.set_xlabel(xlabel)
@@ -157,32 +173,48 @@ def _lines(
         colour = COLOURS.get(name, _CYCLE[index % len(_CYCLE)])
         # Shapes differ too: colours alone are lost on paper and on some eyes.
         style = "osD^v"[index % 5] + "-" if markers else ("-", "--", "-.", ":")[index % 4]
+        known = np.transpose(intervals[name]) if intervals and name in intervals else None
+        if markers and known is not None:
+            aside = 0.012 * (max(x) - min(x)) * (index - (len(lines) - 1) / 2)
+            error = np.clip([np.asarray(values) - known[0], known[1] - np.asarray(values)], 0, None)
+            axes.errorbar(
+                np.asarray(x) + aside, values, yerr=error, fmt=style, color=colour, markersize=4,
+                linewidth=1.2, elinewidth=1, capsize=2, label=name,
+            )  # fmt: skip
+            continue
         axes.plot(x, values, style, markersize=4, color=colour, label=name)
-        if intervals and name in intervals:
-            low, high = np.transpose(intervals[name])
-            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        if known is not None:
+            axes.fill_between(x, *known, color=colour, alpha=0.15, linewidth=0)
     if all(float(value).is_integer() for value in x):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def histograms(samples: Mapping[str, np.ndarray], xlabel: str) -> bytes:
-    """Overlaid histograms with common bins; on a logarithmic axis if the values span a decade."""
-    figure, axes = _axes()
+    """Histograms with common bins; on a logarithmic axis if the values are positive and span a decade.
+
+    Up to three lie over each other; more have a row each, below one another, on one axis.
+    """
+    rows = len(samples) if len(samples) > 3 else 1
+    figure = Figure(figsize=(5.2, 3.4 if rows == 1 else 0.9 + 0.95 * rows), layout="constrained")
+    panels = figure.subplots(rows, 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     values = np.concatenate([np.ravel(v) for v in samples.values()])
     low, high = float(values.min()), float(values.max())
     logarithmic = low > 0 and high >= 10 * low
     bins = (np.geomspace if logarithmic else np.linspace)(low, max(high, low + 1e-6), 41)
     for index, (name, sample) in enumerate(samples.items()):
+        axes = panels[index % rows]
         colour, sample = _CYCLE[index % len(_CYCLE)], np.ravel(sample)
         axes.hist(sample, bins=bins.tolist(), alpha=0.35, color=colour, label=name)
         axes.hist(sample, bins=bins.tolist(), histtype="step", color=colour)
+    for axes in panels:
+        _quiet(axes)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=3 if rows > 1 else "auto", integer=True))
+        _legend(axes)
     if logarithmic:
-        _logarithmic(axes.xaxis, low, high)
+        _logarithmic(panels[-1].xaxis, low, high)
         xlabel += " (logarithmic)"
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel("images")
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(axes)
+    panels[-1].set_xlabel(xlabel)
+    panels[len(panels) // 2].set_ylabel("images")
     return png(figure)
 
 

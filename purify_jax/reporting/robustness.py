@@ -143,7 +143,7 @@ def write_robustness(
         ]
         sections.append(
             Section(
-                f"Sweep over {curve.name}", f"Shaded: 95% intervals. {SWEEP.get(curve.name, '')}".strip(), [curve.name, "exact PGD+EOT"], table_of_curve,
+                f"Sweep over {curve.name}", f"Bars: 95% intervals. {SWEEP.get(curve.name, '')}".strip(), [curve.name, "exact PGD+EOT"], table_of_curve,
                 curve_figure(curve), alt=f"Line chart: accuracy over {curve.name}; the table has the numbers.",
                 folded="The numbers",
             )

@@ -1,10 +1,11 @@
 """Training: score models and classifiers in one call each, and the parts that they are made of."""
 
+from purify_jax.atomic import SaveError
 from purify_jax.training import adversarial, augmentation, feeding
 from purify_jax.training.adversarial import train_defense
 from purify_jax.training.airbench import train_airbench
 from purify_jax.training.augmentation import crop_and_purify, random_crop, random_flip
-from purify_jax.training.checkpoints import SaveError, TrainingCheckpoints
+from purify_jax.training.checkpoints import TrainingCheckpoints
 from purify_jax.training.classifier import train_classifier
 from purify_jax.training.edm import train_denoiser
 from purify_jax.training.loop import Diverged, FitResult, fit

@@ -190,6 +190,7 @@ def train_airbench(
     steps_per_dispatch: int = 5,
     checkpoint_every: int = 10,
     progress: bool = True,
+    tensorboard: bool = False,
     metadata: Mapping[str, Any] | None = None,
 ) -> Trained:
     """Trains a ``WhitenedConvNet`` by the recipe: by default 8 epochs of CIFAR-10, 0.3 PFLOP.
@@ -200,6 +201,7 @@ def train_airbench(
       num_steps, batch_size: of the optimisers; ``whitening_steps`` of the whitening layer's bias.
       microbatches: parts that a batch is worked on in, for memory's sake; a divisor of it.
       workdir: a folder for checkpoints; a run that was killed continues from it, to the bit.
+      tensorboard: see :func:`purify_jax.training.fit`.
       label_smoothing, crop_padding and the rates: as published.
 
     Returns the model of the last step (nothing is averaged), and whether training finished. Raises
@@ -253,6 +255,7 @@ def train_airbench(
         description="classifier",
         progress=progress,
         stream=False,
+        tensorboard=tensorboard,
     )
     about = {
         "dataset": dataset.name,

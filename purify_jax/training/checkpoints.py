@@ -10,11 +10,8 @@ import jax
 from absl import logging
 from jax.experimental import multihost_utils
 
+from purify_jax.atomic import SaveError
 from purify_jax.checks import InputError
-
-
-class SaveError(RuntimeError):
-    """A checkpoint could not be written (a full disk, say); earlier ones are as they were."""
 
 
 class TrainingCheckpoints:

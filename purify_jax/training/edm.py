@@ -12,13 +12,15 @@ import jax.numpy as jnp
 
 from purify_jax.arrays import per_image
 from purify_jax.checks import check_at_least, check_number
-from purify_jax.data import Dataset
+from purify_jax.data import Batches, Dataset, as_training_data
+from purify_jax.data.iterators import Source
 from purify_jax.keys import LEVEL, NOISE, fold_keys, normal_like
 from purify_jax.models.files import Model
 from purify_jax.models.purification import check_settings
 from purify_jax.models.versions import versions
 from purify_jax.pytrees import Partial, pytree, static
 from purify_jax.training import settings as runs
+from purify_jax.training.metrics import DenoisedSheet
 from purify_jax.training.settings import Settings, Trained
 from purify_jax.types import Array, Keys
 
@@ -94,7 +96,7 @@ def edm_loss(network: nn.Module, draw_sigmas: Callable[[Keys], Array]) -> EDMLos
 
 def train_denoiser(
     network: nn.Module,
-    dataset: Dataset,
+    dataset: Dataset | Batches | Source,
     settings: Settings,
     *,
     log_sigma_mean: float = -1.9,
@@ -105,28 +107,37 @@ def train_denoiser(
     progress: bool = True,
     stream: bool | None = None,
     shard_parameters: bool = False,
+    tensorboard: bool = False,
 ) -> Trained:
     """Trains a denoiser, noise-conditional or not, with EDM's loss: ln σ ~ N(mean, std²), σ in [0, 1] units.
 
     Args:
       network: (noisy images, σ) → D(x; σ) − x with a ``data_std``, a ``NoiseConditionalUNet`` say; or a
         network that is not told σ, noisy images → displacement.
-      dataset: images; labels are not looked at.
+      dataset: images, a data set or anybody's batches; labels are not looked at.
       settings: steps, batch size, learning rate and the like.
       log_sigma_mean, log_sigma_std: of the noise levels; the published −1.2 for images in [−1, 1] is
         −1.9 here.
-      purification, metadata: see :func:`purify_jax.train_score_model`.
+      purification, metadata: see :func:`purify_jax.training.train_score_model`.
       workdir: a folder for checkpoints and metrics; a run that was killed continues from it.
+      tensorboard: see :func:`purify_jax.train_score_model`.
 
     Returns the model (role "score", with averaged parameters), and whether training finished.
     """
     check_at_least("log_sigma_std", log_sigma_std, 0.0)
     check_number("log_sigma_mean", log_sigma_mean)
     check_settings(purification or {})
+    data, picture = as_training_data(dataset, labeled=False), None
+    if tensorboard:
+        told = getattr(network, "noise_conditional", False)
+        moved: Any = lambda params, x, sigma: network.apply(
+            {"params": params}, x, *([sigma] * told)
+        )
+        picture = DenoisedSheet(data, moved, math.exp(log_sigma_mean))
     state, finished = runs.run(
         edm_loss(network, log_normal(log_sigma_mean, log_sigma_std)),
         network,
-        dataset,
+        data,
         settings,
         runs.run_key(settings, 0),
         workdir=workdir,
@@ -134,9 +145,11 @@ def train_denoiser(
         progress=progress,
         stream=stream,
         shard_parameters=shard_parameters,
+        tensorboard=tensorboard,
+        picture=picture,
     )
     about = {
-        "dataset": dataset.name,
+        **runs.name_of(data),
         "purification": dict(purification or {}),
         "training": {"log_sigma_mean": log_sigma_mean, "log_sigma_std": log_sigma_std,
                      **dataclasses.asdict(settings)},
@@ -148,4 +161,4 @@ def train_denoiser(
     smallest = math.exp(log_sigma_mean - 2 * log_sigma_std)
     about["training"] = {**about["training"], "scale": "per_variance", "sigma_min": smallest}
     variables = {"params": state.ema_params}
-    return Trained(Model("score", network, variables, dataset.image_shape, about), finished)
+    return Trained(Model("score", network, variables, data.image_shape, about), finished)

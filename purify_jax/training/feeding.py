@@ -1,16 +1,21 @@
 """Which images each dispatch of a training sees, and how they get to the devices."""
 
+import json
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from purify_jax.data import Dataset, batch_indices
-from purify_jax.devices import sharding
+from purify_jax.atomic import write_atomically
+from purify_jax.checks import InputError
+from purify_jax.data import Batches, Dataset, batch_indices
+from purify_jax.devices import progress, sharding
 from purify_jax.types import Array
 
 _Feed = Generator[tuple[Any, Any, np.ndarray], None, None]
@@ -29,17 +34,69 @@ def dispatches(
     Dispatches end at multiples of ``at_once``, wherever a run starts, so that a run that was
     interrupted has the same ones as one that was not.
     """
+    for steps in _parts(start, stop, at_once):
+        yield np.stack([batch_indices(seed, k, batch_size, size) for k in steps])
+
+
+def _parts(start: int, stop: int, at_once: int) -> Iterator[range]:
     while start < stop:
         count = min(at_once - start % at_once, stop - start)
-        steps = range(start, start + count)
-        yield np.stack([batch_indices(seed, k, batch_size, size) for k in steps])
+        yield range(start, start + count)
         start += count
 
 
+def plan(
+    data: Dataset | Batches, start: int, stop: int, *, batch_size: int, seed: int, at_once: int
+) -> Iterator[np.ndarray]:
+    """:func:`dispatches` of a data set; of batches that come by themselves, arrays of the same shapes."""
+    if isinstance(data, Batches):
+        if data.batch_size != batch_size:
+            raise InputError(
+                f"batches: the first has {data.batch_size} images, expected batch_size = {batch_size}"
+            )
+        return (np.zeros((len(k), batch_size), np.int32) for k in _parts(start, stop, at_once))
+    return dispatches(len(data), start, stop, batch_size=batch_size, seed=seed, at_once=at_once)
+
+
+#: Beside the checkpoints: where the caller's iterator was at each of the last few saves.
+_PLACES, _KEPT = "iterator.json", 8
+
+
+def begin(data: Dataset | Batches, workdir: str | Path | None, step: int, quiet: bool) -> None:
+    """Sets batches that come by themselves to where a run continues; a data set needs nothing."""
+    if isinstance(data, Batches):
+        state = None if workdir is None else _places(Path(workdir)).get(str(step))
+        wrap = lambda steps: progress.bar(steps, desc="batches passed over", disable=quiet)
+        data.begin(step, state, wrap)
+
+
+def remember(data: Dataset | Batches, workdir: str | Path | None, step: int) -> None:
+    """Writes down where batches that come by themselves were, before the checkpoint of ``step`` is saved."""
+    state = data.state(step) if isinstance(data, Batches) else None
+    if state is None or workdir is None or jax.process_index() > 0:
+        return
+    known = {**_places(Path(workdir)), str(step): state}
+    last = dict(sorted(known.items(), key=lambda item: int(item[0]))[-_KEPT:])
+    write_atomically(Path(workdir) / _PLACES, json.dumps(last))
+
+
+def _places(workdir: Path) -> dict[str, str]:
+    path = workdir / _PLACES
+    try:
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"workdir: {path} is damaged ({error}), expected it as written; without it, the batches before "
+            "are read and passed over"
+        ) from error
+
+
 def feed(
-    dataset: Dataset, plan: Iterable[np.ndarray], mesh: Mesh | None, stream: bool | None
+    dataset: Dataset | Batches, plan: Iterable[np.ndarray], mesh: Mesh | None, stream: bool | None
 ) -> _Feed:
     """What ``training.scan_steps`` wants for each dispatch of the plan: (images, labels, indices)."""
+    if isinstance(dataset, Batches):
+        return _ahead(lambda indices: _taken(dataset, indices, mesh), plan)
     if stream is None:
         plain = type(dataset.images) is np.ndarray
         stream = not plain or dataset.images.nbytes > RESIDENT_BYTES
@@ -66,7 +123,19 @@ def _streamed(dataset: Dataset, plan: Iterable[np.ndarray], mesh: Mesh | None) -
         labels = sharding.own_batches(mesh, indices.shape, lambda part: read(dataset.labels, part))
         return images, labels, indices
 
-    # One thread reads and sends while the device works on what came before.
+    return _ahead(send, plan)
+
+
+def _taken(
+    batches: Batches, indices: np.ndarray, mesh: Mesh | None
+) -> tuple[Array, Array, np.ndarray]:
+    images, labels = batches.take(len(indices))
+    spread = lambda found: sharding.own_batches(mesh, found.shape, lambda part: found[:, part])
+    return spread(images), spread(labels), indices
+
+
+def _ahead(send: Callable, plan: Iterable[np.ndarray]) -> _Feed:
+    """One thread reads and sends while the device works on what came before."""
     with ThreadPoolExecutor(1, "feeding") as reader:
         waiting: deque = deque()
         for indices in plan:

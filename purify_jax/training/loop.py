@@ -1,13 +1,11 @@
 """The training loop: resumes to the bit, saves when told to end, says what went wrong."""
 
-import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,11 +13,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from purify_jax.checks import InputError, check_count
-from purify_jax.data import Dataset
+from purify_jax.data import Batches, Dataset
 from purify_jax.devices import compiling, sharding
 from purify_jax.devices.progress import bar as progress_bar
 from purify_jax.training import feeding
 from purify_jax.training.checkpoints import TrainingCheckpoints
+from purify_jax.training.metrics import check_installed, open_metrics
 from purify_jax.training.step import TrainState
 
 
@@ -37,7 +36,7 @@ class FitResult(NamedTuple):
 def fit(
     run_steps: Callable,
     state: TrainState,
-    dataset: Dataset,
+    dataset: Dataset | Batches,
     *,
     num_steps: int,
     batch_size: int,
@@ -52,6 +51,8 @@ def fit(
     shard_parameters: bool = False,
     stream: bool | None = None,
     watch: Callable[[int, TrainState], Mapping[str, float]] | None = None,
+    tensorboard: bool = False,
+    picture: Callable[[TrainState], np.ndarray | None] | None = None,
 ) -> FitResult:
     """Trains until ``num_steps``, from the newest checkpoint of ``workdir`` if there is one.
 
@@ -65,11 +66,20 @@ def fit(
     are and a thread sends each dispatch's batches ahead, every process its own share; by default,
     when they are no plain array or take more than ``feeding.RESIDENT_BYTES``. ``watch`` is called before every
     save with (step, state); what it returns joins the metrics, and what it raises ends the run
-    without that save.
+    without that save. ``tensorboard`` writes the metrics as events too, into ``workdir/tensorboard``, and
+    before every save the ``picture`` of the state, an image ``[h, w, c]`` in [0, 1].
 
-    Raises InputError for zero steps or batch size, or a batch size that the devices cannot share
-    evenly; Diverged for a loss that is not finite; SaveError if saving fails.
+    The data may also be :class:`purify_jax.data.Batches`, somebody else's batches: see there what they are
+    when a run continues. ``seed`` then only seeds the noise and the flips.
+
+    Raises InputError for zero steps or batch size, a batch size that the devices cannot share
+    evenly, batches that are not as they should be, or ``tensorboard`` without its package or a ``workdir``;
+    Diverged for a loss that is not finite; SaveError if saving fails.
     """
+    if tensorboard:
+        check_installed()
+        if workdir is None:
+            raise InputError("tensorboard: got it without a workdir, expected a folder for events")
     check_count("num_steps", num_steps)
     check_count("batch_size", batch_size)
     check_count("steps_per_dispatch", steps_per_dispatch)
@@ -85,15 +95,15 @@ def fit(
     checkpoint_every = -(-checkpoint_every // steps_per_dispatch) * steps_per_dispatch
     # Whatever ends the run, an error too, files are closed and the last save is complete.
     with ExitStack() as stack:
-        checkpoints = metrics_file = None
+        checkpoints = metrics = None
         if workdir is not None:
             checkpoints = stack.enter_context(
                 closing(TrainingCheckpoints(Path(workdir) / "checkpoints", keep))
             )
             state = checkpoints.restore_latest(state) or state
             if jax.process_index() == 0:
-                path = Path(workdir) / "metrics.jsonl"
-                metrics_file = stack.enter_context(_open_metrics(path, int(state.step)))
+                opened = open_metrics(workdir, int(state.step), tensorboard)
+                metrics = stack.enter_context(opened)
         step = first = int(state.step)
         bar = stack.enter_context(
             progress_bar(
@@ -104,10 +114,11 @@ def fit(
                 disable=not progress or jax.process_index() > 0,
             )
         )
-        plan = feeding.dispatches(
-            len(dataset), step, num_steps,
+        plan = feeding.plan(
+            dataset, step, num_steps,
             batch_size=batch_size, seed=seed, at_once=steps_per_dispatch,
         )  # fmt: skip
+        feeding.begin(dataset, workdir, step, bar.disable)
         feed = stack.enter_context(closing(feeding.feed(dataset, plan, mesh, stream)))
         terminated = stack.enter_context(_termination_flag())
         for images, labels, indices in feed:
@@ -116,9 +127,9 @@ def fit(
                 compiling.ahead_of_time(
                     run_steps, state, images, labels, indices, announce=announce
                 )
-            state, metrics = run_steps(state, images, labels, indices)
+            state, means = run_steps(state, images, labels, indices)
             step += len(indices)
-            values = {name: float(value) for name, value in metrics.items()}
+            values = {name: float(value) for name, value in means.items()}
             if not np.isfinite(values["loss"]):
                 raise Diverged(
                     f"loss: became {values['loss']} between steps {step - len(indices)} and {step} of "
@@ -128,38 +139,24 @@ def fit(
             saves = step % checkpoint_every == 0 or step == num_steps
             if watch is not None and saves:
                 values |= watch(step, state)
-            if metrics_file is not None:
-                metrics_file.write(json.dumps({"step": step, **values}) + "\n")
-                metrics_file.flush()
+            if metrics is not None:
+                metrics.write(step, values)
+                if picture is not None and saves and tensorboard:
+                    metrics.picture(step, getattr(picture, "name", "picture"), picture(state))
             bar.update(len(indices))
             bar.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
             if checkpoints is not None and saves:
+                feeding.remember(dataset, workdir, step)
                 checkpoints.save(step, state)
             if terminated():
                 break
         if checkpoints is not None:
+            feeding.remember(dataset, workdir, step)
             checkpoints.save(step, state)
             checkpoints.wait()
     if shard_parameters:
         state = sharding.gather(mesh, state)
     return FitResult(state, step >= num_steps)
-
-
-def _open_metrics(path: Path, step: int):
-    """Opens the metrics for appending, without the lines after ``step`` of a run that died."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            record: Mapping[str, Any] = json.loads(line)
-        except json.JSONDecodeError:  # the line being written when the process died
-            continue
-        if record["step"] <= step:
-            kept.append(line + "\n")
-    beside = path.with_suffix(".tmp")
-    beside.write_text("".join(kept))
-    os.replace(beside, path)
-    return open(path, "a")
 
 
 @contextmanager

@@ -11,11 +11,13 @@ import numpy as np
 
 from purify_jax import energy, noise
 from purify_jax.checks import InputError, check_choice
-from purify_jax.data import Dataset
+from purify_jax.data import Batches, Dataset, as_training_data
+from purify_jax.data.iterators import Source
 from purify_jax.models.files import Model
 from purify_jax.models.purification import check_settings
 from purify_jax.models.versions import versions
 from purify_jax.training import settings as runs
+from purify_jax.training.metrics import DenoisedSheet
 from purify_jax.training.settings import Settings, Trained
 from purify_jax.training.step import dsm_loss
 from purify_jax.types import Array
@@ -29,7 +31,7 @@ ROLES: Mapping[str, energy.ScoreFactory] = {
 
 def train_score_model(
     network: nn.Module,
-    dataset: Dataset,
+    dataset: Dataset | Batches | Source,
     settings: Settings,
     *,
     sigmas: Sequence[float] | Array,
@@ -42,12 +44,14 @@ def train_score_model(
     progress: bool = True,
     stream: bool | None = None,
     shard_parameters: bool = False,
+    tensorboard: bool = False,
 ) -> Trained:
     """Denoising score matching (Vincent 2011) of a network on a data set; noise-unconditional.
 
     Args:
       network: a linen module, images → images (or one number per image, for an energy).
-      dataset: images; labels are not looked at.
+      dataset: images; labels are not looked at. A data set, or anybody's batches of
+        ``settings.batch_size`` images (:class:`purify_jax.data.Batches` says what they may be).
       settings: steps, batch size, learning rate and the like.
       sigmas: noise levels > 0, in units of a pixel's range (``noise.geometric(...)``).
       role: "score", the network's output is the score, or "energy", its energy's gradient is.
@@ -58,6 +62,8 @@ def train_score_model(
       metadata: more for the model file's header.
       workdir: a folder for checkpoints and metrics; a run that was killed continues from it.
       progress, stream, shard_parameters: see :func:`purify_jax.training.fit`.
+      tensorboard: also write TensorBoard's events (loss, and eight denoised images at every save) into
+        ``workdir/tensorboard``; needs the package tensorboardX.
 
     Returns the model with averaged parameters, and whether training finished. Raises InputError for
     an unknown role or scale, or levels that are not positive.
@@ -68,12 +74,20 @@ def train_score_model(
     levels = np.asarray(sigmas, np.float32)
     if levels.ndim != 1 or not levels.size or not (np.isfinite(levels) & (levels > 0)).all():
         raise InputError(f"sigmas: got {levels.tolist()}, expected positive noise levels")
+    data = as_training_data(dataset, labeled=False)
     perturb = noise.patterns(patterns) if patterns else None
     loss = dsm_loss(network, ROLES[role], jnp.asarray(levels), noise.SCALES[scale], perturb)
+    picture = None
+    if tensorboard:
+        # Tweedie: x + σ² s(x, σ), at the middle of the levels.
+        squares = lambda sigma: (sigma**2 * noise.SCALES[scale](sigma))[:, None, None, None]
+        score = lambda params, x: ROLES[role](network, params)(x)
+        moved = lambda params, x, sigma: squares(sigma) * score(params, x)
+        picture = DenoisedSheet(data, moved, float(np.exp(np.log(levels).mean())))
     state, finished = runs.run(
         loss,
         network,
-        dataset,
+        data,
         settings,
         runs.run_key(settings, 0),
         workdir=workdir,
@@ -81,14 +95,16 @@ def train_score_model(
         progress=progress,
         stream=stream,
         shard_parameters=shard_parameters,
+        tensorboard=tensorboard,
+        picture=picture,
     )
     training = {"scale": scale, "sigma_min": float(levels.min()), "sigma_max": float(levels.max())}
     about = {
-        "dataset": dataset.name,
+        **runs.name_of(data),
         "purification": dict(purification or {}),
         "training": {**training, "patterns": patterns, **dataclasses.asdict(settings)},
         "versions": versions(),
         **(metadata or {}),
     }
     variables = {"params": state.ema_params}
-    return Trained(Model(role, network, variables, dataset.image_shape, about), finished)
+    return Trained(Model(role, network, variables, data.image_shape, about), finished)

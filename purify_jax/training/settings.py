@@ -1,6 +1,7 @@
 """The settings of a training run, checked in one place, and what they make."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,12 @@ from purify_jax.checks import (
     check_number,
     check_seed,
 )
-from purify_jax.data import Dataset
+from purify_jax.data import Batches, Dataset
 from purify_jax.devices import sharding
 from purify_jax.models.files import Model
 from purify_jax.training.loop import FitResult, fit
-from purify_jax.training.step import TrainState, adam, init_state, scan_steps
+from purify_jax.training.step import TrainState, adam, init_state, scan_steps, start_state
+from purify_jax.types import Params
 
 SCHEDULES = ("cosine", "constant")
 
@@ -88,7 +90,7 @@ class Trained(NamedTuple):
 def run(
     loss_fn: Any,
     network: nn.Module,
-    dataset: Dataset,
+    dataset: Dataset | Batches,
     settings: Settings,
     key: jax.Array,
     *,
@@ -97,9 +99,19 @@ def run(
     progress: bool,
     stream: bool | None,
     shard_parameters: bool,
+    start: Mapping[str, Params] | None = None,
+    tensorboard: bool = False,
+    picture: Any = None,
 ) -> FitResult:
-    """Initialises a network and trains it on all devices; what the kinds of training share."""
-    state = init_state(network, settings.optimizer(), key, dataset.image_shape)
+    """Trains a network on all devices; what the kinds of training share.
+
+    It starts at the variables ``start``, or at random ones.
+    """
+    optimizer = settings.optimizer()
+    if start is None:
+        state = init_state(network, optimizer, key, dataset.image_shape)
+    else:
+        state = start_state(start, optimizer)
     return run_from(
         loss_fn,
         state,
@@ -111,13 +123,15 @@ def run(
         progress=progress,
         stream=stream,
         shard_parameters=shard_parameters,
+        tensorboard=tensorboard,
+        picture=picture,
     )
 
 
 def run_from(
     loss_fn: Any,
     state: TrainState,
-    dataset: Dataset,
+    dataset: Dataset | Batches,
     settings: Settings,
     key: jax.Array,
     *,
@@ -126,6 +140,8 @@ def run_from(
     progress: bool,
     stream: bool | None,
     shard_parameters: bool,
+    tensorboard: bool = False,
+    picture: Any = None,
     watch: Any = None,
 ) -> FitResult:
     """:func:`run` from a state, whose optimizer is that of the settings."""
@@ -155,7 +171,14 @@ def run_from(
         shard_parameters=shard_parameters,
         stream=stream,
         watch=watch,
+        tensorboard=tensorboard,
+        picture=picture,
     )
+
+
+def name_of(data: Dataset | Batches) -> dict[str, str]:
+    """What a model file says of the data; nothing of batches, which have no name."""
+    return {"dataset": data.name} if isinstance(data, Dataset) else {}
 
 
 def run_key(settings: Settings, offset: int) -> jax.Array:

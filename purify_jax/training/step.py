@@ -1,6 +1,6 @@
 """A training step: losses, gradient, update, moving averages; many steps as one dispatch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -68,15 +68,25 @@ def init_state(
     image_shape: tuple[int, ...],
 ) -> TrainState:
     """The state before the first step."""
-    variables = network.init(key, jnp.zeros((1, *image_shape)))
-    params = variables["params"]
+    return start_state(network.init(key, jnp.zeros((1, *image_shape))), optimizer)
+
+
+def start_state(
+    variables: Mapping[str, Params], optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state before the first step of a training that starts at ``variables``.
+
+    Their arrays are copied: a training donates its state, and must not take the caller's arrays with it.
+    """
+    copied = lambda tree: jax.tree.map(jnp.array, tree)
+    params, stats = variables["params"], dict(variables.get("batch_stats", {}))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=params,
-        ema_params=jax.tree.map(jnp.copy, params),
-        batch_stats=variables.get("batch_stats", {}),
+        params=copied(params),
+        ema_params=copied(params),
+        batch_stats=copied(stats),
         opt_state=optimizer.init(params),
-        ema_batch_stats=jax.tree.map(jnp.copy, variables.get("batch_stats", {})),
+        ema_batch_stats=copied(stats),
     )
 
 

@@ -2,14 +2,16 @@
 
 import importlib
 import json
+from pathlib import Path
 
 import PIL.Image
 import pytest
 from conftest import ROOT
 
 import purify_jax as pj
-from experiments.common import from_config, provenance
-from experiments.reproduction import leaderboard, plans, tables
+from experiments.common import config_schema, from_config, provenance
+from experiments.reproduction import leaderboard, plans, rows, tables
+from purify_jax.checks import InputError
 
 
 def test_a_part_is_marked_and_not_repeated(run_binary, tmp_path):
@@ -73,6 +75,45 @@ def test_every_suite_has_a_config_that_builds(name):
     assert purifies == bool(config.classifier.get("purified", 0.0))
 
 
+@pytest.mark.parametrize("name", sorted(rows.ROWS))
+def test_every_row_trains_what_it_evaluates(name):
+    """The configs hold the plan's steps, and each file that a command reads was made by one before it."""
+    plan = plans.plan(name, None, tables.ROOT / "runs" / name, "DIR")
+    made = set()
+    for part in plan.parts:
+        flags = dict(x.removeprefix("--").split("=", 1) for x in part.command[1:])
+        read = {flags[n] for n in ("ebm", "classifier") if n in flags}
+        assert read <= made
+        if part.is_training:
+            made |= {str(part.folder / f"{n}.safetensors") for n in ("model", "classifier", "ebm")}
+            (steps,) = [n for n in flags if n.endswith(".steps")]
+            section = steps.split(".")[1]
+            module = Path(flags["config"]).stem
+            config = importlib.import_module(f"experiments.configs.{module}").get_config()
+            assert int(flags[steps]) == config[section].steps
+            config_schema.check(config, section)
+    evaluated = [part for part in plan.parts if not part.is_training]
+    assert all(f"--classifier={plan.classifier}" in part.command for part in evaluated)
+    assert all(
+        (f"--ebm={plan.ebm}" in part.command) == (plan.ebm is not None) for part in evaluated
+    )
+
+
+def test_rows_share_their_networks():
+    trained = [
+        {
+            p.name: p.command
+            for p in plans.plan(n, None, tables.ROOT / "runs" / n, None).parts
+            if p.is_training
+        }
+        for n in ("cifar10_defense", "cifar10_control", "cifar10_adp")
+    ]
+    assert trained[0]["classifier"] == trained[1]["classifier"] == trained[2]["classifier"]
+    # The control differs from the defense by its purifier and its folder, and by nothing else.
+    without = lambda command: [x for x in command if not x.startswith(("--ebm", "--workdir"))]
+    assert without(trained[0]["defense"]) == without(trained[1]["control"])
+
+
 def test_a_budget_scales_steps_and_images():
     full = plans.plan("mnist", None, tables.ROOT / "runs", "DIR")
     half = plans.plan("mnist", 30, tables.ROOT / "runs", "DIR")
@@ -114,9 +155,27 @@ def test_the_leaderboard_is_what_results_say():
     assert f"{share[0]:.3f} [{share[1]:.3f}, {share[2]:.3f}]" in text
 
 
-def test_readme_tables_are_what_results_say():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_tables_are_what_results_say(page):
+    text = (ROOT / page).read_text()
     assert tables.rewrite(text, ROOT / "results") == text
+
+
+def test_another_suite_in_readmes_one_line_is_another_flagship():
+    text = (ROOT / "README.md").read_text()
+    other = tables.rewrite(text.replace("flagship: digits", "flagship: cifar10"), ROOT / "results")
+    rows = [line for line in other.splitlines() if line.startswith("| ")]
+    assert "CIFAR-10; from `results/cifar10/`" in other
+    assert rows[1] == "| none | 1000 | 0.798 | 0.715 | [0.686, 0.742] |"
+    assert sum("BPDA+EOT" in row for row in rows) == sum("`honest`" in row for row in rows) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["<!-- table: nothing -->\n<!-- end -->", "<!-- table: digits -->", "<!-- flagship: digits -->\n<!-- table: mnist --><!-- end -->"]
+)  # fmt: skip
+def test_a_marker_without_results_or_end_is_refused(text):
+    with pytest.raises(InputError, match="marker: got <!-- "):
+        tables.rewrite(text, ROOT / "results")
 
 
 def test_every_result_names_its_command_and_commit():

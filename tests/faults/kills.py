@@ -27,7 +27,7 @@ BINARIES = (
     "compare", "purify", "score", "export", "import_weights", "reproduce",
     "experiments.reproduction.exchange", "experiments.reproduction.tables",
 )  # fmt: skip
-#: A folder of results and the README that tables makes of them stand for the whole checkout.
+#: A folder of results and the pages that tables makes of them stand for the whole checkout.
 _TABLES = "experiments.reproduction.tables"
 #: Starts that end in one line before a binary counts as one that does not come back.
 _PATIENCE = 30
@@ -42,8 +42,9 @@ def fresh(name: str, place: workplace.Workplace, out: Path) -> dict:
         return {}
     for part in ("experiments", "results"):
         shutil.copytree(harness.ROOT / part, out / part)
-    text = (harness.ROOT / "README.md").read_text()
-    (out / "README.md").write_text(text.replace("0.9", "0.0"))
+    (out / "docs").mkdir()
+    for page in ("README.md", "docs/results.md"):
+        (out / page).write_text((harness.ROOT / page).read_text().replace("0.9", "0.0"))
     return {"checkout": out}
 
 

@@ -71,16 +71,20 @@ def test_tables_leaves_a_readme_that_it_cannot_write(tmp_path, fault):
     copy = tmp_path / "checkout"
     for name in ("experiments", "results"):
         shutil.copytree(ROOT / name, copy / name)
-    (copy / "README.md").write_text((ROOT / "README.md").read_text().replace("0.9", "0.0"))
-    before = (copy / "README.md").read_bytes()
+    (copy / "docs").mkdir()
+    pages = ("README.md", "docs/results.md")
+    for page in pages:
+        (copy / page).write_text((ROOT / page).read_text().replace("0.9", "0.0"))
+    before = [(copy / page).read_bytes() for page in pages]
     if "unprivileged" in fault:
         copy.chmod(0o555)
     done = harness.run("experiments.reproduction.tables", cwd=copy, checkout=copy, **fault)
     assert done.outcome == "refused", done.err
-    assert (copy / "README.md").read_bytes() == before
+    assert [(copy / page).read_bytes() for page in pages] == before
     copy.chmod(0o755)
     done = harness.run("experiments.reproduction.tables", cwd=copy, checkout=copy)
-    assert (copy / "README.md").read_bytes() == (ROOT / "README.md").read_bytes()
+    for page in pages:
+        assert (copy / page).read_bytes() == (ROOT / page).read_bytes()
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import purify_jax as pj
-from experiments.common import flagging
+from experiments.common import cli, flagging
 from experiments.configs import digits
 from purify_jax.checks import InputError
 from purify_jax.evaluation.records import RecordFile, read_records
@@ -83,14 +83,14 @@ def test_flags_are_numbers_of_their_range(monkeypatch, name, value):
         "seed": lambda v: 0 <= v < 2**32 - 15,
         "fraction": lambda v: 0 <= v <= 1,
     }
-    monkeypatch.setattr(flagging, "FLAGS", own)
+    monkeypatch.setattr(flags, "FLAGS", own)
     try:
         own(["binary", f"--{name}={value}"])
     except flags.IllegalFlagValueError:
         assert name in ("batch_size", "seed")
         assert not isinstance(value, int)
         return
-    _, message = tried(flagging.check_numbers)
+    _, message = tried(cli.check_numbers)
     assert (message is None) == ranges[name](value), (message, value)
     assert message is None or message.startswith(f"{name}: got ")
 

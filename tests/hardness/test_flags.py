@@ -76,9 +76,9 @@ def given(monkeypatch):
 def test_numbers_of_flags(given, argument, message):
     given(argument)
     with pytest.raises(InputError, match=re.escape(message)):
-        flagging.check_numbers()
+        cli.check_numbers()
     given("--probe_images=0", "--steps=1")
-    flagging.check_numbers()
+    cli.check_numbers()
 
 
 @pytest.mark.parametrize("argument", ["--only=", "--only=ADP,ADP"])

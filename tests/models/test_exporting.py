@@ -92,7 +92,7 @@ def test_binary(run_binary, model_files, tmp_path):
     path = tmp_path / "defense.npz"
     ebm, classifier = model_files
     done = run_binary("export", f"--ebm={ebm}", f"--classifier={classifier}", f"--output={path}")
-    assert "exported: " in done.stdout
+    assert "the exported defense" in done.stdout
     images = jnp.full((2, 8, 8, 1), 0.5)
     found = exporting.load_exported(path)(keys_for(2), images)
     np.testing.assert_allclose(np.exp(found).sum(-1), 1, rtol=1e-4)

@@ -1,6 +1,8 @@
 """docs/own_model.md: classifiers of other libraries, and attacks of other libraries on a defense."""
 
+import functools
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +12,23 @@ from conftest import ROOT, keys_for
 
 import purify_jax as pj
 
+#: A text of every block of the page, each in one block alone.
+BLOCKS = (
+    "pretrained.load", "logits_fn = lambda images", "def logits_of(weights", "network_logits(module",
+    "from flax import nnx", "import equinox", "def logits_from_torch", "# NCHW, float32",
+    "from autoattack", "import torchattacks", "import foolbox", "saved.save",
+)  # fmt: skip
+
+
+def blocks():
+    text = (ROOT / "docs" / "own_model.md").read_text()
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
 
 def run_block(containing, **names):
     """The names after the page's one block with this text is run with these names."""
-    text = (ROOT / "docs" / "own_model.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (source,) = [block for block in blocks if containing in block]
+    assert containing in BLOCKS
+    (source,) = [block for block in blocks() if containing in block]
     scope = {"pj": pj, "jax": jax, "np": np, **names}
     exec(compile(source, "own_model.md", "exec"), scope)
     return scope
@@ -25,7 +38,6 @@ def run_block(containing, **names):
 def both(golden, golden_classifier):
     """(logits_fn that calls PyTorch, logits_fn in JAX) of the digits convnet with the same weights."""
     torch = pytest.importorskip("torch")
-    scope = run_block("def logits_from_torch")
     module = torch.nn.Sequential(
         torch.nn.Conv2d(1, 16, 3, padding=1),
         torch.nn.ReLU(),
@@ -43,7 +55,8 @@ def both(golden, golden_classifier):
         if "state_dict" in k
     }
     module.load_state_dict(state)
-    return scope["logits_from_torch"](module, 10), golden_classifier[0]
+    block = run_block("logits_from_torch(module, num_classes=10)  # module takes", module=module)
+    return block["logits_fn"], golden_classifier[0]
 
 
 def test_values_and_gradients_agree(both, defense, golden_classifier):
@@ -62,6 +75,43 @@ def test_values_and_gradients_agree(both, defense, golden_classifier):
     np.testing.assert_allclose(*blind, atol=1e-4)
 
 
+def test_from_a_pytorch_file_to_a_figure(tmp_path, monkeypatch, capsys):
+    """The page's ten lines, with a small purifier in place of the one that ships and a shorter attack."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    # Red, green and blue of the whole image: it answers the first three classes.
+    module = torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 10)
+    )
+    torch.save(module, "classifier.pt")
+    blur = pj.purifiers.gaussian_blur(0.5)
+    monkeypatch.setattr(pj.pretrained, "load", lambda name: SimpleNamespace(purifier=blur))
+    short = functools.partial(pj.attacks.pgd, num_steps=2)
+    monkeypatch.setattr(
+        pj.attacks, "pgd", lambda gradient, epsilon, num_steps: short(gradient, epsilon=epsilon)
+    )
+    found = run_block("torch.load(")
+    block = (ROOT / "docs" / "own_model.md").read_text().split("import jax, torch")[1]
+    assert len(block.split("```")[0].strip().splitlines()) <= 10
+    assert len(found["records"]) == 32
+    weights, bias = (p.detach().numpy() for p in module.parameters())
+    images, labels = found["photographs"].batch(np.arange(16))
+    expected = images.mean((1, 2)) @ weights.T + bias
+    np.testing.assert_allclose(found["logits_fn"](images), expected, atol=1e-5)
+    clean = (expected.argmax(-1) == labels).mean()
+    assert pj.accuracy(found["records"], "clean").value == pytest.approx(clean)
+    assert float(capsys.readouterr().out.split()[0]) <= clean
+
+
+def test_what_is_no_classifier_is_refused():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(pj.InputError, match="module: got str, expected a torch.nn.Module"):
+        pj.bridges.logits_from_torch("classifier.pt", 10)
+    flat = torch.nn.Flatten()
+    with pytest.raises(Exception, match=r"logits of shape \(1, 12\), expected \(1, 10\)"):
+        jax.block_until_ready(pj.bridges.logits_from_torch(flat, 10)(jnp.zeros((1, 2, 2, 3))))
+
+
 def test_a_called_back_classifier_is_evaluated(both, defense, golden_classifier):
     called, converted = both
     _, images, labels = golden_classifier
@@ -77,11 +127,35 @@ def test_a_called_back_classifier_is_evaluated(both, defense, golden_classifier)
     assert np.mean(same) > 0.95
 
 
-def test_a_plain_function_defends(defense):
+def test_a_test_runs_every_block():
+    assert [[text for text in BLOCKS if text in block] for block in blocks()] == [
+        [t] for t in BLOCKS
+    ]
+
+
+def test_a_plain_function_defends():
     weights = jax.random.normal(jax.random.key(0), (64, 10))
-    logits_fn = lambda images: (images.reshape(images.shape[0], -1) - 0.5) @ weights
-    found = pj.defend(defense.purifier, logits_fn)(keys_for(3), jnp.full((3, 8, 8, 1), 0.5))
-    np.testing.assert_allclose(jnp.exp(found).sum(-1), 1, rtol=1e-5)
+    logits_fn = run_block("logits_fn = lambda images", weights=weights, bias=1.0)["logits_fn"]
+    images = jnp.full((3, 8, 8, 1), 0.25)
+    np.testing.assert_allclose(logits_fn(images), jnp.full((3, 64), -0.25) @ weights + 1, rtol=1e-5)
+    made = run_block("pretrained.load", logits_fn=logits_fn, keys=keys_for(3), images=images)
+    np.testing.assert_allclose(jnp.exp(made["log_probs"]).sum(-1), 1, rtol=1e-5)
+    assert made["defense"].logits_fn(images).shape == (3, 10)
+
+
+def test_a_linen_classifier():
+    from flax import linen
+
+    norm = linen.BatchNorm(use_running_average=True)
+    module = linen.Sequential([lambda x: x.reshape(len(x), -1), norm, linen.Dense(10)])
+    images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
+    variables = module.init(jax.random.key(1), images)
+    assert variables.keys() == {"params", "batch_stats"}
+    made = run_block("network_logits(module", module=module, **variables)
+    np.testing.assert_allclose(
+        made["logits_fn"](images), module.apply(variables, images), rtol=1e-5
+    )
+    assert len(jax.tree.leaves(made["logits_fn"])) == len(jax.tree.leaves(variables))
 
 
 def test_a_function_of_arrays_compiles_once_for_all_checkpoints(defense):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from purify_jax.networks.convolution import convolve
+from purify_jax.passes import multiplications
 
 CASES = [
     ((1, 1), "SAME", (1, 1), 3, 7),
@@ -54,3 +55,13 @@ def test_vmap_over_images_kernels_and_both():
             for i in range(3)
         ]
         np.testing.assert_allclose(found, jnp.stack(rows), rtol=1e-4, atol=1e-5)
+
+
+def test_multiplications_are_counted():
+    native = lambda x, w: jax.lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    images, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 5))
+    # Two for each of 3·3·3 products, at 2·8·8 places and 5 channels.
+    for convolution in (convolve, native):
+        assert multiplications(convolution, images, kernel) == 2 * 27 * 2 * 64 * 5

@@ -31,6 +31,14 @@ def test_every_folder_is_packaged():
     assert found == listed
 
 
+def test_files_that_are_read_are_packaged():
+    listed = SETUP["options.package_data"]["purify_jax.data"].split()
+    folder = ROOT / "purify_jax" / "data"
+    found = {p for pattern in listed for p in folder.glob(pattern)}
+    assert found == {p for p in (folder / "photographs").iterdir() if p.is_file()}
+    assert sum(p.stat().st_size for p in found) < 250_000
+
+
 def test_declared_dependencies_are_the_imported_ones():
     declared = {
         re.split(r"[<>=\[]", line)[0] for line in SETUP["options"]["install_requires"].split()
@@ -43,7 +51,10 @@ def test_declared_dependencies_are_the_imported_ones():
                     imported.add(node.module.split(".")[0])
                 elif isinstance(node, ast.Import):
                     imported |= {alias.name.split(".")[0] for alias in node.names}
-    outside = imported - set(sys.stdlib_module_names) - {"purify_jax", "experiments", "torch"}
+    # Each of the optional ones is an extra, and asked for where it is used.
+    optional = {"torch", "huggingface_hub", "tensorboardX"}
+    assert optional <= {re.split(r"[<>=\[]", p)[0] for e in SETUP["options.extras_require"].values() for p in e.split()}  # fmt: skip
+    outside = imported - set(sys.stdlib_module_names) - {"purify_jax", "experiments"} - optional
     assert {DISTRIBUTIONS.get(name, name) for name in outside} == declared - INDIRECT
 
 
@@ -109,6 +120,9 @@ def test_an_installed_wheel_works_outside_the_checkout(tmp_path):
     (wheel,) = wheels.glob("*.whl")
     tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert {top for top in tops if not top.endswith("dist-info")} == {"purify_jax"}
+    assert {f"purify_jax/data/photographs/cifar10.{kind}" for kind in ("json", "png")} <= set(
+        zipfile.ZipFile(wheel).namelist()
+    )
     subprocess.run(
         [*pip, "install", "-q", "--no-deps", "--no-index", "--target", site, wheel], check=True
     )

@@ -1,9 +1,15 @@
-"""A page in a real browser, clicked through: filters, slider, sorting, keyboard, narrow screens."""
+"""A page in a real browser, clicked through: filters, slider, sorting, keyboard, narrow screens.
 
+With axe-core (``npm install --no-save axe-core@4.14.1``, or PURIFY_AXE=.../axe.min.js) its rules too.
+"""
+
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from test_gallery import brightness_gallery
 
 from purify_jax.reporting import plots, report
@@ -11,6 +17,8 @@ from purify_jax.reporting import plots, report
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
+
+AXE = Path(os.environ.get("PURIFY_AXE") or ROOT / "node_modules" / "axe-core" / "axe.min.js")
 
 ROWS = [
     ["blind", "0.900 [0.826, 0.945]", "9"],
@@ -187,6 +195,20 @@ def test_letters_stand_out_from_their_ground(visit, scheme):
         for p in pairs
         if _contrast(of(p[0]), of(p[1])) < 4.5
     } == {}
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not installed (see above)")
+@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(visit, width, scheme):
+    # The page itself runs no script but its own; axe must be let in.
+    page = visit(width, color_scheme=scheme, bypass_csp=True)
+    page.evaluate("document.querySelectorAll('details').forEach((fold) => fold.open = true)")
+    page.add_script_tag(content=AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run(document, { resultTypes: ['violations', 'passes'] })")
+    assert len(found["passes"]) > 20
+    wrong = [v for v in found["violations"] if v["impact"] in ("serious", "critical")]
+    assert [(v["id"], v["nodes"][0]["html"][:200]) for v in wrong] == []
 
 
 def _contrast(first, second):

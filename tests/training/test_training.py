@@ -215,3 +215,23 @@ def test_compiling_ahead_says_so_and_is_not_repeated():
     # One turn of the loop: 100³ multiplications and as many additions, to three digits.
     assert "; 0.002 GFLOP a step" in lines[1]
     assert "MB of temporary memory" in lines[1]
+
+
+def test_a_classifier_goes_on_from_another_one():
+    dataset = pj.data.load_split("digits", "train").take(64)
+    ready = pj.pretrained.load("digits").classifier
+    settings = training.Settings(num_steps=2, batch_size=16, learning_rate=0.0, ema_decay=0.5)
+    started = dict(progress=False, start=ready)
+    made, _ = pj.train_classifier(ready.network, dataset, settings, **started)
+    near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6)  # the average rounds
+    jax.tree.map(near, made.params, ready.params)
+    fresh, _ = pj.train_classifier(ready.network, dataset, settings, progress=False)
+    assert any(
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(fresh.params), jax.tree.leaves(ready.params), strict=True)
+    )
+    other = networks.build({"name": "ConvNet", "features": (3,), "hidden": 4, "num_outputs": 10})
+    with pytest.raises(
+        InputError, match="start: got the network {.*expected the one that is trained, {"
+    ):
+        pj.train_classifier(other, dataset, settings, **started)

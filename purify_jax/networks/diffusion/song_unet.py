@@ -45,7 +45,7 @@ class SongUNet(nn.Module):
     resample_filter: taps of the resampling filter, (1, 1) for DDPM++ and (1, 3, 3, 1) for NCSN++.
     dtype: of the computation, e.g. "bfloat16"; parameters and output stay float32.
 
-    The defaults are EDM's CIFAR-10 DDPM++ without classes; :func:`edm_ncsnpp` gives its NCSN++.
+    The defaults are EDM's CIFAR-10 DDPM++ without classes; ``edm_ncsnpp`` gives its NCSN++.
     Dropout, which the published training used, is left out: these networks evaluate.
     """
 

@@ -76,7 +76,8 @@
     if (state.shown.length === 0) return;
     // The same image under another attack stays chosen, so that the two can be compared.
     choose(state.shown.find((item) => item.image === state.chosen?.image)
-      ?? state.shown.find((item) => item.outcome === "saved") ?? state.shown[0]);
+      ?? state.shown.find((item) => item.outcome === "saved")
+      ?? state.shown.find((item) => item.outcome === "lost") ?? state.shown[0]);
   }
 
   function thumb(item) {
@@ -88,7 +89,9 @@
     mark.textContent = `${name(best(item.answer))} ${right ? "✓" : "✗"}`;
     mark.className = right ? "good" : "bad";
     button.type = "button";
-    button.setAttribute("aria-label", `Image ${index}, class ${name(label)}: ${data.outcomes[item.outcome]}`);
+    // The name that is read out holds the words that are seen, for who speaks to the browser.
+    const words = `Image ${index}, class ${name(label)}: ${data.outcomes[item.outcome]}`;
+    button.setAttribute("aria-label", `${words}; ${mark.textContent}`);
     canvas.setAttribute("aria-hidden", "true");
     mark.setAttribute("aria-hidden", "true");
     draw(canvas, attacked(item));
@@ -169,6 +172,8 @@
   }
 
   fillFilters();
+  // Words need more room than numbers.
+  at("thumbs").classList.toggle("words", Math.max(...data.classes.map((text) => text.length)) > 4);
   at("thumbs").addEventListener("keydown", move);
   at("step").addEventListener("input", () => show(Number(at("step").value)));
   at("gallery").hidden = false;

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from purify_jax.checks import InputError, check_at_least, check_count
@@ -21,7 +19,7 @@ from purify_jax.models.versions import versions
 from purify_jax.training import settings as runs
 from purify_jax.training.adversarial.loss import Attack, DefenseLoss, parts_of, watch
 from purify_jax.training.settings import Settings
-from purify_jax.training.step import TrainState
+from purify_jax.training.step import start_state
 
 #: What may train.
 TRAINABLE = ("both", "classifier", "purifier")
@@ -54,6 +52,7 @@ def train_defense(
     progress: bool = True,
     stream: bool | None = None,
     shard_parameters: bool = False,
+    tensorboard: bool = False,
 ) -> TrainedDefense:
     """Trains a classifier, its purifier or both on attacks through the whole defense.
 
@@ -68,10 +67,10 @@ def train_defense(
         ...), one restart. Choose one or two network calls ("tweedie"; "probability_flow" with
         num_steps 2): memory and time of a training step grow with them.
       denoising_weight: of the denoising loss, while the purifier trains.
-      label_smoothing, crop_padding: see :func:`purify_jax.train_classifier`.
+      label_smoothing, crop_padding: see :func:`purify_jax.training.train_classifier`.
       probe_images, probe_steps: at every save, accuracy under PGD of so many steps.
       metadata: more for the model files' headers.
-      workdir, progress, stream, shard_parameters: see :func:`purify_jax.training.fit`.
+      workdir, progress, stream, shard_parameters, tensorboard: see :func:`purify_jax.training.fit`.
 
     Raises Collapsed if the probe's accuracy falls below half of the best one so far: one-step attacks
     stop working suddenly (Wong et al. 2020), and what trains on against them is no defense. What was
@@ -93,10 +92,9 @@ def train_defense(
     if ebm is not None:
         everything["purifier"] = ebm.params
     chosen = [part for part in everything if trainable in ("both", part)]
-    # A donated state must not take the caller's arrays with it.
-    params = jax.tree.map(jnp.array, {part: everything[part] for part in chosen})
+    params = {part: everything[part] for part in chosen}
     frozen = {part: everything[part] for part in everything if part not in chosen}
-    stats = jax.tree.map(jnp.array, dict(classifier.variables.get("batch_stats", {})))
+    stats = classifier.variables.get("batch_stats", {})
     loss = DefenseLoss(
         frozen=frozen,
         denoising_weight=denoising_weight,
@@ -105,14 +103,7 @@ def train_defense(
         attack=attack,
         crop_padding=crop_padding,
     )
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        ema_params=jax.tree.map(jnp.copy, params),
-        batch_stats=stats,
-        opt_state=settings.optimizer().init(params),
-        ema_batch_stats=jax.tree.map(jnp.copy, stats),
-    )
+    state = start_state({"params": params, "batch_stats": stats}, settings.optimizer())
     count = len(dataset) - probe_images
     probe = dataset.batch(np.arange(count, len(dataset)))
     state, finished = runs.run_from(
@@ -126,6 +117,7 @@ def train_defense(
         progress=progress,
         stream=stream,
         shard_parameters=shard_parameters,
+        tensorboard=tensorboard,
         watch=watch(
             loss,
             probe,

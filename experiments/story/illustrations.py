@@ -1,4 +1,4 @@
-"""The quickstart's figures and its image browser: sections of the report."""
+"""Figures and the image browser of the quickstart and the demo: sections of the report."""
 
 from typing import Any
 
@@ -7,17 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 
 import purify_jax as pj
-from experiments.demo.story import NamedAttack
+from experiments.story.accuracy import NamedAttack
 from purify_jax import energy, evaluation
 from purify_jax.devices import sharding
 from purify_jax.evaluation import records
 from purify_jax.evaluation.predictions import check_classes
 from purify_jax.evaluation.sweeps import AttackedAndScored
 from purify_jax.keys import fold_keys, image_keys, stream_key
+from purify_jax.pytrees import Partial
 from purify_jax.reporting import Section, plots
-from purify_jax.reporting.gallery import MOST_IMAGES, gallery
+from purify_jax.reporting.gallery import MOST_IMAGES, gallery, trajectory
 from purify_jax.types import Array
 
+#: Images whose steps and energies are averaged, and among which those of the strip are looked for.
+MOST_IN_FIGURES = 128
 BROWSER = (
     "Choose an image (below each: the defense's answer, ✓ where it is right) and move the slider: it walks one purified "
     "copy from the noised image to the end, with the size of each step and the score norm where it began. The "
@@ -30,56 +33,67 @@ def sections(
     defense: pj.defense.Defense,
     ebm: pj.models.Model,
     named: list[NamedAttack],
+    adversarial: dict[str, np.ndarray],
     test: pj.data.Dataset,
     config: Any,
+    sweep: bool = True,
 ) -> dict[str, Section]:
-    """The report's figures: name → section."""
-    count = min(128, len(test))
-    images, labels = test.batch(np.arange(count))
-    keys = image_keys(stream_key(key, "figures"), np.arange(count))
-    adversarial = pj.jit(named[0].make(config.epsilon))(keys, images, labels)
-    purifying = fold_keys(keys, 1)
+    """The report's figures: name → section.
+
+    adversarial: attack → its images of the first images of ``test``.
+    sweep: with accuracy against ε, which takes many attacks more.
+    """
+    blind = adversarial[named[0].name][:MOST_IN_FIGURES]
+    images, labels = test.batch(np.arange(len(blind)))
+    # What the attack drew its randomness from must not be what the defense draws from.
+    keys = fold_keys(image_keys(stream_key(key, "figures"), np.arange(len(blind))), 1)
     found = {
-        "browser": _browser(defense, keys, images, labels, named, config, adversarial),
-        "purification": _strip(defense, purifying, images, adversarial, labels),
-        "accuracy_against_epsilon": _sweep(
-            key, defense, named, test.take(min(64, len(test))), config
-        ),
-        "steps": _steps(defense, purifying, images, adversarial),
+        "browser": _browser(defense, keys, images, labels, named, adversarial, test.class_names),
+        "purification": _strip(defense, keys, images, blind, labels, test.class_names),
     }
+    if sweep:
+        few = test.take(min(64, len(test)))
+        found["accuracy_against_epsilon"] = _sweep(key, defense, named, few, config)
+    found["steps"] = _steps(defense, keys, images, blind)
     if ebm.role == "energy":
-        found["energy"] = _energies(defense, ebm, purifying, images, adversarial)
+        found["energy"] = _energies(defense, ebm, keys, images, blind)
     return found
 
 
-def _browser(defense, keys, images, labels, named, config, blind) -> Section:
+def _browser(defense, keys, images, labels, named, adversarial, class_names) -> Section:
     few = slice(0, MOST_IMAGES)
     # The attack to believe comes first; the blind one shows what purification can do.
-    exact = pj.jit(named[-1].make(config.epsilon))(keys[few], images[few], labels[few])
-    attacked = {named[-1].name: exact, named[0].name: blind[few]}
-    # What the attack drew its randomness from must not be what the defense draws from.
-    content = gallery(defense, fold_keys(keys[few], 1), images[few], labels[few], attacked)
+    attacked = {entry.name: adversarial[entry.name][few] for entry in (named[-1], named[0])}
+    content = gallery(
+        defense, keys[few], images[few], labels[few], attacked, class_names=class_names or None
+    )
     return Section("Image by image", BROWSER, gallery=content)
 
 
-def _strip(defense, keys, images, adversarial, labels) -> Section:
-    path = np.asarray(jax.jit(defense.purifier.trajectory)(keys, adversarial))
-    shown = sorted({0, *np.linspace(1, len(path) - 1, 4).round().astype(int)})
+def _strip(defense, keys, images, adversarial, labels, class_names) -> Section:
     predict = lambda x: np.asarray(defense.logits_fn(jnp.asarray(x)).argmax(-1))
-    columns = ["clean", "attacked", "noised", *(f"step {s}" for s in shown[1:-1]), "purified"]
-    stages = [np.asarray(images), np.asarray(adversarial), *(path[s] for s in shown)]
-    verdicts = [predict(stage) for stage in stages]
     # Images that the attack turned, so that there is something to see; one of each class.
-    turned = [i for i in range(len(labels)) if verdicts[0][i] == labels[i] != verdicts[1][i]]
-    of_class = {int(labels[i]): i for i in reversed(turned or range(len(labels)))}
-    chosen = sorted(of_class.values())[:6]
-    rows = [[stage[i] for stage in stages] for i in chosen]
-    captions = [[f"{v[i]}{'' if v[i] == labels[i] else ' ✗'}" for v in verdicts] for i in chosen]
+    clean, turned = predict(images) == labels, predict(adversarial) != labels
+    of_class = {int(labels[i]): i for i in reversed(np.flatnonzero(clean & turned))}
+    chosen = np.array(sorted(of_class.values() or range(len(labels)))[:6])
+    # Of all images: a batch of the browser's size is compiled already.
+    path = np.asarray(pj.jit(Partial(trajectory, defense.purifier))(keys, adversarial))[:, chosen]
+    images, adversarial, labels = images[chosen], adversarial[chosen], labels[chosen]
+    shown = sorted({0, *np.linspace(1, len(path) - 1, 4).round().astype(int)})
+    columns = ["clean", "attacked", "noised", *(f"step {s}" for s in shown[1:-1]), "purified"]
+    stages = [images, adversarial, *(path[s] for s in shown)]
+    verdicts = [predict(stage) for stage in stages]
+    name = lambda label: class_names[label] if class_names else str(label)
+    rows = [[stage[i] for stage in stages] for i in range(len(chosen))]
+    captions = [
+        [f"{name(v[i])}{'' if v[i] == label else ' ✗'}" for v in verdicts]
+        for i, label in enumerate(labels)
+    ]
     text = (
         "Images that the blind attack turned. Below each: the bare classifier's prediction of it, ✗ where it "
         "is wrong."
     )
-    right = sum(verdicts[-1][i] == labels[i] for i in chosen)
+    right = int((verdicts[-1] == labels).sum())
     alt = (
         f"{len(chosen)} images in rows: clean, attacked, noised and after purification steps; after the last "
         f"step {right} of them are classified right."
@@ -98,12 +112,14 @@ def _steps(defense, keys, images, adversarial) -> Section:
     columns = ["step", *(f"{what}, {n}" for what in ("step size", "score norm") for n in sizes)]
     numbers = [*sizes.values(), *norms.values()]
     rows = [[str(s), *(f"{line[s - 1]:.3g}" for line in numbers)] for s in steps]
+    text = "Means over images and purified copies, of clean images and of those that the blind attack made."
+    if len(steps) == 1:
+        return Section("Steps", text, columns, rows)
     # The score falls to nearly nothing at once or stays: both are seen from 0 on.
     figure = plots.panels(
         steps.tolist(), {"step size α": sizes, "score norm ‖s‖": norms}, "purification step"
     )
     alt = "Two line charts over the purification's steps, step size and score norm; the table has the numbers."
-    text = "Means over images and purified copies, of clean images and of those that the blind attack made."
     return Section("Steps", text, columns, rows, figure, alt=alt, folded="The numbers")
 
 
@@ -143,7 +159,9 @@ def _sweep(key, defense, named, dataset, config) -> Section:
     add("undefended, blind PGD", named[0], bare)
     for entry in named:
         add(f"defended, {entry.name}", entry, defense)
-    text = f"{len(dataset)} images, 10 steps each; shaded: 95% intervals."
+    text = (
+        f"{len(dataset)} images, 10 steps each; bars: 95% intervals, those of one ε side by side."
+    )
     figure = plots.curves(
         epsilons,
         {name: [i.value for i in line] for name, line in lines.items()},

@@ -1,7 +1,11 @@
-"""The quickstart's story: which attacks, which table, which verdict. Its figures: ``illustrations``."""
+"""What the quickstart and the demo tell: which attacks, which table, which verdict. Figures: ``illustrations``."""
 
+import dataclasses
+import functools
 import time
 from typing import Any, NamedTuple
+
+import numpy as np
 
 import purify_jax as pj
 from purify_jax import attacks as atk
@@ -12,11 +16,9 @@ from purify_jax.evaluation import records
 from purify_jax.reporting.verdicts import exact_against_flattering
 from purify_jax.types import Array, Attack
 
-SUMMARY = (
-    "An energy-based model, trained by denoising score matching, cleans attacked images in a few "
-    "steps along its score; then a classifier that knows nothing of it predicts. The same defense "
-    "is attacked three ways: by someone who does not know of the purifier (blind), by someone who "
-    "pretends that it were the identity (BPDA+EOT), and by the exact gradient through all of it, "
+THREE_ATTACKS = (
+    "The same defense is attacked three ways: by someone who does not know of the purifier (blind), by "
+    "someone who pretends that it were the identity (BPDA+EOT), and by the exact gradient through all of it, "
     "averaged over the defense's randomness (exact+EOT). The last row is the one to believe."
 )
 TABLE_NOTE = (
@@ -44,7 +46,9 @@ class NamedAttack(NamedTuple):
     make: Any
 
 
-def attacks(defense: pj.defense.Defense, config: Any, *, steps: int, num_samples: int):
+def attacks(
+    defense: pj.defense.Defense, config: Any, *, steps: int, num_samples: int
+) -> list[NamedAttack]:
     """Blind PGD, BPDA+EOT and exact+EOT, against the defense."""
 
     def named(name: str, gradient: Any, eot: int) -> NamedAttack:
@@ -65,6 +69,13 @@ def attacks(defense: pj.defense.Defense, config: Any, *, steps: int, num_samples
     ]
 
 
+class Attacked(NamedTuple):
+    """results: what the table and the verdict are made of; adversarial: attack → images ``[n, h, w, c]``."""
+
+    results: dict[str, Any]
+    adversarial: dict[str, np.ndarray]
+
+
 def run_attacks(
     key: Array,
     defense: pj.defense.Defense,
@@ -73,39 +84,69 @@ def run_attacks(
     test: pj.data.Dataset,
     config: Any,
     progress: bool = True,
-) -> dict[str, Any]:
-    """Clean accuracy on the whole test split, and a row per attack on the images ``attacked``."""
-    norm, epsilon, mesh = config.norm, config.epsilon, sharding.default_mesh()
+    bare_on_blind: bool = False,
+) -> Attacked:
+    """Clean accuracy on the whole test split, and a row per attack on the images ``attacked``.
+
+    bare_on_blind: judge the bare classifier by the blind attack's images, which are made on it, and do not
+    attack it anew for every row.
+    """
+    mesh = sharding.default_mesh()
     bare = pj.undefended(defense.logits_fn)
-    value = lambda model: evaluation.accuracy(
-        evaluation.evaluate(key, model, {}, test, draws=1, mesh=mesh), "clean"
-    )
-    clean_bare, clean = value(bare), value(defense)
-    rows = []
-    for entry in bar(named, desc="attacks", unit="attack", disable=not progress):
-        started = time.monotonic()
-        attack = entry.make(epsilon)
-        found = evaluation.evaluate(key, defense, {entry.name: attack}, attacked, mesh=mesh)
-        white_box = atk.pgd(atk.exact(bare), norm=norm, epsilon=epsilon, num_steps=entry.steps)
-        found_bare = evaluation.evaluate(
-            key, bare, {entry.name: white_box}, attacked, draws=1, mesh=mesh
+    evaluate = functools.partial(evaluation.evaluate, key, draws=1, mesh=mesh)
+    adversarial: dict[str, np.ndarray] = {}
+    started: dict[str, float] = {}
+
+    def keep(name: str, indices: np.ndarray, images: np.ndarray) -> None:
+        adversarial.setdefault(name, np.zeros((len(attacked), *images.shape[1:]), np.float32))
+        adversarial[name][indices] = images
+
+    with bar(total=len(named), desc="attacks", unit="attack", disable=not progress) as shown:
+
+        def start(name: str) -> None:
+            shown.update(max(0, len(started) - 1) - shown.n)
+            started[name] = time.monotonic()
+
+        found = evaluate(
+            defense,
+            {entry.name: entry.make(config.epsilon) for entry in named},
+            attacked,
+            on_start=start,
+            keep_images=keep,
         )
+        shown.update(len(named) - shown.n)
+    ends = [*list(started.values())[2:], time.monotonic()]
+    seconds = {n: end - started[n] for n, end in zip(list(started)[1:], ends, strict=True)}
+    if bare_on_blind:
+        on_blind = _replaced(attacked, adversarial[named[0].name])
+        undefended = [evaluation.accuracy(evaluate(bare, {}, on_blind), "clean")] * len(named)
+    else:
+        white = lambda steps: atk.pgd(
+            atk.exact(bare), norm=config.norm, epsilon=config.epsilon, num_steps=steps
+        )
+        alone = evaluate(bare, {entry.name: white(entry.steps) for entry in named}, attacked)
+        undefended = [evaluation.accuracy(alone, entry.name) for entry in named]
+    rows = []
+    for entry, without in zip(named, undefended, strict=True):
         robust = evaluation.accuracy(found, entry.name)
         rows.append(
             {
                 "name": entry.name,
-                "norm": norm,
-                "epsilon": epsilon,
+                "norm": config.norm,
+                "epsilon": config.epsilon,
                 "steps": entry.steps,
                 "eot": entry.eot,
-                "undefended": evaluation.accuracy(found_bare, entry.name).value,
+                "undefended": without.value,
                 "defended": robust.value,
                 "defended_ci95": [robust.low, robust.high],
                 "images": len(attacked),
-                "seconds": round(time.monotonic() - started, 2),
+                "seconds": round(seconds[entry.name], 2),
             }
         )
-    return {
+    whole = found if len(attacked) == len(test) else evaluate(defense, {}, test)
+    clean = evaluation.accuracy(whole, "clean")
+    clean_bare = evaluation.accuracy(evaluate(bare, {}, test), "clean")
+    results = {
         "clean": {
             "undefended": clean_bare.value,
             "defended": clean.value,
@@ -114,6 +155,11 @@ def run_attacks(
         },
         "attacks": rows,
     }
+    return Attacked(results, {n: images for n, images in adversarial.items() if n != "clean"})
+
+
+def _replaced(dataset: pj.data.Dataset, images: np.ndarray) -> pj.data.Dataset:
+    return dataclasses.replace(dataset, images=images)
 
 
 def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

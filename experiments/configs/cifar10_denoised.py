@@ -1,0 +1,17 @@
+"""A classifier of CIFAR-10 fine-tuned on images that one denoising step has cleaned, for certification (row E).
+
+Command: python -m experiments.train_classifier --config=experiments/configs/cifar10_denoised.py --data_dir=DIR \
+             --classifier=runs/cifar10/classifier/model.safetensors --ebm=runs/cifar10/edm/model.safetensors \
+             --workdir=runs/cifar10/denoised
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import cifar10_purified
+
+
+def get_config() -> ConfigDict:
+    """2000 steps: noise of σ = 0.25 and one call of the denoiser, as its model file says."""
+    config = cifar10_purified.get_config()
+    config.classifier.update({"steps": 2000, "ema_decay": 0.995, "checkpoint_every": 50})
+    return config

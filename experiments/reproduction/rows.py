@@ -1,0 +1,184 @@
+"""The five rows of CIFAR-10 on two CPU cores: what each trains, and how each is attacked.
+
+A network that several rows need is trained once, in a folder that they share; a row that finds it
+finished goes on from there. docs/experiments.md says what was predicted of each before it ran.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from experiments.reproduction.parts import Part, Plan
+
+
+class Network(NamedTuple):
+    """How a network is trained: binary, config, the flags that name other networks, and its file."""
+
+    binary: str
+    config: str
+    given: Mapping[str, str]
+    steps: int
+    model: str = "model.safetensors"
+    folder: str | None = None
+
+
+#: Steps are those of the configs: a budget scales them by flag.
+NETWORKS: Mapping[str, Network] = MappingProxyType(
+    {
+        "classifier": Network("train_classifier", "cifar10_airbench", {}, 200),
+        "dsm": Network("train_ebm", "cifar10_dsm", {}, 10_000),
+        "edm": Network("train_ebm", "cifar10_edm", {}, 10_000),
+        "purified": Network(
+            "train_classifier", "cifar10_purified", {"classifier": "classifier", "ebm": "dsm"}, 400
+        ),
+        "denoised": Network(
+            "train_classifier", "cifar10_denoised", {"classifier": "classifier", "ebm": "edm"}, 2000
+        ),
+        "defense": Network(
+            "train_defense",
+            "cifar10_defense",
+            {"classifier": "classifier", "ebm": "edm"},
+            2000,
+            "classifier.safetensors",
+        ),
+        "control": Network(
+            "train_defense",
+            "cifar10_defense",
+            {"classifier": "classifier"},
+            2000,
+            "classifier.safetensors",
+        ),
+    }
+)
+
+
+class Row(NamedTuple):
+    """A row: the networks of the defense that is evaluated, and how.
+
+    ebm: the network and its file; None for a classifier alone. images: of `paper` and `honest` at Linf;
+    0 for certification instead. minutes: on two CPU cores, an estimate.
+    """
+
+    minutes: float
+    classifier: str
+    ebm: tuple[str, str] | None
+    images: int
+    clean_images: int
+    note: str
+    noise_scales: tuple[float, ...] = ()
+
+
+ROWS: Mapping[str, Row] = MappingProxyType(
+    {
+        "cifar10_adp": Row(
+            2000, "classifier", ("dsm", "model.safetensors"), 256, 1000,
+            "Row A: the paper's defense, the classifier never retrained.", (0.1,),
+        ),
+        "cifar10_purified": Row(
+            2000, "purified", ("dsm", "model.safetensors"), 256, 1000,
+            "Row B: the paper's defense, the classifier fine-tuned on purified images.",
+        ),
+        "cifar10_defense": Row(
+            600, "defense", ("defense", "ebm.safetensors"), 512, 10_000,
+            "Row C: adversarial training through one denoising step and the classifier.",
+        ),
+        "cifar10_control": Row(
+            400, "control", None, 512, 10_000,
+            "Row D: the control of row C, the same training of the classifier alone.",
+        ),
+        "cifar10_certified": Row(
+            600, "denoised", ("edm", "model.safetensors"), 0, 1000,
+            "Row E: one denoising step, the classifier fine-tuned for it.",
+        ),
+    }
+)  # fmt: skip
+_BALLS = (("linf", 8 / 255), ("l2", 0.5))
+
+
+def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -> Plan:
+    """The commands of a row within a budget in minutes (None: the full plan).
+
+    The networks lie beside ``workdir``, in ``cifar10_networks``: all rows share them.
+    """
+    row = ROWS[name]
+    factor = 1.0 if budget is None else min(1.0, budget / row.minutes)
+    scaled = lambda number, least: max(least, round(number * factor))
+    data = [f"--data_dir={data_dir}"] if data_dir else []
+    shared = workdir.parent / "cifar10_networks"
+    parts = [
+        _training(network, shared, data, scaled(NETWORKS[network].steps, 2))
+        for network in _needed(row)
+    ]
+    classifier = shared / row.classifier / NETWORKS[row.classifier].model
+    ebm = None if row.ebm is None else shared / row.ebm[0] / row.ebm[1]
+    models = [f"--classifier={classifier}", *data]
+    if ebm is not None:
+        models.insert(0, f"--ebm={ebm}")
+
+    def add(part: str, binary: str, *arguments: str) -> None:
+        folder = workdir / part
+        command = [f"experiments.{binary}", *models, *arguments, f"--workdir={folder}"]
+        parts.append(Part(part, command, folder))
+
+    count = f"--images={scaled(row.clean_images, 16)}"
+    clean = ("--suite=clean", "--epsilon=0", count, "--draws=1", "--probe_images=0")
+    add("clean", "evaluate", *clean, "--batch_size=100")
+    for scale in row.noise_scales:
+        noise = f"--noise_scale={scale}"
+        add(f"clean_sigma_{scale}", "evaluate", *clean, "--batch_size=100", noise)
+    if not row.images:
+        images, samples = f"--images={scaled(100, 4)}", f"--n={scaled(10_000, 100)}"
+        denoise = ("--sigma=0.25", "--method=denoise", "--noise_scale=0.25")
+        add("certification", "certify", *denoise, images, samples)
+    elif ebm is None or row.ebm != ("dsm", "model.safetensors"):
+        _add_attacks(add, scaled(row.images, 16), scaled(256, 16), scaled)
+    else:
+        _add_attacks(add, scaled(row.images, 16), scaled(64, 16), scaled)
+    note = "full plan" if factor == 1 else f"{budget:g} of {row.minutes:g} minutes: {factor:.0%}"
+    return Plan(parts, ebm, classifier, f"{note}. {row.note}")
+
+
+def _add_attacks(add, linf: int, l2: int, scaled) -> None:
+    for (norm, epsilon), images in zip(_BALLS, (linf, l2), strict=True):
+        ball = (f"--norm={norm}", f"--epsilon={epsilon:.6g}", f"--images={images}")
+        name = f"{norm}_{epsilon:.3g}"
+        if norm == "linf":
+            paper = (f"--steps={scaled(40, 2)}", f"--eot={scaled(4, 1)}", "--probe_images=0")
+            add(f"paper_{name}", "evaluate", "--suite=paper", *ball, *paper)
+        steps = (f"--steps={scaled(400, 8)}", "--eot=1", f"--probe_images={scaled(32, 4)}")
+        add(f"honest_{name}", "evaluate", "--suite=honest", *ball, *steps)
+
+
+def _needed(row: Row) -> list[str]:
+    """The row's networks in the order in which they are trained."""
+    order: list[str] = []
+
+    def visit(network: str) -> None:
+        for other in NETWORKS[network].given.values():
+            visit(other)
+        if network not in order:
+            order.append(network)
+
+    visit(row.classifier)
+    if row.ebm is not None:
+        visit(row.ebm[0])
+    return order
+
+
+def _training(network: str, shared: Path, data: list[str], steps: int) -> Part:
+    made = NETWORKS[network]
+    folder = shared / network
+    section = {"train_ebm": "ebm", "train_classifier": "classifier"}.get(made.binary, "defense")
+    given = [
+        f"--{flag}={shared / other / NETWORKS[other].model}" for flag, other in made.given.items()
+    ]
+    command = [
+        f"experiments.{made.binary}",
+        f"--config=experiments/configs/{made.config}.py",
+        f"--config.{section}.steps={steps}",
+        *given,
+        *data,
+        f"--workdir={folder}",
+    ]
+    return Part(network, command, folder, is_training=True, model=made.model)

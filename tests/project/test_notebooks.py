@@ -1,0 +1,114 @@
+"""The notebooks: without outputs in git, one first cell, and every cell runs."""
+
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from conftest import CACHE, ROOT
+from nbclient import NotebookClient
+
+NAMES = ["quickstart", "cifar10"]
+
+
+def read(name):
+    return nbformat.read(ROOT / "colab" / f"{name}.ipynb", as_version=4)
+
+
+def run(notebook, monkeypatch, budget):
+    """Runs the cells; the text that each has printed."""
+    monkeypatch.setenv("PURIFY_BUDGET", str(budget))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+    NotebookClient(
+        notebook, timeout=400, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
+    ).execute()
+    outputs = [cell.get("outputs", []) for cell in notebook.cells]
+    return ["".join(o.text for o in each if o.output_type == "stream") for each in outputs]
+
+
+def pictures(notebook):
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def first_cell():
+    return read(NAMES[0]).cells[1].source
+
+
+def test_notebooks_are_stripped_and_begin_alike():
+    assert sorted(p.stem for p in (ROOT / "colab").glob("*.ipynb")) == sorted(NAMES)
+    for name in NAMES:
+        notebook = read(name)
+        assert notebook.cells[1].source == first_cell()
+        assert all(
+            not c.outputs and not c.execution_count for c in notebook.cells if "outputs" in c
+        )
+        nbformat.validate(notebook)
+    assert len(read("quickstart").cells) == 15
+    assert 'REPOSITORY = ""' in first_cell()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_cells_run(name, monkeypatch):
+    notebook = read(name)
+    notebook.cells = notebook.cells[:4]
+    said = run(notebook, monkeypatch, 0.1)
+    assert said[1].startswith("purify_jax ")
+    assert "× CPU" in said[1]
+    assert pictures(notebook) == 1
+
+
+@pytest.mark.slow
+def test_the_quickstart_notebook_runs(monkeypatch):
+    notebook = read("quickstart")
+    said = run(notebook, monkeypatch, 0.1)
+    assert [line.split()[0] for line in said[-1].splitlines()] == ["clean", "blind", "exact+EOT"]
+    assert pictures(notebook) == 4
+
+
+@pytest.mark.slow
+def test_the_photographs_notebook_runs(monkeypatch):
+    notebook = read("cifar10")
+    said = run(notebook, monkeypatch, 0.25)
+    figures = [text.splitlines() for text in said if text.startswith("clean")]
+    assert len(figures) >= 3  # the shipped classifier's, linen's, nnx's, and PyTorch's where it is
+    for lines in figures:
+        attacks = ["BPDA", "exact"] if lines is figures[0] else ["exact"]
+        assert [line.split()[0] for line in lines] == ["clean", *attacks]
+        assert all(0 <= float(line.split()[1]) <= 1 for line in lines)
+    assert len(figures) == 4 or said[-1] == "PyTorch is not installed: skipped\n"
+    assert pictures(notebook) == 3
+
+
+@pytest.mark.parametrize(
+    ("there", "repository", "installed"),
+    [
+        (["purify_jax-9-py3-none-any.whl"], "", "purify_jax-9-py3-none-any.whl"),
+        (["purify_jax/__init__.py", "purify_jax-9-py3-none-any.whl"], "", ""),
+        ([], "https://HOST/OWNER/purify_jax", "git+https://HOST/OWNER/purify_jax"),
+        ([], "", None),
+    ],
+    ids=["wheel", "checkout", "repository", "nothing"],
+)
+def test_what_the_first_cell_installs(there, repository, installed, tmp_path):
+    """In a Python without purify_jax, which writes down what pip is asked for."""
+    for name in there:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise ImportError('a dependency is missing')\n")
+    cell = first_cell().replace('REPOSITORY = ""', f"REPOSITORY = {repository!r}")
+    spy = (
+        "import subprocess, sys\n"
+        "subprocess.run = lambda command, check: sys.exit(f'asked for {command[-1]}')\n"
+    )
+    done = subprocess.run(
+        # -S: without site-packages, and so without what is installed here.
+        [sys.executable, "-S", "-c", spy + cell],
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""},
+    )  # fmt: skip
+    if installed is None:
+        assert "set REPOSITORY, or put its wheel beside this notebook" in done.stderr
+    else:
+        wanted = installed if "+" in installed else str(tmp_path / installed).rstrip("/")
+        assert done.stderr.strip() == f"asked for {wanted}"

@@ -1,0 +1,99 @@
+"""The pages' Python runs: every block of a page in order, with what the demo would have left behind."""
+
+import re
+
+import jax
+import matplotlib
+import numpy as np
+import pytest
+from conftest import ROOT
+
+matplotlib.use("Agg")
+#: Page → what makes it small enough for a test. Its blocks are one program.
+WHOLE = {
+    "README.md": {},
+    "docs/start.md": {},
+    "docs/train.md": {"num_steps=300": "num_steps=100", "batch_size=256": "batch_size=16"},
+    "docs/evaluation.md": {"epsilon=0.15)": "epsilon=0.15, steps=4)", "take(128)": "take(8)"},
+    "docs/own_data.md": {},
+    "docs/scale_out.md": {},
+}
+#: Pages whose blocks are alternatives, or need files and libraries: their own tests run each of them.
+ELSEWHERE = {"docs/own_model.md", "docs/diffusion.md"}
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs a page in an empty folder; the names that it leaves."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(page):
+        source = "\n".join(blocks(page))
+        for old, new in WHOLE[page].items():
+            assert old in source, (page, old)
+            source = source.replace(old, new)
+        names: dict = {}
+        exec(compile(source, page, "exec"), names)
+        return names
+
+    return run
+
+
+def test_the_readme_prints_accuracies_with_intervals(run, capsys):
+    run("README.md")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    clean, attacked = (float(line.split()[0]) for line in lines)
+    assert 0.9 < clean <= 1
+    assert attacked < clean
+
+
+def test_start(run, model_files, tmp_path, capsys):
+    folder = tmp_path / "runs" / "quickstart"
+    folder.mkdir(parents=True)
+    for path in model_files:
+        (folder / path.name).write_bytes(path.read_bytes())
+    names = run("docs/start.md")
+    assert (names["predicted"] == names["labels"]).mean() > 0.9
+    assert 0 <= float(capsys.readouterr().out.split()[0]) <= 1
+
+
+def test_train(run):
+    names = run("docs/train.md")
+    assert names["trained"].finished
+    # What was trained on 1600 images is far better than chance, and its file says how to use it.
+    assert (names["answers"] == names["labels"]).mean() > 0.3
+    assert names["purifier"].num_steps == 5
+
+
+def test_own_data(run, tmp_path):
+    names = run("docs/own_data.md")
+    assert names["trained"].finished
+    assert (names["answers"] == names["labels"]).mean() > 0.5
+    files = ["README.md", "classifier.safetensors", "config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "my_digits").iterdir()) == files
+
+
+def test_read_the_numbers(run):
+    names = run("docs/evaluation.md")
+    found = names["found"]
+    assert sum(found.by.values()) == found.average.images == 8
+    assert found.worst.value <= found.average.value
+    assert set(names["attacks"]) == {r["attack"] for r in names["records"]} - {"clean"}
+
+
+def test_scale_out(run):
+    names = run("docs/scale_out.md")
+    np.testing.assert_allclose(np.exp(names["log_probs"]).sum(-1), 1, rtol=1e-5)
+    assert (names["log_probs"].argmax(-1) == names["labels"]).mean() > 0.9
+    assert jax.device_count() > 1 or names["mesh"] is None
+
+
+def test_no_page_has_python_that_nothing_runs():
+    pages = {str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md")}
+    pages = {p for p in pages if "/notebooks/" not in p and "/generated/" not in p}
+    assert {p for p in {"README.md", *pages} if blocks(p)} == WHOLE.keys() | ELSEWHERE
