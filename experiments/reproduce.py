@@ -71,10 +71,9 @@ def main(argv: list[str]) -> None:
 def _run(part: plans.Part, plan: plans.Plan, results: Path) -> None:
     target = results / f"{part.name}.json"
     command = provenance.shown(part.command, FLAGS.data_dir)
-    if target.exists() and json.loads(target.read_text()).get("command") == command:
+    if target.exists() and plans.is_done(json.loads(target.read_text()), command):
         print(f"{part.name}: done before", flush=True)
-        if part.is_training:
-            _take_shipped_model(part)
+        _take_shipped_models(part, plan)
         return
     print(f"{part.name}: {shlex.join(part.command)}", flush=True)
     commit = provenance.commit()
@@ -113,19 +112,24 @@ def _run(part: plans.Part, plan: plans.Plan, results: Path) -> None:
     write_atomically(target, json.dumps(content, indent=2) + "\n")
 
 
-def _take_shipped_model(part: plans.Part) -> None:
-    """Puts the published model where a training that is done, but not on this machine, left it."""
-    target = part.folder / part.model
+def _take_shipped_models(part: plans.Part, plan: plans.Plan) -> None:
+    """Puts the published models where a training that is done, but not on this machine, left them."""
     folder = next((f for f in pj.pretrained.folders() if f.is_dir()), Path("pretrained"))
-    shipped = folder / (part.shipped or "")
-    if target.exists() or not shipped.is_file():
-        return
-    if (folder / f"{FLAGS.suite}.json").is_file():
-        pj.pretrained.load(FLAGS.suite)  # checks the digests
-    part.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, shipped.read_bytes())
-    write_atomically(part.folder / SHIPPED, "The network is that of pretrained/.\n")
-    print(f"{part.name}: not trained here; taken from {shipped}", flush=True)
+    # The demo trains as well, both networks of its plan.
+    made = [p for p in (plan.ebm, plan.classifier) if p is not None and p.parent == part.folder]
+    models = {p.name: f"{FLAGS.suite}_{p.name}" for p in made}
+    if part.is_training:
+        models = {part.model: part.shipped}
+    for file, name in models.items():
+        target, shipped = part.folder / file, folder / (name or "")
+        if target.exists() or not shipped.is_file():
+            continue
+        if (folder / f"{FLAGS.suite}.json").is_file():
+            pj.pretrained.load(FLAGS.suite)  # checks the digests
+        part.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, shipped.read_bytes())
+        write_atomically(part.folder / SHIPPED, "The network is that of pretrained/.\n")
+        print(f"{part.name}: not trained here; taken from {shipped}", flush=True)
 
 
 if __name__ == "__main__":

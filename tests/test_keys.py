@@ -114,6 +114,7 @@ def _attacks():
         "pgd l2": attacks.pgd(gradient, **ball, norm="l2"),
         "pgd l1": attacks.pgd(attacks.joint_full(defense), **ball, norm="l1"),
         "spsa": attacks.pgd(spsa, **ball),
+        "grafted": attacks.pgd(attacks.grafted(defense, 3, step=0.02), **ball),
         "apgd restarts": attacks.apgd(gradient, **ball, num_restarts=2),
         "apgd targeted": attacks.apgd_targeted(
             defense, **ball, num_targets=2, num_samples=2, deterministic=False

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from experiments.reproduction import rows
 from experiments.reproduction.parts import Part, Plan
@@ -110,6 +111,12 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
         ),
     }
 )
+
+
+def is_done(result: Mapping[str, Any], command: str) -> bool:
+    """Whether a part's result is that of this command; one of attacks up to 0.2 has no average and is made anew."""
+    of_protocol_1 = "worst_case" in result and "figures" not in result
+    return result.get("command") == command and not of_protocol_1
 
 
 #: All that ``experiments.reproduce`` knows: data sets, and the rows of CIFAR-10 on two CPU cores.

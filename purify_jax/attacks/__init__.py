@@ -13,6 +13,7 @@ from purify_jax.attacks.gradients import (
     joint_score,
     spsa,
 )
+from purify_jax.attacks.grafting import grafted
 from purify_jax.attacks.momentum import momentum_pgd
 from purify_jax.attacks.projected_gradient import pgd
 from purify_jax.attacks.square_search import square
@@ -28,6 +29,7 @@ __all__ = [
     "eot",
     "exact",
     "exact_held_steps",
+    "grafted",
     "identity_backward",
     "joint_full",
     "joint_score",

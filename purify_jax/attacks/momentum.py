@@ -75,7 +75,8 @@ def momentum_pgd(
       norm: "linf", "l2" or "l1".
       epsilon: radius of the ball ≥ 0.
       num_steps: ≥ 1.
-      step_size: η_0, in units of ε's; ε/4 by default.
+      step_size: η_0, in units of ε's; by default ε/4, or 4ε/T for T < 16 steps, so that the path is as
+        long as the ball is wide.
       momentum: μ in [0, 1).
       start: an attack whose result is where this one begins (a warm start); else a random point.
 
@@ -84,7 +85,8 @@ def momentum_pgd(
     check_epsilon(epsilon)
     check_count("num_steps", num_steps)
     check_number("momentum", momentum, 0.0, 1.0, open_high=True)
-    step_size = epsilon / 4 if step_size is None else step_size
+    if step_size is None:
+        step_size = epsilon * max(1 / 4, 4 / num_steps)
     check_at_least("step_size", step_size, 0.0)
     return MomentumPGD(
         gradient=as_pytree(gradient),

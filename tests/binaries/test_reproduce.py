@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import shutil
 from pathlib import Path
 
 import PIL.Image
@@ -10,20 +9,23 @@ import pytest
 from conftest import ROOT
 
 import purify_jax as pj
-from experiments.common import config_schema, from_config
+from experiments.common import config_schema, from_config, provenance
 from experiments.reproduction import leaderboard, plans, publishing, rows, tables
 from purify_jax.checks import InputError
 
 
-def test_a_part_is_marked_and_not_repeated(run_binary, model_files, tmp_path):
-    (tmp_path / "runs" / "demo").mkdir(parents=True)
-    for path in model_files:  # what the part "demo" would have made
-        shutil.copy(path, tmp_path / "runs" / "demo")
+def test_a_part_is_marked_and_not_repeated(run_binary, tmp_path):
+    # The part "demo" was done elsewhere: its networks are those that ship.
+    (tmp_path / "results").mkdir()
+    demo = plans.plan("digits", 0.3, tmp_path / "runs", None).parts[0]
+    done = {"command": provenance.shown(demo.command, None)}
+    (tmp_path / "results" / "demo.json").write_text(json.dumps(done))
     args = (
         "--suite=digits", "--budget=0.3", f"--workdir={tmp_path / 'runs'}",
-        f"--results={tmp_path / 'results'}", "--parts=certification", "--noprogress",
+        f"--results={tmp_path / 'results'}", "--parts=demo,certification", "--noprogress",
     )  # fmt: skip
-    run_binary("reproduce", *args)
+    first = run_binary("reproduce", *args)
+    assert "demo: done before\ndemo: not trained here; taken from" in first.stdout
     results = tmp_path / "results"
     found = json.loads((results / "certification.json").read_text())
     assert found["command"].startswith("python -m experiments.certify --ebm=")
@@ -31,6 +33,7 @@ def test_a_part_is_marked_and_not_repeated(run_binary, model_files, tmp_path):
     assert "0.3 of 15 minutes" in found["budget"]
     assert len(found["commit"]) >= 7
     assert found["seconds"] > 0
+    assert found["networks"] == "as shipped in pretrained/"
     (figure,) = (results / "figures").glob("certification_*.png")
     with PIL.Image.open(figure) as image:
         assert image.text["Command"] == found["command"]
@@ -40,6 +43,14 @@ def test_a_part_is_marked_and_not_repeated(run_binary, model_files, tmp_path):
     done = run_binary("reproduce", *args)
     assert "certification: done before" in done.stdout
     assert (results / "certification.json").stat().st_mtime_ns == before
+
+
+def test_a_result_without_an_average_is_made_anew():
+    assert plans.is_done({"command": "c", "worst_case": {}, "figures": {}}, "c")
+    assert plans.is_done({"command": "c", "auroc": 1}, "c")
+    assert not plans.is_done({"command": "c", "worst_case": {}}, "c")
+    assert not plans.is_done({"command": "b", "figures": {}}, "c")
+    assert not plans.is_done({}, "c")
 
 
 @pytest.mark.parametrize("name", sorted(plans.SUITES))

@@ -201,6 +201,18 @@ def test_momentum_pgd_reaches_the_optimum_of_a_noisy_linear_loss(norm):
     assert float((jnp.sum(first * w, axis=(1, 2, 3)) / (0.1 * jnp.sum(best * w))).mean()) < 0.8
 
 
+@pytest.mark.parametrize("num_steps", [1, 6, 15, 16])
+def test_momentum_pgds_path_is_as_long_as_the_ball_is_wide(num_steps):
+    """From one corner it reaches the opposite one, however few steps it has."""
+    attack = attacks.momentum_pgd(
+        lambda keys, x, y: (jnp.ones_like(x), jnp.zeros(len(x))),
+        epsilon=0.1, num_steps=num_steps, start=lambda keys, x, y: x - 0.1,
+    )  # fmt: skip
+    images = jnp.full((1, 2, 2, 1), 0.5)
+    moved = attack(jax.random.split(jax.random.key(0), 1), images, jnp.zeros(1, int)) - images
+    np.testing.assert_allclose(moved, 0.1, atol=1e-6)
+
+
 def test_momentum_pgd_starts_where_it_is_told():
     attack = attacks.momentum_pgd(
         lambda keys, x, y: (jnp.zeros_like(x), jnp.zeros(len(x))),
