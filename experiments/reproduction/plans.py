@@ -206,6 +206,11 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
         "certification", "certify", f"--sigma={suite.sigma}", f"--images={scaled(images, 4)}",
         f"--n={scaled(samples, 100)}", "--noise_scale=0", "--num_restarts=1",
     )  # fmt: skip
+    if name == "cifar10":
+        # The model and the images that ship: what it shows, anybody sees in a minute.
+        folder = workdir / "photographs"
+        command = ["experiments.demo", f"--model={name}", f"--workdir={folder}"]
+        parts.append(Part("photographs", command, folder))
     if name == "digits":
         add(
             "comparison", "compare", f"--norm={norm}", f"--epsilon={epsilon:.6g}",
