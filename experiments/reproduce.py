@@ -8,6 +8,7 @@ steps, attack steps and images, and the result says so. --publish also writes pr
 """
 
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -41,7 +42,7 @@ SHIPPED = "shipped.txt"
 def main(argv: list[str]) -> None:
     """Flags in, results/<suite>/ out."""
     del argv
-    if FLAGS.budget is not None and not FLAGS.budget > 0:
+    if FLAGS.budget is not None and not 0 < FLAGS.budget < math.inf:
         raise InputError(f"budget: got {FLAGS.budget}, expected a positive number of minutes")
     workdir = Path(FLAGS.workdir or f"runs/{FLAGS.suite}")
     results = Path(FLAGS.results or f"results/{FLAGS.suite}")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purify_jax.checks import InputError, check_at_least, check_count, check_number
+from purify_jax.checks import InputError, check_count, check_number
 from purify_jax.pytrees import Partial
 from purify_jax.types import Array, Keys
 
@@ -66,8 +66,9 @@ def patterns(amplitude: float) -> Callable[[Keys, Array], Array]:
 
     The sign of a Gaussian field whose grain is 1, 2 or 4 pixels, each as often: what an attack in
     an Linf ball looks like, where independent noise of the same size looks like nothing of the kind.
+    ``amplitude`` in [0, 1], the range of a pixel; InputError else.
     """
-    check_at_least("amplitude", amplitude, 0.0)
+    check_number("amplitude", amplitude, 0.0, 1.0)
     return Partial(_patterns, amplitude)
 
 

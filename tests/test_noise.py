@@ -50,3 +50,10 @@ def test_patterns_are_plus_or_minus_one_size_per_image():
     agree = (found[:, :, 1:] == found[:, :, :-1]).mean((1, 2, 3))
     assert 0.25 < (agree < 0.6).mean() < 0.42
     assert agree.max() > 0.75
+
+
+def test_patterns_are_no_larger_than_a_pixel_is_wide():
+    with pytest.raises(
+        InputError, match=r"amplitude: got 1.5, expected a finite number >= 0 and <= 1"
+    ):
+        noise.patterns(1.5)

@@ -145,6 +145,7 @@ def test_a_budget_scales_steps_and_images():
     ("args", "message"),
     [
         (("--budget=0",), "budget: got 0.0, expected a positive number"),
+        (("--budget=inf",), "budget: got inf, expected a positive number"),
         (("--suite=digits", "--parts=nothing"), "parts: got ['nothing'], expected some of"),
     ],
 )
