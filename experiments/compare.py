@@ -165,7 +165,7 @@ def _measure(name, defense, dataset, changed, kept) -> dict:
     atk, evaluation, key = pj.attacks, pj.evaluation, loading.key()
     samples = 1 if defense.is_deterministic else FLAGS.eot
     pgd = lambda gradient, eot: atk.pgd(
-        atk.eot(gradient, eot, 4),
+        atk.eot(gradient, eot, pj.pytrees.UpTo(4)),
         norm=FLAGS.norm,
         epsilon=FLAGS.epsilon,
         num_steps=FLAGS.steps,
