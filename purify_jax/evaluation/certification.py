@@ -26,7 +26,7 @@ from purify_jax.checks import (
     check_number,
 )
 from purify_jax.data import Dataset
-from purify_jax.devices import chunks, sharding
+from purify_jax.devices import pieces, sharding
 from purify_jax.devices.batches import batches, of_shard, padded_size
 from purify_jax.evaluation.predictions import is_finite
 from purify_jax.evaluation.records import Record, RecordFile
@@ -194,7 +194,7 @@ def certify(
         identify["shard"] = list(shard)
     file = RecordFile(path, {**identify, **(header or {})})
     at_once = UpTo(100) if samples_at_once is None else samples_at_once
-    counter = lambda total: chunks.over_images(class_counts(predict, sigma, total, at_once), mesh)
+    counter = lambda total: pieces.over_images(class_counts(predict, sigma, total, at_once), mesh)
     select, estimate = counter(n0), counter(n)
     records: list[Record] = []
 
