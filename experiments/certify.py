@@ -23,7 +23,11 @@ flags.DEFINE_float("sigma", 0.25, "Smoothing noise, in units of a pixel's range.
 flags.DEFINE_integer("n0", 100, "Samples that select the class.")
 flags.DEFINE_integer("n", 1000, "Samples that bound its share.")
 flags.DEFINE_float("alpha", 0.001, "Probability that a certificate is wrong.")
-flags.DEFINE_integer("samples_at_once", 100, "Samples of an image computed side by side.")
+flags.DEFINE_integer(
+    "samples_at_once",
+    None,
+    "Samples of an image side by side (default: 100, fewer where memory asks).",
+)
 shards.define()
 FLAGS = flags.FLAGS
 

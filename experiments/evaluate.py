@@ -35,7 +35,9 @@ flags.DEFINE_enum("suite", "honest", SUITES, "Which attacks.")
 flags.DEFINE_integer("draws", 10, "Scoring draws.")
 flags.DEFINE_integer("eot", None, "EOT samples (default: the suite's).")
 flags.DEFINE_integer("steps", None, "Attack steps (default: the suite's).")
-flags.DEFINE_integer("eot_at_once", 4, "EOT samples computed side by side; fewer take less memory.")
+flags.DEFINE_integer(
+    "eot_at_once", None, "EOT samples computed side by side (default: 4, fewer where memory asks)."
+)
 flags.DEFINE_integer(
     "probe_images", 48, "Images of the short attacks behind the red flags; 0 for none."
 )
@@ -158,13 +160,11 @@ def _settings() -> dict:
 
 
 def _options() -> pj.attacks.suites.Options:
-    return pj.attacks.suites.Options(
-        norm=FLAGS.norm,
-        epsilon=FLAGS.epsilon,
-        steps=FLAGS.steps,
-        eot=FLAGS.eot,
-        samples_at_once=FLAGS.eot_at_once,
+    options = pj.attacks.suites.Options(
+        norm=FLAGS.norm, epsilon=FLAGS.epsilon, steps=FLAGS.steps, eot=FLAGS.eot
     )
+    given = FLAGS.eot_at_once
+    return options if given is None else options._replace(samples_at_once=given)
 
 
 def _both(first, second):

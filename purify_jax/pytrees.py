@@ -20,7 +20,7 @@ import jax
 from jax.tree_util import Partial, all_leaves
 from typing_extensions import dataclass_transform
 
-__all__ = ["Partial", "as_pytree", "jit", "pytree", "static"]
+__all__ = ["Partial", "UpTo", "as_pytree", "jit", "pytree", "static"]
 
 T = TypeVar("T")
 
@@ -60,6 +60,14 @@ def static(default: Any = ..., **more: Any) -> Any:
     return flax.struct.field(pytree_node=False, **more)
 
 
+class UpTo(int):
+    """How many of something are computed side by side, unless memory asks for fewer.
+
+    A plain number in its place is kept as it is. Both are equal, and share compiled programs. What
+    lowers it is ``devices.chunks``.
+    """
+
+
 def as_pytree(function: Callable) -> Any:
     """The function as a pytree: as it is if it is one already, else as static structure.
 
@@ -86,6 +94,10 @@ class _Jitted:
 
     def __call__(self, *arguments: Any) -> Any:
         return _compiled(self.function, *arguments)
+
+    def trace(self, *arguments: Any) -> Any:
+        """``jax.jit(...).trace``, for a look at the program before it is compiled."""
+        return _compiled.trace(self.function, *arguments)
 
     def lower(self, *arguments: Any) -> Any:
         """``jax.jit(...).lower``, for a look at the compiled program."""

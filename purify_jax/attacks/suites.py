@@ -27,18 +27,21 @@ from purify_jax.attacks.targeted import apgd_targeted
 from purify_jax.checks import check_choice, check_count
 from purify_jax.defense import Defense, undefended
 from purify_jax.purifiers import score_of
-from purify_jax.pytrees import pytree, static
+from purify_jax.pytrees import UpTo, pytree, static
 from purify_jax.types import Array, Attack, GradientFn, Keys
 
 
 class Options(NamedTuple):
-    """norm and epsilon of the ball; steps and eot override the suite's; samples side by side."""
+    """norm and epsilon of the ball; steps and eot override the suite's; samples side by side.
+
+    Four samples at once by default, fewer where memory asks; a plain number is kept to.
+    """
 
     norm: str = "linf"
     epsilon: float = 8 / 255
     steps: int | None = None
     eot: int | None = None
-    samples_at_once: int | None = 4
+    samples_at_once: int | None = UpTo(4)
 
 
 class Entry(NamedTuple):

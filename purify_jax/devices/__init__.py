@@ -1,4 +1,13 @@
 """Devices and processes: the only code that knows of them."""
 
 # The binaries write pj.devices.progress; what is public of this room is pj.sharding.
-from purify_jax.devices import batches, compiling, lifeline, progress, sharding  # noqa: F401
+from purify_jax.devices import (  # noqa: F401
+    batches,
+    chunks,
+    compiling,
+    lifeline,
+    memory,
+    pieces,
+    progress,
+    sharding,
+)

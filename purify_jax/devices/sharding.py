@@ -80,7 +80,7 @@ def check_one_writer(path: Any, mesh: Mesh | None) -> None:
 
     With a mesh of its own devices each process works for itself, and has a path of its own.
     """
-    alone = jax.process_count() == 1 or (mesh is not None and _is_own(mesh))
+    alone = jax.process_count() == 1 or (mesh is not None and is_own(mesh))
     if path is not None and not alone:
         raise InputError(
             f"path: got {path} with {jax.process_count()} processes, expected none (records are "
@@ -162,7 +162,7 @@ def place(mesh: Mesh | None, tree: Any, split_large: bool = False) -> Any:
 
 def over_images(
     function: Callable, mesh: Mesh | None, batch_axis: int = 0, split_large: bool = False
-) -> Callable:
+) -> Any:
     """``function``, compiled, with the first axis of each argument split over the mesh.
 
     For functions that treat every image by itself. The function's own arrays are arguments of the
@@ -173,20 +173,33 @@ def over_images(
 
     With ``split_large`` the function's large arrays are split over the devices and gathered by XLA
     where they are used, for parameters that no device holds by itself.
+
+    What comes back is called like the function; its ``trace`` is that of ``jax.jit``.
     """
     if mesh is None:
         return jit(function)
-    function = place(mesh, as_pytree(function), split_large)
-    compiled = _spread(mesh, batch_axis, split_large)
-    spread = NamedSharding(mesh, P(AXIS))
+    return _OverImages(function, mesh, batch_axis, split_large)
 
-    def run(*arguments: Any) -> Any:
-        result = compiled(function, *(_put(a, spread) for a in arguments))
-        if _is_own(mesh):
+
+class _OverImages:
+    """See :func:`over_images`."""
+
+    def __init__(self, function: Callable, mesh: Mesh, batch_axis: int, split_large: bool):
+        self.function = place(mesh, as_pytree(function), split_large)
+        self.mesh = mesh
+        self.compiled: Any = _spread(mesh, batch_axis, split_large)
+
+    def __call__(self, *arguments: Any) -> Any:
+        spread = NamedSharding(self.mesh, P(AXIS))
+        result = self.compiled(self.function, *(_put(a, spread) for a in arguments))
+        if is_own(self.mesh):
             return result
         return multihost_utils.process_allgather(result, tiled=True)
 
-    return run
+    def trace(self, *arguments: Any) -> Any:
+        """``jax.jit(...).trace``, for a look at the program before it is compiled."""
+        spread = NamedSharding(self.mesh, P(AXIS))
+        return self.compiled.trace(self.function, *(_put(a, spread) for a in arguments))
 
 
 @functools.lru_cache(maxsize=32)
@@ -203,7 +216,7 @@ def _spread(mesh: Mesh, batch_axis: int, split_large: bool) -> Callable:
     return jax.jit(lambda function, *arguments: spread(function, arguments))
 
 
-def _is_own(mesh: Mesh) -> bool:
+def is_own(mesh: Mesh) -> bool:
     """Whether all devices of the mesh belong to this process."""
     return jax.process_count() == 1 or set(mesh.devices.flat) <= set(jax.local_devices())
 

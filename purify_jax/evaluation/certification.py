@@ -26,13 +26,13 @@ from purify_jax.checks import (
     check_number,
 )
 from purify_jax.data import Dataset
-from purify_jax.devices import sharding
+from purify_jax.devices import pieces, sharding
 from purify_jax.devices.batches import batches, of_shard, padded_size
 from purify_jax.evaluation.predictions import is_finite
 from purify_jax.evaluation.records import Record, RecordFile
 from purify_jax.evaluation.statistics import Interval, wilson
 from purify_jax.keys import fold_keys, image_keys, normal_like, stream_key
-from purify_jax.pytrees import pytree, static
+from purify_jax.pytrees import UpTo, pytree, static
 from purify_jax.types import BOUNDS, Array, Keys, PredictFn
 
 #: The prediction of an image on which the smoothed classifier abstains.
@@ -132,7 +132,8 @@ def class_counts(
         predict=predict,
         sigma=sigma,
         num_samples=num_samples,
-        samples_at_once=min(samples_at_once, num_samples),
+        # Of the type that was given: whether memory may lower it.
+        samples_at_once=type(samples_at_once)(min(samples_at_once, num_samples)),
         bounds=bounds,
     )
 
@@ -147,7 +148,7 @@ def certify(
     n: int = 1000,
     alpha: float = 0.001,
     batch_size: int = 10,
-    samples_at_once: int = 100,
+    samples_at_once: int | None = None,
     path: str | Path | None = None,
     header: Mapping[str, Any] | None = None,
     on_batch: Callable[[int, list[Record]], None] | None = None,
@@ -163,7 +164,8 @@ def certify(
       sigma: standard deviation of the smoothing noise, in units of a pixel's range.
       n0, n: samples that select the class, and fresh ones that bound its share.
       alpha: probability that an image's certificate is wrong.
-      batch_size, samples_at_once: images, and samples of each, side by side.
+      batch_size, samples_at_once: images, and samples of each, side by side. By default 100 samples,
+        and of both fewer where memory asks; a number of samples that is given is kept to.
       path: a JSON-lines file to write records to as they come, and to continue from.
       header: settings that identify the run in that file, beside those known here.
       on_batch: called with (images done, records of the batch).
@@ -191,9 +193,8 @@ def certify(
     if shard != (0, 1):
         identify["shard"] = list(shard)
     file = RecordFile(path, {**identify, **(header or {})})
-    counter = lambda total: sharding.over_images(
-        class_counts(predict, sigma, total, samples_at_once), mesh
-    )
+    at_once = UpTo(100) if samples_at_once is None else samples_at_once
+    counter = lambda total: pieces.over_images(class_counts(predict, sigma, total, at_once), mesh)
     select, estimate = counter(n0), counter(n)
     records: list[Record] = []
 
