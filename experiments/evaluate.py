@@ -49,7 +49,7 @@ shards.define()
 flags.DEFINE_bool(
     "save_adversarial", False, "Save adversarial/MODEL/ATTACK.npz, for python -m experiments.score."
 )
-flags.DEFINE_bool("save_images", False, "Save adversarial images (.npz, PNG) and check them again.")
+flags.DEFINE_bool("save_images", False, "Save adversarial images (.npz, PNG), checked again.")
 FLAGS = flags.FLAGS
 
 

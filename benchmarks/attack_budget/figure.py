@@ -28,7 +28,7 @@ flags.DEFINE_string(
     "A workdir's attack_budget.json.",
 )
 flags.DEFINE_string("against", "exhaustive", "The row that the lower panel compares with.")
-flags.DEFINE_string("out", str(provenance.ROOT / "docs" / "attack_budget.png"), "The PNG.")
+flags.DEFINE_string("figure", str(provenance.ROOT / "docs" / "attack_budget.png"), "The PNG.")
 FLAGS = flags.FLAGS
 
 #: The suites first; a shape each too, since colours alone are lost on paper and on some eyes.
@@ -57,8 +57,8 @@ def main(argv: list[str]) -> None:
     name = source.relative_to(provenance.ROOT) if inside else source.name
     command = f"python -m benchmarks.attack_budget.figure --recorded={name}"
     marked = provenance.mark_png(picture, command, provenance.commit())
-    write_atomically(Path(FLAGS.out), marked)
-    print(f"written: {FLAGS.out}")
+    write_atomically(Path(FLAGS.figure), marked)
+    print(f"written: {FLAGS.figure}")
 
 
 def draw(content: recorded.Json, against: str = "exhaustive") -> bytes:

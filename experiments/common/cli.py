@@ -26,7 +26,7 @@ flags.DEFINE_bool(
     True,
     "Keep compiled programs for the next run, under JAX_COMPILATION_CACHE_DIR or the user's cache.",
 )
-flags.DEFINE_string("coordinator", None, "host:port of process 0, for several hosts or processes.")
+flags.DEFINE_string("coordinator", None, "host:port of process 0, for several processes.")
 flags.DEFINE_bool(
     "distributed", False, "Join the processes of a TPU pod or cluster that JAX recognises."
 )

@@ -39,9 +39,7 @@ def define_training() -> None:
 
 def define_image_size() -> None:
     """--image_size."""
-    flags.DEFINE_integer(
-        "image_size", None, "Resize images to this shorter side, and cut the central square."
-    )
+    flags.DEFINE_integer("image_size", None, "Resize to this shorter side; the central square.")
 
 
 def define_config(flag_values: Any = flags.FLAGS) -> None:
@@ -86,7 +84,7 @@ def training_config(name: str) -> ConfigDict:
     """The config of the flags; InputError unless its section ``name`` makes sense."""
     config = read_config()
     config_schema.check(config, name)
-    if "tensorboard" in FLAGS and FLAGS.tensorboard:
+    if getattr(FLAGS, "tensorboard", False):  # only what trains has the flag
         from purify_jax.training.metrics import check_installed
 
         check_installed()

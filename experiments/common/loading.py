@@ -98,7 +98,7 @@ def define_ball() -> None:
     """--norm and --epsilon."""
     flags.DEFINE_enum("norm", "linf", ["linf", "l2", "l1"], "Norm of the perturbation.")
     flags.DEFINE_float(
-        "epsilon", None, "Radius of the perturbation, in units of a pixel's range.", required=True
+        "epsilon", None, "Radius of the perturbation; a pixel's range is 1.", required=True
     )
 
 

@@ -35,7 +35,7 @@ Found = TypeVar("Found")
 
 def define() -> None:
     """--shard and --merge."""
-    flags.DEFINE_string("shard", None, "I/N: only every N-th part, from part I; then --merge.")
+    flags.DEFINE_string("shard", None, "I/N: every N-th part, from part I; then --merge.")
     flags.DEFINE_bool("merge", False, "Join what all shards wrote and finish.")
 
 
