@@ -109,7 +109,7 @@ def grafted(
       num_samples: draws, ≥ 1.
       loss_fn: the margin by default, whose sign says whether a draw is fooled.
       step: None for equal weights and the first draw's Jacobian; else the weights and the draw that
-        :func:`vulnerability` chooses for a common step of this length: DiffHammer.
+        ``grafting.vulnerability`` chooses for a common step of this length: DiffHammer.
       norm: of that step.
       samples_at_once: draws side by side, as in :func:`~purify_jax.attacks.eot`.
     """

@@ -120,7 +120,7 @@ def train_denoiser(
         −1.9 here.
       purification, metadata: see :func:`purify_jax.training.train_score_model`.
       workdir: a folder for checkpoints and metrics; a run that was killed continues from it.
-      tensorboard: see :func:`purify_jax.train_score_model`.
+      tensorboard: see :func:`purify_jax.training.train_score_model`.
 
     Returns the model (role "score", with averaged parameters), and whether training finished.
     """
