@@ -58,10 +58,9 @@ def main(argv: list[str]) -> None:
         if FLAGS.parts is None or part.name in FLAGS.parts:
             _run(part, plan, results)
             if FLAGS.publish_networks and part.is_training and part.shipped:
-                made = publishing.publish_network(
-                    part.folder / part.model, Path("pretrained") / part.shipped
-                )
-                print(f"published: {made['name']}, {made['bytes']} bytes, {made['stored_as']}")
+                for file, name in part.shipped.items():
+                    made = publishing.publish_network(part.folder / file, Path("pretrained") / name)
+                    print(f"published: {made['name']}, {made['bytes']} bytes, {made['stored_as']}")
     print(f"results: {results}")
     if FLAGS.publish:
         locks.hold("publish", "pretrained")
@@ -70,7 +69,10 @@ def main(argv: list[str]) -> None:
 
 
 def _run(part: plans.Part, plan: plans.Plan, results: Path) -> None:
-    target = results / f"{part.name}.json"
+    # In a folder of the user's own, everything is his; in the project's, rows share what they trained.
+    shared = part.shared and FLAGS.results is None
+    records = results.parent / part.shared if shared else results
+    target = records / f"{part.name}.json"
     command = provenance.shown(part.command, FLAGS.data_dir)
     if target.exists() and plans.is_done(json.loads(target.read_text()), command):
         print(f"{part.name}: done before", flush=True)
@@ -120,9 +122,9 @@ def _take_shipped_models(part: plans.Part, plan: plans.Plan) -> None:
     made = [p for p in (plan.ebm, plan.classifier) if p is not None and p.parent == part.folder]
     models = {p.name: f"{FLAGS.suite}_{p.name}" for p in made}
     if part.is_training:
-        models = {part.model: part.shipped}
+        models = dict(part.shipped)
     for file, name in models.items():
-        target, shipped = part.folder / file, folder / (name or "")
+        target, shipped = part.folder / file, folder / name
         if target.exists() or not shipped.is_file():
             continue
         if (folder / f"{FLAGS.suite}.json").is_file():

@@ -1,6 +1,8 @@
 """The commands of a plan, and the models that they make."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 
@@ -8,7 +10,8 @@ class Part(NamedTuple):
     """One command: its name, module and flags, and the folder that it writes into.
 
     model: of a training, the file that says it is finished.
-    shipped: the file of pretrained/ that stands for it where it was finished on another machine.
+    shipped: file → the one of pretrained/ that stands for it where training finished on another machine.
+    shared: for a training that several suites need, the folder of results/ with its record.
     """
 
     name: str
@@ -16,7 +19,8 @@ class Part(NamedTuple):
     folder: Path
     is_training: bool = False
     model: str = "model.safetensors"
-    shipped: str | None = None
+    shipped: Mapping[str, str] = MappingProxyType({})
+    shared: str | None = None
 
     @property
     def has_results(self) -> bool:

@@ -157,7 +157,7 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
             command = [f"experiments.train_{model}", config, flag, *data, f"--workdir={folder}"]
             if model == "classifier" and suite.on_purified:
                 command.append(f"--ebm={ebm}")
-            shipped = f"{name}_{model}.safetensors"
+            shipped = {"model.safetensors": f"{name}_{model}.safetensors"}
             parts.append(Part(model, command, folder, is_training=True, shipped=shipped))
     models = [f"--ebm={ebm}", f"--classifier={classifier}", *data]
 

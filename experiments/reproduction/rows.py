@@ -181,6 +181,7 @@ def _training(network: str, shared: Path, data: list[str], steps: int) -> Part:
         *data,
         f"--workdir={folder}",
     ]
-    # Of two networks that one training makes, only the classifier's file could be shipped: none is.
-    shipped = f"cifar10_row_{network}.safetensors" if made.model == "model.safetensors" else None
-    return Part(network, command, folder, True, made.model, shipped)
+    shipped = {made.model: f"cifar10_row_{network}.safetensors"}
+    if "ebm" in made.given and made.binary == "train_defense":
+        shipped["ebm.safetensors"] = f"cifar10_row_{network}_ebm.safetensors"
+    return Part(network, command, folder, True, made.model, shipped, shared.name)

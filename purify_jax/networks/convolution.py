@@ -8,12 +8,13 @@ transposes in forms that stay fast:
 
 - with respect to the images: a plain stride-1 convolution with the flipped kernel, after
   spreading the cotangent by explicit zeros if the stride was larger;
-- with respect to the kernel: matrix products of shifted images and cotangents on a CPU, and
-  XLA's own convolution elsewhere.
+- with respect to the kernel: matrix products of shifted images and cotangents on a CPU, a few
+  images at a time, and XLA's own convolution elsewhere.
 
 It differentiates any number of times, forwards and backwards, and batches under ``vmap``.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,9 @@ from purify_jax.types import Array
 
 _NUMBERS = ("NHWC", "HWIO", "NHWC")
 Pairs = tuple[tuple[int, int], tuple[int, int]]
+
+#: Shifted copies that are multiplied at once: more of them leave the processor's cache.
+_GROUP_BYTES = 2 * 2**20
 
 
 def convolve(
@@ -100,18 +104,23 @@ def _kernel_transpose(
 
     def by_products(images: Array, cotangent: Array) -> Array:
         pads = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
-        padded = lax.pad(images, jnp.zeros((), images.dtype), pads)
-        batch, height, width, out = cotangent.shape
-        rows = []
-        for i in range(shape[0]):
+
+        def product(images: Array, cotangent: Array) -> Array:
+            padded = lax.pad(images, jnp.zeros((), images.dtype), pads)
+            height, width, out = cotangent.shape[1:]
             taps = []
-            for j in range(shape[1]):
-                top, left = i * dilation[0], j * dilation[1]
-                stop = (top + (height - 1) * strides[0] + 1, left + (width - 1) * strides[1] + 1)
-                taps.append(padded[:, top : stop[0] : strides[0], left : stop[1] : strides[1]])
-            wide = jnp.concatenate(taps, axis=-1).reshape(batch * height * width, -1)
-            rows.append(jnp.matmul(wide.T, cotangent.reshape(-1, out)))
-        return jnp.stack(rows).reshape(shape).astype(dtype)
+            for i in range(shape[0]):
+                for j in range(shape[1]):
+                    top, left = i * dilation[0], j * dilation[1]
+                    stop = (top + (height - 1) * strides[0] + 1, left + (width - 1) * strides[1] + 1)
+                    taps.append(
+                        padded[:, top : stop[0] : strides[0], left : stop[1] : strides[1]]
+                    )
+            wide = jnp.concatenate(taps, axis=-1).reshape(-1, len(taps) * shape[2])
+            return jnp.matmul(wide.T, cotangent.reshape(-1, out))
+
+        summed = _in_groups(product, images, cotangent, shape[0] * shape[1])
+        return summed.reshape(shape).astype(dtype)
 
     def by_convolution(images: Array, cotangent: Array) -> Array:
         conv = lambda k: _native(images, k, strides=strides, padding=padding, dilation=dilation)
@@ -119,6 +128,37 @@ def _kernel_transpose(
         return gradient
 
     return lax.platform_dependent(images, cotangent, cpu=by_products, default=by_convolution)
+
+
+def _in_groups(
+    product: Callable[[Array, Array], Array], images: Array, cotangent: Array, taps: int
+) -> Array:
+    """The sum of ``product`` over groups of images so small that their shifted copies stay in a cache.
+
+    Zeros fill the last group. All at once for a 1×1 kernel, which copies nothing, and where there are
+    several devices: a batch that is split among them must not be gone through image by image.
+    """
+    batch, height, width, _ = cotangent.shape
+    bytes_each = height * width * taps * images.shape[-1] * images.dtype.itemsize
+    groups = min(batch, -(-batch * bytes_each // _GROUP_BYTES))
+    if groups < 2 or taps == 1 or jax.device_count() > 1:
+        return product(images, cotangent)
+    each = -(-batch // groups)
+    groups = -(-batch // each)
+
+    def grouped(values: Array) -> Array:
+        missing = groups * each - batch
+        if missing:
+            values = jnp.pad(values, [(0, missing), *[(0, 0)] * (values.ndim - 1)])
+        return values.reshape(groups, each, *values.shape[1:])
+
+    def add(total: Array, group: tuple[Array, Array]) -> tuple[Array, None]:
+        return total + product(*group), None
+
+    given = grouped(images), grouped(cotangent)
+    found = jax.eval_shape(product, *(a[0] for a in given))
+    zero = jnp.zeros(found.shape, jnp.promote_types(found.dtype, jnp.float32))
+    return lax.scan(add, zero, given)[0]
 
 
 def _abstract(images: Any, kernel: Any, **params: Any) -> Any:

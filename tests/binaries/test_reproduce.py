@@ -110,8 +110,29 @@ def test_rows_share_their_networks():
     ]
     assert trained[0]["classifier"] == trained[1]["classifier"] == trained[2]["classifier"]
     # The control differs from the defense by its purifier and its folder, and by nothing else.
+    assert {
+        p.shared
+        for p in plans.plan("cifar10_control", None, tables.ROOT / "runs", None).parts
+        if p.is_training
+    } == {"cifar10_networks"}
     without = lambda command: [x for x in command if not x.startswith(("--ebm", "--workdir"))]
     assert without(trained[0]["defense"]) == without(trained[1]["control"])
+
+
+def test_a_training_of_two_networks_ships_both():
+    def shipped(row):
+        parts = plans.plan(row, None, tables.ROOT / "runs" / row, None).parts
+        return [p.shipped for p in parts if p.name == row.removeprefix("cifar10_")]
+
+    assert shipped("cifar10_defense") == [
+        {
+            "classifier.safetensors": "cifar10_row_defense.safetensors",
+            "ebm.safetensors": "cifar10_row_defense_ebm.safetensors",
+        }
+    ]
+    assert shipped("cifar10_control") == [
+        {"classifier.safetensors": "cifar10_row_control.safetensors"}
+    ]
 
 
 def test_a_network_is_published_alone(models, tmp_path):
