@@ -18,6 +18,7 @@ SETTINGS = (
     "flip",
     "steps_per_dispatch",
     "checkpoint_every",
+    "rule",
 )
 #: The fields of a section that the short recipe reads.
 RECIPE = (

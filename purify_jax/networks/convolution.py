@@ -112,10 +112,11 @@ def _kernel_transpose(
             for i in range(shape[0]):
                 for j in range(shape[1]):
                     top, left = i * dilation[0], j * dilation[1]
-                    stop = (top + (height - 1) * strides[0] + 1, left + (width - 1) * strides[1] + 1)
-                    taps.append(
-                        padded[:, top : stop[0] : strides[0], left : stop[1] : strides[1]]
+                    stop = (
+                        top + (height - 1) * strides[0] + 1,
+                        left + (width - 1) * strides[1] + 1,
                     )
+                    taps.append(padded[:, top : stop[0] : strides[0], left : stop[1] : strides[1]])
             wide = jnp.concatenate(taps, axis=-1).reshape(-1, len(taps) * shape[2])
             return jnp.matmul(wide.T, cotangent.reshape(-1, out))
 

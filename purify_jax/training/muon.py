@@ -1,4 +1,4 @@
-"""Muon for convolution filters, Nesterov momentum for all else: the optimiser of the short recipe.
+"""Muon for convolution filters, and what the short recipe uses for all else: Nesterov momentum.
 
 Muon: Jordan et al. 2024; the values are those of Jordan 2024 (airbench94, arXiv 2404.00498).
 """
@@ -51,6 +51,27 @@ def filter_muon(learning_rate: optax.Schedule, momentum: float) -> optax.Gradien
         return jax.tree.map(change, buffers, grads, params), (step + 1, buffers)
 
     return optax.GradientTransformation(init, update)
+
+
+def scale_by_muon(momentum: float = 0.95) -> optax.GradientTransformation:
+    """Orthogonalised momentum for kernels ``[h, w, in, out]``, as large as Adam's steps are.
+
+    m ← μm + g; the update is 0.2 √max(h·w·in, out) · orthogonalised(g + μm), whose root mean square is
+    about that of Adam's updates (Liu et al. 2025, arXiv 2502.16982): Adam's learning rates serve for both.
+    """
+
+    def update(grads: Params, buffers: optax.OptState, params: Params = None) -> tuple:
+        del params
+        buffers = jax.tree.map(lambda m, g: momentum * m + g, buffers, grads)
+
+        def direction(buffer: Array, gradient: Array) -> Array:
+            matrix = (gradient + momentum * buffer).reshape(-1, gradient.shape[-1])
+            scale = 0.2 * max(matrix.shape) ** 0.5
+            return scale * orthogonalised(matrix, 5).reshape(gradient.shape)
+
+        return jax.tree.map(direction, buffers, grads), buffers
+
+    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
 
 
 def nesterov(

@@ -25,13 +25,15 @@ from purify_jax.training.step import TrainState, adam, init_state, scan_steps, s
 from purify_jax.types import Params
 
 SCHEDULES = ("cosine", "constant")
+RULES = ("adamw", "muon")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How a network is trained; the same for score networks and classifiers.
 
-    num_steps, batch_size: of the optimizer, AdamW.
+    num_steps, batch_size: of the optimizer.
+    rule: "adamw", or "muon" for the kernels of convolutions and AdamW for the rest.
     learning_rate: its largest; ``schedule`` "cosine" (to zero) or "constant", after ``warmup_steps``.
     clip_norm: largest norm of a gradient, None for any; weight_decay: decoupled.
     ema_decay: of the moving average of parameters and batch statistics that ships, in [0, 1).
@@ -53,6 +55,7 @@ class Settings:
     seed: int = 0
     steps_per_dispatch: int = 100
     checkpoint_every: int = 1000
+    rule: str = "adamw"
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "steps_per_dispatch", "checkpoint_every"):
@@ -65,11 +68,12 @@ class Settings:
             check_at_least("clip_norm", self.clip_norm, 1e-12)
         check_number("ema_decay", self.ema_decay, 0.0, 1.0, open_high=True)
         check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("rule", self.rule, RULES)
         if not isinstance(self.flip, bool):
             raise InputError(f"flip: got {self.flip!r}, expected True or False")
 
     def optimizer(self) -> optax.GradientTransformation:
-        """AdamW with these settings."""
+        """The optimizer of these settings."""
         return adam(
             self.learning_rate,
             self.num_steps,
@@ -77,6 +81,7 @@ class Settings:
             warmup_steps=self.warmup_steps,
             clip_norm=self.clip_norm,
             weight_decay=self.weight_decay,
+            muon=self.rule == "muon",
         )
 
 

@@ -16,6 +16,7 @@ from purify_jax.devices import sharding
 from purify_jax.keys import FLIP, fold_keys, image_keys
 from purify_jax.pytrees import as_pytree, pytree, static
 from purify_jax.training.augmentation import random_flip
+from purify_jax.training.muon import scale_by_muon
 from purify_jax.types import Array, Keys, Params
 
 #: (params, batch_stats, keys, images, labels) → (mean loss, (metrics, new batch_stats)).
@@ -42,11 +43,13 @@ def adam(
     warmup_steps: int = 0,
     clip_norm: float | None = 1.0,
     weight_decay: float = 0.0,
+    muon: bool = False,
 ) -> optax.GradientTransformation:
     """Adam(W) with gradient clipping, and a cosine (to zero) or constant learning rate.
 
     ``cosine=True`` follows the half cosine of Loshchilov & Hutter 2017 (arXiv 1608.03983)
-    after a linear warm-up.
+    after a linear warm-up. ``muon``: the kernels of convolutions move by
+    :func:`~purify_jax.training.muon.scale_by_muon` instead.
     """
     check_at_least("learning_rate", learning_rate, 0.0)
     if cosine:
@@ -58,7 +61,15 @@ def adam(
             0.0 if warmup_steps else learning_rate, learning_rate, warmup_steps
         )
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    return optax.chain(clip, optax.adamw(schedule, weight_decay=weight_decay))
+    if not muon:
+        return optax.chain(clip, optax.adamw(schedule, weight_decay=weight_decay))
+    kind = lambda value: "filter" if value.ndim == 4 else "other"
+    scaled = optax.multi_transform(
+        {"filter": scale_by_muon(), "other": optax.scale_by_adam()},
+        lambda params: jax.tree.map(kind, params),
+    )
+    decay = optax.add_decayed_weights(weight_decay)
+    return optax.chain(clip, scaled, decay, optax.scale_by_learning_rate(schedule))
 
 
 def init_state(

@@ -118,6 +118,29 @@ def test_nesterov_steps_by_hand():
     np.testing.assert_allclose(update, -0.25 * (g + 0.8 * (0.8 * 1.4 + g)), rtol=1e-5)
 
 
+def test_muon_for_the_filters_of_any_network_by_hand():
+    gain = lambda s, n: s if n == 0 else gain(3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5, n - 1)
+    optimizer = training.Settings(
+        4, learning_rate=0.1, schedule="constant", clip_norm=None, weight_decay=0.5, rule="muon"
+    ).optimizer()
+    params = {"kernel": jnp.full((2, 2, 1, 1), 2.0), "bias": jnp.ones(2)}
+    state = optimizer.init(params)
+    grads = {"kernel": jnp.full((2, 2, 1, 1), 3.0), "bias": jnp.array([1.0, -4.0])}
+    update, _ = optimizer.update(grads, state, params)
+    # A 4×1 matrix: the direction of the gradient, of norm gain(1), times 0.2 √4, and the decay of 0.5 · 2.
+    entry = 0.2 * 2 * gain(1.0, 5) * 0.5
+    np.testing.assert_allclose(update["kernel"].ravel(), 4 * [-0.1 * (entry + 1.0)], rtol=1e-4)
+    # Adam's first step is the sign.
+    np.testing.assert_allclose(update["bias"], [-0.1 * 1.5, -0.1 * (-1 + 0.5)], rtol=1e-4)
+
+
+def test_muon_steps_are_as_large_as_adams():
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 32, 48))
+    rule = muon.scale_by_muon()
+    update, _ = rule.update(kernel, rule.init(kernel))
+    assert 0.12 < float(jnp.sqrt(jnp.mean(update**2))) < 0.28
+
+
 def test_new_filters_hand_their_input_through_and_values_stay_sane():
     images = jax.random.uniform(jax.random.key(0), (8, 32, 32, 3))
     variables = jax.jit(SMALL.init)(jax.random.key(1), images[:1])
