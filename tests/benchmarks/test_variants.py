@@ -78,15 +78,14 @@ def test_compiled_modules_compute_what_eager_ones_compute(images):
         pytest.skip(problem)
     eager, x = randomised(WhitenedConvNet((4, 4, 4))).eval(), nchw(images)
     expected, slope = eager(x).detach(), input_gradient(eager, images)
-    for last in (False, True):
-        variant = variants.Variant(channels_last=last, compiled=True)
-        module = variant.prepare(WhitenedConvNet((4, 4, 4)))
-        module.load_state_dict({f"_orig_mod.{k}": v for k, v in eager.state_dict().items()})
-        arranged = variant.arrange(x)
-        with torch.no_grad():
-            check_close(module(arranged).numpy(), expected.numpy())
-        leaf = arranged.clone(memory_format=torch.preserve_format).requires_grad_(True)
-        check_close(nhwc(torch.autograd.grad((module(leaf) ** 2).sum(), leaf)[0]), slope)
+    variant = variants.Variant(channels_last=True, compiled=True)
+    module = variant.prepare(WhitenedConvNet((4, 4, 4)))
+    module.load_state_dict({f"_orig_mod.{k}": v for k, v in eager.state_dict().items()})
+    arranged = variant.arrange(x)
+    with torch.no_grad():
+        check_close(module(arranged).numpy(), expected.numpy())
+    leaf = arranged.clone(memory_format=torch.preserve_format).requires_grad_(True)
+    check_close(nhwc(torch.autograd.grad((module(leaf) ** 2).sum(), leaf)[0]), slope)
 
 
 @pytest.mark.slow
@@ -110,7 +109,8 @@ def test_a_compiled_training_step_is_the_eager_one(images):
         trained.append(types.SimpleNamespace(inner=inner, average=average))
     first, second = trained
     before = randomised(WhitenedConvNet((4, 4, 4)))
-    for name, value in first.inner.state_dict().items():
+    floats = {k: v for k, v in first.inner.state_dict().items() if v.is_floating_point()}
+    for name, value in floats.items():
         check_close(second.inner.state_dict()[name].numpy(), value.numpy())
     moved = first.inner.head.weight - before.head.weight
     assert moved.abs().max() > 1e-3
