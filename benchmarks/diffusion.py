@@ -38,8 +38,8 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
     if torch := torch_or_none():
         from benchmarks.peers import torch_published
 
-        module, _ = settings.torch_network(torch, None)
-        x = settings.torch_images(torch, None, settings.images)
+        module = settings.torch_network(torch)
+        x = settings.torch_images(torch, settings.images)
         for steps in (1, 2, 4, 10):
             leaf = x.clone().requires_grad_(True)
             run = lambda leaf=leaf, steps=steps: torch_published.diffpure(module, leaf, steps)

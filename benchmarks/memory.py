@@ -89,8 +89,8 @@ def _compiled(
 def _torch_graph(settings: Settings, torch: Any) -> list[dict[str, Any]]:
     from benchmarks.peers import torch_published
 
-    module, _ = settings.torch_network(torch, None)
-    x = settings.torch_images(torch, None, settings.images)
+    module = settings.torch_network(torch)
+    x = settings.torch_images(torch, settings.images)
     rows: list[dict[str, Any]] = []
     for steps in (1, 2, 4, 10):
         leaf = x.clone().requires_grad_(True)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 import purify_jax as pj
-from benchmarks import timing
+from benchmarks import ratios, timing
 from benchmarks.settings import Settings, torch_or_none
 from purify_jax import attacks, energy, purifiers
 from purify_jax.keys import image_keys
@@ -44,23 +44,30 @@ def purify(settings: Settings) -> list[dict[str, Any]]:
             label = f"jax, {name}" + (", bfloat16" if dtype == "bfloat16" else "")
             runs[label] = lambda f=function: jax.block_until_ready(f(keys, images))
             flops[label] = calls * per_step
-    if torch := torch_or_none():
+    peers = _torch_purifications(settings)
+    times = timing.alternate(runs | peers, settings.repeats, may_fail=ratios.compiled(peers))
+    what = f"purification, T={settings.steps}, S={settings.restarts}, {count} images"
+    return ratios.rows(what, times, count, "images_per_s", flops)
+
+
+def _torch_purifications(settings: Settings) -> dict[str, Callable]:
+    """Label → purification with finite differences, for every PyTorch variant."""
+    runs = {}
+    for variant in settings.torch_variants():
         from benchmarks.peers import torch_published
 
-        for label, layout in settings.torch_layouts(torch).items():
-            module, _ = settings.torch_network(torch, layout)
-            x = settings.torch_images(torch, layout, count)
+        torch = torch_or_none()
+        module = variant.prepare(settings.torch_network(torch))
+        x = variant.arrange(settings.torch_images(torch, settings.images))
 
-            def run(module=module, x=x) -> None:
-                torch_published.purify_restarts(
-                    module, x, settings.restarts, steps=settings.steps, noise_scale=0.25
-                )
-                settings.finish(torch)
+        def run(module=module, x=x) -> None:
+            torch_published.purify_restarts(
+                module, x, settings.restarts, steps=settings.steps, noise_scale=0.25
+            )
+            settings.finish(torch)
 
-            runs[label] = run
-    times = timing.alternate(runs, settings.repeats)
-    what = f"purification, T={settings.steps}, S={settings.restarts}, {count} images"
-    return settings.rows(what, times, count, "images_per_s", flops)
+        runs[variant.label] = run
+    return runs
 
 
 def gradients(settings: Settings) -> list[dict[str, Any]]:
@@ -80,36 +87,36 @@ def gradients(settings: Settings) -> list[dict[str, Any]]:
             runs[f"jax, {name}"] = lambda f=function: jax.block_until_ready(f(keys, images, labels))
             # Without what is computed again, and without the classifier.
             flops[f"jax, {name}"] = calls * per_step * (1 if factory is attacks.bpda else 2)
-        if torch := torch_or_none():
-            runs |= _torch_gradients(settings, torch, kind)
-        times = timing.alternate(runs, settings.repeats)
+        peers = _torch_gradients(settings, kind)
+        times = timing.alternate(runs | peers, settings.repeats, may_fail=ratios.compiled(peers))
         what = f"{kind} gradient, T={settings.steps}, S={restarts}, EOT {samples}, {count} images"
-        rows += settings.rows(what, times, count * samples, "gradients_per_s", flops)
+        rows += ratios.rows(what, times, count * samples, "gradients_per_s", flops)
     return rows
 
 
-def _torch_gradients(settings: Settings, torch: Any, kind: str) -> dict[str, Callable]:
-    from benchmarks.peers import torch_published
-    from benchmarks.peers.torch_wide_resnet import WideResNet
-
-    device = settings.torch_device(torch)
-    classifier = WideResNet(settings.depth, settings.width).eval().requires_grad_(False).to(device)
-    labels = torch.zeros(settings.images, dtype=torch.long, device=device)
-    gradient = {
-        "BPDA+EOT": torch_published.bpda_gradient,
-        "exact+EOT": torch_published.exact_gradient,
-    }[kind]
+def _torch_gradients(settings: Settings, kind: str) -> dict[str, Callable]:
+    """Label → gradient of a kind, for every PyTorch variant of score network and classifier."""
     runs = {}
-    for label, layout in settings.torch_layouts(torch).items():
-        module, _ = settings.torch_network(torch, layout)
-        x = settings.torch_images(torch, layout, settings.images)
+    for variant in settings.torch_variants():
+        from benchmarks.peers import torch_published
+        from benchmarks.peers.torch_wide_resnet import WideResNet
 
-        def run(module=module, x=x) -> None:
+        torch = torch_or_none()
+        gradient = {
+            "BPDA+EOT": torch_published.bpda_gradient,
+            "exact+EOT": torch_published.exact_gradient,
+        }[kind]
+        module = variant.prepare(settings.torch_network(torch))
+        classifier = variant.prepare(WideResNet(settings.depth, settings.width))
+        x = variant.arrange(settings.torch_images(torch, settings.images))
+        labels = torch.zeros(settings.images, dtype=torch.long, device=x.device)
+
+        def run(gradient=gradient, module=module, classifier=classifier, x=x, labels=labels):
             gradient(
                 module, classifier, x, labels, restarts=settings.attack_restarts,
                 samples=settings.eot, steps=settings.steps, noise_scale=0.25,
             )  # fmt: skip
             settings.finish(torch)
 
-        runs[label] = run
+        runs[variant.label] = run
     return runs

@@ -15,22 +15,32 @@ from typing import Any
 
 import jax
 
-from benchmarks import accuracy, diffusion, memory, networks, purification, startup, timing
-from benchmarks.settings import Settings, torch_or_none
+from benchmarks import (
+    accuracy,
+    diffusion,
+    memory,
+    networks,
+    purification,
+    ratios,
+    startup,
+    timing,
+)
+from benchmarks.networks import kernels
+from benchmarks.settings import NETWORKS, PEERS, Settings, torch_or_none
 from experiments.common import provenance
 from purify_jax.atomic import check_output, write_atomically
 from purify_jax.checks import InputError
 from purify_jax.models import pretrained
 from purify_jax.models.versions import versions
-from purify_jax.networks import NCSNv2, WideResNet
+from purify_jax.networks import NCSNv2, ShuffledUNet, WhitenedConvNet, WideResNet
 from purify_jax.networks.fields import check_fields
 from purify_jax.reporting import report
 
 SECTIONS: dict[str, Callable[[Settings], list[dict[str, Any]]]] = {
-    "network": networks.forward_and_gradient,
+    "networks": networks.measure,
+    "kernels": kernels.measure,
     "purification": purification.purify,
     "gradients": purification.gradients,
-    "training": networks.dsm_training,
     "memory": memory.measure,
     "diffusion": diffusion.measure,
     "adm": diffusion.published_adm,
@@ -61,21 +71,36 @@ def main() -> None:
         "attack_restarts",
         "network_batch",
         "train_batch",
+        "small_batch",
         "repeats",
     ):
         parser.add_argument(f"--{name}", type=_positive, default=getattr(defaults, name))
     parser.add_argument("--depth", type=_positive, default=defaults.depth, help="of the WideResNet")
     parser.add_argument("--width", type=_positive, default=defaults.width, help="of the WideResNet")
+    for name, what in (("convnet_features", "WhitenedConvNet"), ("unet_features", "ShuffledUNet")):
+        parser.add_argument(
+            f"--{name}",
+            type=_positive,
+            nargs=3,
+            default=getattr(defaults, name),
+            help=f"of the {what}",
+        )
+    parser.add_argument(
+        "--networks", type=_some_of(NETWORKS), default=NETWORKS, help=_any(NETWORKS)
+    )
+    parser.add_argument("--peers", type=_some_of(PEERS), default=PEERS, help=_any(PEERS))
     parser.add_argument("--bfloat16", action="store_true", default=defaults.bfloat16)
     options = parser.parse_args()
     try:
         _check(options)
     except InputError as error:
         parser.error(str(error))
-    chosen = {k: v for k, v in vars(options).items() if k in Settings.__dataclass_fields__}
+    fields = {k: v for k, v in vars(options).items() if k in Settings.__dataclass_fields__}
+    chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     settings = Settings(**chosen)
     torch = torch_or_none()
     print(f"on {_processor()}", flush=True)
+    peers = _peers(settings)
     result: dict[str, Any] = {
         "command": provenance.shown(["benchmarks.run", *sys.argv[1:]], options.data_dir),
         "commit": provenance.commit(),
@@ -83,6 +108,7 @@ def main() -> None:
         "settings": chosen,
         "versions": {**versions(), "torch": torch.__version__ if torch else None},
         "processor": _processor(),
+        "peers": peers,
         "matmul_peak_flops_per_s": timing.matmul_peak(),
         "sections": {},
     }
@@ -99,6 +125,8 @@ def main() -> None:
         )
         state_shares(result)
         print(f"\n## {name} ({time.perf_counter() - started:.0f} s)\n{table(rows)}", flush=True)
+        if lines := ratios.summary(rows):
+            print(f"\n{lines}", flush=True)
         if options.out:
             write_atomically(options.out, json.dumps(result, indent=1) + "\n")
 
@@ -111,8 +139,12 @@ def state_shares(result: dict[str, Any]) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as text; a column for every key that some row has, ranges left to the JSON."""
-    columns = list(dict.fromkeys(k for row in rows for k in row if not k.endswith("_range")))
+    """The rows as text; a column for every key that some row has.
+
+    Ranges and the ratios to each PyTorch variant are left to the JSON.
+    """
+    hidden = lambda key: key.endswith("_range") or key.startswith("ratio to ")
+    columns = list(dict.fromkeys(k for row in rows for k in row if not hidden(k)))
     return report.text_table(columns, [[_cell(row.get(c)) for c in columns] for row in rows])
 
 
@@ -134,6 +166,8 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"depth: got {options.depth}, expected 10, 16, 22, 28, ... (6n + 4)")
     check_fields(NCSNv2, {"features": options.features})
     check_fields(WideResNet, {"depth": options.depth, "width": options.width})
+    check_fields(WhitenedConvNet, {"features": tuple(options.convnet_features)})
+    check_fields(ShuffledUNet, {"features": tuple(options.unet_features)})
     needs_data = sorted(set(options.models) - {"digits", "digits_best"})
     if "accuracy" in options.sections and needs_data and options.data_dir is None:
         raise InputError(f"data_dir: not given, expected the folder of data for {needs_data}")
@@ -141,6 +175,35 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"data_dir: {options.data_dir} is not a folder")
     if options.out is not None:
         check_output("out", options.out)
+
+
+def _peers(settings: Settings) -> dict[str, Any]:
+    """Which PyTorch variants are measured and why the others are not, a line for each problem."""
+    if (torch := torch_or_none()) is None:
+        return {"measured": [], "left_out": {"torch": "not installed"}}
+    from benchmarks.peers import variants
+
+    found, left_out = variants.choose(settings.peers, settings.torch_device(torch))
+    for problem in sorted(set(left_out.values()) - {variants.NOT_CHOSEN}):
+        concerned = [label for label, reason in left_out.items() if reason == problem]
+        print(f"left out: {'; '.join(concerned)}: {problem}", file=sys.stderr, flush=True)
+    return {"measured": [variant.label for variant in found], "left_out": left_out}
+
+
+def _some_of(names: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+    """A flag's type: names separated by commas, each once; "none" for none of them."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        given = () if text == "none" else tuple(text.split(","))
+        if not set(given) <= set(names) or len(set(given)) < len(given):
+            raise argparse.ArgumentTypeError(f"got {text}, expected {_any(names)}")
+        return given
+
+    return parse
+
+
+def _any(names: tuple[str, ...]) -> str:
+    return f"any of {','.join(names)} (commas between them), or none"
 
 
 def _positive(text: str) -> int:

@@ -1,8 +1,9 @@
 """Alternating timings, the device's measured peak, and a count of compilations."""
 
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,19 +11,30 @@ import jax
 import jax.numpy as jnp
 
 
-def alternate(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of ``repeats`` calls of each function, in turns; a first round warms up.
+def alternate(
+    functions: Mapping[str, Callable[[], Any]], repeats: int, may_fail: Container[str] = ()
+) -> dict[str, list[float]]:
+    """Seconds of ``repeats`` calls of each function, in turns; a first round warms up and compiles.
 
-    Every function must return only when its work is done.
+    Every function must return only when its work is done. One of ``may_fail`` whose first call
+    raises a RuntimeError is left out, with a line on standard error.
     """
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        function()
-    for _ in range(repeats):
-        for name, function in functions.items():
-            started = time.perf_counter()
+    times: dict[str, list[float]] = {}
+    for name, function in functions.items():
+        try:
             function()
-            times[name].append(time.perf_counter() - started)
+        except RuntimeError as error:
+            if name not in may_fail:
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            print(f"left out: {name}: {reason}", file=sys.stderr, flush=True)
+        else:
+            times[name] = []
+    for _ in range(repeats):
+        for name, seconds in times.items():
+            started = time.perf_counter()
+            functions[name]()
+            seconds.append(time.perf_counter() - started)
     return times
 
 

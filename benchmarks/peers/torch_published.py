@@ -1,8 +1,9 @@
-"""Purification, attacks and training in PyTorch, eager, as the published code is written.
+"""Purification, attacks and training in PyTorch, as the published code is written.
 
 Python loops over steps, restarts and EOT samples; a batch of images goes through the network at
-once. The arithmetic is that of ``purify_jax`` (no early exit: both do all steps of all images), so
-that times compare.
+once. The networks may be compiled (``benchmarks.peers.variants``), the loops never are.
+The arithmetic is that of ``purify_jax`` (no early exit: both do all steps of all images), so that
+times compare.
 """
 
 from collections.abc import Callable
@@ -115,9 +116,7 @@ def dsm_step(
     sigmas: Tensor,
 ) -> None:
     """One step of denoising score matching with Adam, clipping and a moving average."""
-    images = torch.where(
-        torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5, images.flip(-1), images
-    )
+    images = _randomly_flipped(images)
     sigma = sigmas[torch.randint(len(sigmas), (len(images),), device=images.device)]
     sigma = sigma[:, None, None, None]
     noise = torch.randn_like(images)
@@ -127,6 +126,31 @@ def dsm_step(
     loss.backward()
     nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimizer.step()
+    _follow(average, network)
+
+
+def classifier_step(
+    network: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+) -> None:
+    """One step of cross-entropy that updates the batch statistics, and a moving average."""
+    images = _randomly_flipped(images)
+    loss = F.cross_entropy(network(images), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    _follow(average, network)
+
+
+def _randomly_flipped(images: Tensor) -> Tensor:
+    flipped = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(flipped, images.flip(-1), images)
+
+
+def _follow(average: nn.Module, network: nn.Module) -> None:
     with torch.no_grad():
         for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
             slow.lerp_(fast, 0.001)

@@ -10,7 +10,7 @@ import pytest
 from conftest import keys_for
 
 import purify_jax as pj
-from benchmarks import run, settings, timing
+from benchmarks import ratios, run, timing
 from purify_jax import attacks, energy, networks, purifiers
 
 
@@ -124,7 +124,7 @@ def test_wide_resnets_have_the_same_parameters():
 
 def test_rates_ratios_and_shares_of_the_peak():
     times = {"jax": [2.0, 1.0, 4.0], "torch": [5.0, 4.0, 3.0]}
-    ours, theirs = settings.Settings().rows("work", times, 10, "images_per_s", {"jax": 40.0})
+    ours, theirs = ratios.rows("work", times, 10, "images_per_s", {"jax": 40.0})
     assert ours["images_per_s"] == 5  # 10 in the median of 2 seconds
     assert ours["images_per_s_range"] == [2.5, 10]
     assert ours["ratio to torch"] == 2
@@ -132,6 +132,48 @@ def test_rates_ratios_and_shares_of_the_peak():
     assert (ours["flops_per_s"], ours["share_of_peak"]) == (20, 0.2)
     assert theirs["ratio to torch"] == 1
     assert run.table([ours, theirs]).count("\n") == 3
+
+
+def test_ratios_are_to_every_peer_and_to_the_best_of_the_same_dtype():
+    times = {
+        "jax": [2.0, 1.0, 4.0],
+        "jax, bfloat16": [1.0, 1.0, 1.0],
+        "torch": [6.0, 5.0, 4.0],
+        # The fastest round is not what counts: its median is 9.
+        "torch, channels last": [0.1, 9.0, 9.0],
+        "torch, compiled": [3.0, 3.0, 3.0],
+        "torch, compiled, bfloat16": [0.5, 0.5, 0.5],
+    }
+    found = {row["code"]: row for row in ratios.rows("work", times, 1, "images_per_s", {})}
+    assert found["jax"]["ratio to torch"] == 2.5
+    assert found["jax"]["ratio to torch, channels last"] == 4.5
+    assert (found["jax"]["ratio_to_best"], found["jax"]["best"]) == (1.5, "torch, compiled")
+    half = found["jax, bfloat16"]
+    assert (half["ratio_to_best"], half["best"]) == (0.5, "torch, compiled, bfloat16")
+    assert found["torch"]["ratio_to_best"] == 0.6
+    assert found["torch, compiled"]["ratio_to_best"] == 1
+    assert ratios.summary(found.values()).splitlines() == [
+        "work: jax 2 s, torch, compiled 3 s, ratio 1.50",
+        "work: jax, bfloat16 1 s, torch, compiled, bfloat16 0.5 s, ratio 0.50",
+    ]
+    (alone,) = ratios.rows("work", {"jax": [1.0]}, 1, "images_per_s", {})
+    assert "ratio_to_best" not in alone
+    assert ratios.summary([alone]) == ""
+
+
+def test_only_what_may_fail_is_left_out_with_a_line(capsys):
+    def fail():
+        raise RuntimeError("no compiler\nmore")
+
+    times = timing.alternate({"a": lambda: None, "b": fail}, 2, may_fail=["b"])
+    assert list(times) == ["a"]
+    assert len(times["a"]) == 2
+    assert capsys.readouterr().err == "left out: b: no compiler\n"
+    with pytest.raises(RuntimeError, match="no compiler"):
+        timing.alternate({"a": fail}, 2, may_fail=["b"])
+    assert ratios.compiled(["jax", "torch", "torch, compiled, channels last"]) == [
+        "torch, compiled, channels last"
+    ]
 
 
 def test_rounds_alternate_after_a_warm_up():
