@@ -69,7 +69,7 @@ print("FOUND" + json.dumps(found))
 def start(folder, devices, steps, images=0, *joined, **placement):
     env = environment() | {
         "PLACEMENT": json.dumps(placement),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
         "PYTHONPATH": str(ROOT),
     }
     arguments = map(str, (folder, steps, images, *joined))
