@@ -10,6 +10,8 @@ it is first used (PEP 562), so that a command that only prints its flags starts 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from purify_jax.xla_flags import set_flags
+
 if TYPE_CHECKING:
     from purify_jax import (
         attacks,
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
     from purify_jax.training import train_classifier, train_score_model
 
 __version__ = "0.2.0"
+
+# Before anything is compiled.
+set_flags()
 
 #: Name → the room that it is from; the other names of ``__all__`` are rooms. Type checkers read the imports
 #: above; tests/project/test_start.py compares the two.

@@ -6,6 +6,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+# Without LLVM's optimisations a program of a test's size compiles in two thirds of the time. XLA's own passes
+# stay, so the arithmetic is the same up to rounding; XLA_FLAGS= in the environment tests what users run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +22,6 @@ ROOT = Path(__file__).parents[1]
 
 # Most of these tests' time is XLA's; what one test compiled, the next one (and every subprocess)
 # finds here. A new folder for every run, so that a run depends on nothing outside.
-# Without LLVM's optimisations a program of this size compiles in two thirds of the time. XLA's own passes
-# stay, so the arithmetic is the same up to rounding; XLA_FLAGS= in the environment tests what users run.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 CACHE = Path(os.environ.setdefault("PURIFY_TEST_CACHE", tempfile.mkdtemp(prefix="purify_jax_xla_")))
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from purify_jax.networks import convolution
 from purify_jax.networks.convolution import convolve
 from purify_jax.passes import multiplications
 
@@ -44,6 +45,32 @@ def test_values_and_derivatives(strides, padding, dilation, kernel, size):
                 np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(("strides", "padding", "dilation", "kernel", "size"), CASES[:5])
+def test_the_kernels_gradient_in_groups_of_images(
+    strides, padding, dilation, kernel, size, monkeypatch
+):
+    """Five images in groups of two: the last is filled with zeros. To second order, and under vmap."""
+    copies = jnp.float32(0).itemsize * 3 * kernel**2
+    with jax.enable_x64():
+        x = jax.random.normal(jax.random.key(0), (5, size, size, 3), jnp.float32)
+        w = jax.random.normal(jax.random.key(1), (kernel, kernel, 3, 4), jnp.float32)
+        out = convolve(x, w, strides, padding, dilation).shape
+
+        def derivatives(x, w):
+            loss = lambda x, w: jnp.sum(jnp.tanh(convolve(x, w, strides, padding, dilation)) ** 3)
+            first = jax.grad(loss, 1)
+            second = jax.grad(lambda x, w: jnp.sum(first(x, w) ** 2), (0, 1))
+            each = jax.vmap(first, (0, None))(x[:, None].repeat(5, 1), w)
+            return first(x, w), second(x, w), each
+
+        expected = derivatives(x, w)
+        monkeypatch.setattr(convolution, "_GROUP_BYTES", 2 * copies * out[1] * out[2])
+        assert "scan" in str(jax.make_jaxpr(lambda: derivatives(x, w)[0])())
+        found = derivatives(x, w)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_vmap_over_images_kernels_and_both():
     x = jax.random.normal(jax.random.key(0), (3, 2, 6, 6, 2))
     w = jax.random.normal(jax.random.key(1), (3, 3, 3, 2, 4))
@@ -63,5 +90,5 @@ def test_multiplications_are_counted():
     )
     images, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 5))
     # Two for each of 3·3·3 products, at 2·8·8 places and 5 channels.
-    for convolution in (convolve, native):
-        assert multiplications(convolution, images, kernel) == 2 * 27 * 2 * 64 * 5
+    for function in (convolve, native):
+        assert multiplications(function, images, kernel) == 2 * 27 * 2 * 64 * 5

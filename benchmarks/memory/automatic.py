@@ -1,6 +1,6 @@
 """A gradient that would take far more memory than there is, computed in automatic pieces.
 
-python -m benchmarks.automatic [--gigabytes=60] [--memory=20GB]
+python -m benchmarks.memory.automatic [--gigabytes=60] [--memory=20GB]
 
 The exact gradient of the digits models that ship, one purification step, 360 images × as many EOT samples,
 all side by side, as take ``--gigabytes``. It runs three times, each in a process of its own: within
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
 
 
 def _child(budget: str, samples: int, at_once: int, out: Path) -> dict:
-    command = [sys.executable, "-m", "benchmarks.automatic", f"--out={out}"]
+    command = [sys.executable, "-m", "benchmarks.memory.automatic", f"--out={out}"]
     numbers = [f"--samples={samples}", f"--samples_at_once={at_once}"]
     environment = {**os.environ, memory.VARIABLE: budget}
     done = subprocess.run(

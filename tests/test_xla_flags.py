@@ -1,0 +1,55 @@
+"""XLA_FLAGS as this library sets it: where it is known and of use, and never over the user's own."""
+
+import os
+import subprocess
+import sys
+
+import jaxlib
+import pytest
+from conftest import ROOT
+
+from purify_jax import xla_flags
+from purify_jax.xla_flags import FLAG, chosen
+
+AVX2 = "fpu sse2 fma avx avx2"
+
+
+@pytest.mark.parametrize(
+    ("given", "jaxlib", "machine", "features", "expected"),
+    [
+        ("", "0.9.0", "x86_64", AVX2, f"{FLAG}="),
+        ("--xla_foo=1", "0.10.2", "AMD64", AVX2, f"--xla_foo=1 {FLAG}="),
+        (f"{FLAG}=LIBRARY_FUSION_TYPE_DOT", "0.10.2", "x86_64", AVX2, f"{FLAG}=LIBRARY_FUSION_TYPE_DOT"),
+        ("", "0.8.3", "x86_64", AVX2, ""),
+        ("", "0.11.0", "x86_64", AVX2, ""),
+        ("", "0.10.2", "x86_64", AVX2 + " avx512f", ""),
+        ("", "0.10.2", "arm64", AVX2, ""),
+        ("", "0.10.2", "x86_64", "", ""),
+        ("", "", "x86_64", AVX2, ""),
+    ],
+)  # fmt: skip
+def test_the_flag_is_added_where_it_is_known_and_of_use(given, jaxlib, machine, features, expected):
+    assert chosen(given, jaxlib, machine, features) == expected
+
+
+def test_the_installed_version_is_found_without_importing_it():
+    assert xla_flags._jaxlib() == jaxlib.version.__version__
+
+
+@pytest.mark.parametrize("given", ["", f"{FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"])
+def test_a_process_compiles_what_the_variable_says(given):
+    """A convolution is Eigen's where the flag was set, and the user's choice where there was one."""
+    program = """
+import os, purify_jax as pj, jax, jax.numpy as jnp
+from purify_jax.networks.convolution import convolve
+text = jax.jit(convolve).lower(jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4, 8))).compile().as_text()
+print(os.environ["XLA_FLAGS"], "ynn" in text)
+"""
+    flags = chosen(given, xla_flags._jaxlib(), xla_flags.platform.machine(), xla_flags._features())
+    env = {**os.environ, "XLA_FLAGS": given, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.removesuffix("\n").rpartition(" ")[0] == flags
+    if flags == f"{FLAG}=":
+        assert done.stdout.endswith(" False\n")
