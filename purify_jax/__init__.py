@@ -10,7 +10,7 @@ it is first used (PEP 562), so that a command that only prints its flags starts 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from purify_jax.xla_flags import set_flags
+from purify_jax.xla.flags import set_flags
 
 if TYPE_CHECKING:
     from purify_jax import (

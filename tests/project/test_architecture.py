@@ -9,7 +9,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "purify_jax"
 #: A room imports only from rooms before it (and from itself).
 ORDER = [
-    "arrays", "checks", "keys", "types", "pytrees", "passes", "atomic",
+    "xla", "arrays", "checks", "keys", "types", "pytrees", "passes", "atomic",
     "data", "noise", "corruptions", "networks", "diffusions", "energy", "losses",
     "purifiers", "defense", "bridges", "models", "devices", "attacks", "training", "evaluation", "reporting",
     "command",

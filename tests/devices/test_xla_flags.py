@@ -8,8 +8,8 @@ import jaxlib
 import pytest
 from conftest import ROOT
 
-from purify_jax import xla_flags
-from purify_jax.xla_flags import FLAG, chosen
+from purify_jax.xla import flags as xla_flags
+from purify_jax.xla.flags import FLAG, chosen
 
 AVX2 = "fpu sse2 fma avx avx2"
 
