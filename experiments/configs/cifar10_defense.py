@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
             "flip": True,
             "probe_images": 256,
             "probe_steps": 10,
+            "rule": "adamw",
             "learning_rate": 1e-3,
             "schedule": "cosine",
             "warmup_steps": 50,
