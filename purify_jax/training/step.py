@@ -49,7 +49,7 @@ def adam(
 
     ``cosine=True`` follows the half cosine of Loshchilov & Hutter 2017 (arXiv 1608.03983)
     after a linear warm-up. ``muon``: the kernels of convolutions move by
-    :func:`~purify_jax.training.muon.scale_by_muon` instead.
+    ``training.muon.scale_by_muon`` instead.
     """
     check_at_least("learning_rate", learning_rate, 0.0)
     if cosine:

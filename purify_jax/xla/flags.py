@@ -20,7 +20,7 @@ _KNOWN_BY = ("0.9.", "0.10.")
 def chosen(given: str, jaxlib: str, machine: str, features: str) -> str:
     """What XLA_FLAGS should be: ``given``, and the flag where it is known and of use.
 
-    jaxlib: its version; machine: as :func:`platform.machine` says; features: the processor's, as Linux does.
+    jaxlib: its version; machine: as ``platform.machine`` says; features: the processor's, as Linux does.
 
     >>> chosen("", "0.10.2", "x86_64", "fma avx avx2")
     '--xla_cpu_experimental_ynn_fusion_type='
