@@ -140,6 +140,8 @@ def _in_groups(
     several devices: a batch that is split among them must not be gone through image by image.
     """
     batch, height, width, _ = cotangent.shape
+    if not all(isinstance(n, int) for n in (batch, height, width)):
+        return product(images, cotangent)  # exported for batches of any size
     bytes_each = height * width * taps * images.shape[-1] * images.dtype.itemsize
     groups = min(batch, -(-batch * bytes_each // _GROUP_BYTES))
     if groups < 2 or taps == 1 or jax.device_count() > 1:
