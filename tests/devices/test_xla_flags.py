@@ -46,7 +46,13 @@ text = jax.jit(convolve).lower(jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4, 8))).c
 print(os.environ["XLA_FLAGS"], "ynn" in text)
 """
     flags = chosen(given, xla_flags._jaxlib(), xla_flags.platform.machine(), xla_flags._features())
-    env = {**os.environ, "XLA_FLAGS": given, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    env = {
+        **os.environ,
+        "XLA_FLAGS": given,
+        "PURIFY_JAX_XLA_FLAGS": "",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
     done = subprocess.run(
         [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
     )
