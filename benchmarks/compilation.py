@@ -8,9 +8,6 @@ and the process's largest memory.
 """
 
 import json
-import resource
-import subprocess
-import sys
 import time
 
 import jax
@@ -19,6 +16,7 @@ import numpy as np
 from absl import app, flags
 
 import purify_jax as pj
+from benchmarks import child
 
 flags.DEFINE_enum(
     "measure", None, ["arguments", "constants", "large"], "Used by the program itself."
@@ -33,9 +31,9 @@ def main(argv: list[str]) -> None:
     del argv
     jax.config.update("jax_enable_compilation_cache", False)
     if FLAGS.measure == "large":
-        print("FOUND" + json.dumps(_large(FLAGS.gigabytes)))
+        child.report(_large(FLAGS.gigabytes))
     elif FLAGS.measure:
-        print("FOUND" + json.dumps(_exact_gradient(FLAGS.measure)))
+        child.report(_exact_gradient(FLAGS.measure))
     else:
         wanted = ["arguments", "constants", *(["large"] if FLAGS.gigabytes else [])]
         rows = [{"parameters": name, **_child(name)} for name in wanted]
@@ -44,12 +42,8 @@ def main(argv: list[str]) -> None:
 
 
 def _child(name: str) -> dict:
-    command = [sys.executable, "-m", "benchmarks.compilation", f"--measure={name}"]
     more = [f"--features={FLAGS.features}", f"--gigabytes={FLAGS.gigabytes}"]
-    done = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"failed": done.stderr.strip().splitlines()[-1][:200]}
-    return json.loads(done.stdout.split("FOUND")[1])
+    return child.run("benchmarks.compilation", [f"--measure={name}", *more])[0]
 
 
 def _exact_gradient(how: str) -> dict:
@@ -90,7 +84,7 @@ def _large(gigabytes: float) -> dict:
 
 
 def _measured(function, *arguments) -> dict:
-    before = _peak()
+    before = child.peak_bytes() / 2**20
     started = time.perf_counter()
     lowered = function.lower(*arguments)
     lowering = time.perf_counter() - started
@@ -100,12 +94,8 @@ def _measured(function, *arguments) -> dict:
         "lower_s": round(lowering, 1),
         "compile_s": round(total - lowering, 1),
         "peak_mb_before": round(before),
-        "peak_mb": round(_peak()),
+        "peak_mb": round(child.peak_bytes() / 2**20),
     }
-
-
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

@@ -9,10 +9,6 @@ whole would have taken, what each chose, its largest memory and seconds, and how
 """
 
 import json
-import os
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +18,7 @@ import numpy as np
 from absl import app, flags
 
 import purify_jax as pj
+from benchmarks import child
 from purify_jax.devices import memory, pieces
 from purify_jax.types import GradientFn
 
@@ -38,44 +35,35 @@ def main(argv: list[str]) -> None:
     """Flags in, a row of JSON for each way to divide the work."""
     del argv
     if FLAGS.out:
-        print("FOUND" + json.dumps(_gradient(FLAGS.samples, FLAGS.samples_at_once, FLAGS.out)))
+        child.report(_gradient(FLAGS.samples, FLAGS.samples_at_once, FLAGS.out))
         return
     allowed = memory.amount(FLAGS.memory)
     # Memory is a line in the number of samples.
     few, more = (_undivided(samples) for samples in (8, 16))
     samples = 16 + max(0, round((FLAGS.gigabytes * 1e9 - more) / ((more - few) / 8)))
-    print(
-        json.dumps({"undivided_gb": round(_undivided(samples) / 1e9, 2), "eot": samples}),
-        flush=True,
-    )
+    whole = {"undivided_gb": round(_undivided(samples) / 1e9, 2), "eot": samples}
+    print(json.dumps(whole), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         ways = {
             FLAGS.memory: (FLAGS.memory, 0),
             "a tenth of it": (str(int(allowed / 10)), 0),
             "by hand": ("unlimited", 1),
         }
-        gradients = {}
+        first = None
         for name, (budget, at_once) in ways.items():
-            out = Path(folder) / f"{len(gradients)}.npy"
-            row = _child(budget, samples, at_once, out)
-            gradients[name] = np.load(out)
-            difference = np.abs(gradients[name] - gradients[FLAGS.memory]).max()
-            scale = np.abs(gradients[FLAGS.memory]).max()
-            print(
-                json.dumps({"within": name, **row, "difference": float(difference / scale)}),
-                flush=True,
-            )
+            out = Path(folder) / "gradient.npy"
+            row = {"within": name, **_child(budget, samples, at_once, out)}
+            if "failed" not in row:
+                gradient = np.load(out)
+                first = gradient if first is None else first
+                row["difference"] = float(np.abs(gradient - first).max() / np.abs(first).max())
+            print(json.dumps(row), flush=True)
 
 
 def _child(budget: str, samples: int, at_once: int, out: Path) -> dict:
-    command = [sys.executable, "-m", "benchmarks.memory.automatic", f"--out={out}"]
-    numbers = [f"--samples={samples}", f"--samples_at_once={at_once}"]
-    environment = {**os.environ, memory.VARIABLE: budget}
-    done = subprocess.run(
-        [*command, *numbers], capture_output=True, text=True, check=True, env=environment
-    )
-    said = [line for line in done.stderr.splitlines() if line.startswith("memory: ")]
-    return {**json.loads(done.stdout.split("FOUND")[1]), "said": said}
+    given = [f"--out={out}", f"--samples={samples}", f"--samples_at_once={at_once}"]
+    found, said = child.run("benchmarks.memory.automatic", given, {memory.VARIABLE: budget})
+    return {**found, "said": [line for line in said if line.startswith("memory: ")]}
 
 
 def _function(samples: int, at_once: int | None = None) -> GradientFn:
@@ -103,8 +91,7 @@ def _gradient(samples: int, at_once: int, out: str) -> dict:
     gradient = jax.block_until_ready(run(*_arguments()))[0]
     seconds = time.perf_counter() - started
     np.save(out, np.asarray(gradient))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": round(seconds, 1), "peak_gb": round(peak / 1e9, 2)}
+    return {"seconds": round(seconds, 1), "peak_gb": round(child.peak_bytes() / 1e9, 2)}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The networks that are measured: the paper's two, and the two that are trained for CIFAR-10 on a CPU."""
 
 import dataclasses
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -51,16 +52,18 @@ def chosen(settings: Settings) -> list[Subject]:
     return [makers[name](settings) for name in settings.networks]
 
 
+def _peer(module: str, name: str, *arguments: Any, **settings: Any) -> Callable[[], Any]:
+    """Makes a network of ``benchmarks.peers``, which is imported where PyTorch is."""
+    return lambda: getattr(importlib.import_module(f"benchmarks.peers.{module}"), name)(
+        *arguments, **settings
+    )
+
+
 def _ncsnv2(settings: Settings) -> Subject:
-    def peer() -> Any:
-        from benchmarks.peers.torch_ncsnv2 import NCSNv2
-
-        return NCSNv2(settings.features)
-
     return Subject(
         f"NCSNv2, {settings.features} features",
         lambda dtype: networks.NCSNv2(features=settings.features, dtype=dtype),
-        peer,
+        _peer("torch_ncsnv2", "NCSNv2", settings.features),
         settings.network_batch,
         settings.train_batch,
         levels=(50.0, 0.01, 232),
@@ -68,15 +71,10 @@ def _ncsnv2(settings: Settings) -> Subject:
 
 
 def _wide_resnet(settings: Settings) -> Subject:
-    def peer() -> Any:
-        from benchmarks.peers.torch_wide_resnet import WideResNet
-
-        return WideResNet(settings.depth, settings.width)
-
     return Subject(
         f"WideResNet-{settings.depth}-{settings.width}",
         lambda dtype: networks.WideResNet(depth=settings.depth, width=settings.width, dtype=dtype),
-        peer,
+        _peer("torch_wide_resnet", "WideResNet", settings.depth, settings.width),
         settings.network_batch,
         settings.train_batch,
     )
@@ -84,16 +82,10 @@ def _wide_resnet(settings: Settings) -> Subject:
 
 def _whitened_convnet(settings: Settings) -> Subject:
     features = settings.convnet_features
-
-    def peer() -> Any:
-        from benchmarks.peers.torch_whitened_convnet import WhitenedConvNet
-
-        return WhitenedConvNet(features)
-
     return Subject(
         f"WhitenedConvNet {features}",
         lambda dtype: networks.WhitenedConvNet(features=features, dtype=dtype),
-        peer,
+        _peer("torch_whitened_convnet", "WhitenedConvNet", features),
         settings.small_batch,
         settings.small_batch,
     )
@@ -101,16 +93,10 @@ def _whitened_convnet(settings: Settings) -> Subject:
 
 def _shuffled_unet(settings: Settings) -> Subject:
     features = settings.unet_features
-
-    def peer() -> Any:
-        from benchmarks.peers.torch_shuffled_unet import ShuffledUNet
-
-        return ShuffledUNet(features, blocks=1)
-
     return Subject(
         f"ShuffledUNet {features}",
         lambda dtype: networks.ShuffledUNet(features=features, blocks=1, dtype=dtype),
-        peer,
+        _peer("torch_shuffled_unet", "ShuffledUNet", features, blocks=1),
         settings.small_batch,
         settings.small_batch,
         levels=(0.5, 0.05, 10),

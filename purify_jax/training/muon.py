@@ -27,6 +27,12 @@ def orthogonalised(matrix: Array, num_steps: int = 3) -> Array:
     return x if wide else x.T
 
 
+def _direction(buffer: Array, gradient: Array, momentum: float, num_steps: int) -> Array:
+    """orthogonalised(g + μm) of a kernel's gradient g, as a matrix ``[h·w·in, out]``, in its shape."""
+    matrix = (gradient + momentum * buffer).reshape(-1, gradient.shape[-1])
+    return orthogonalised(matrix, num_steps).reshape(gradient.shape)
+
+
 def filter_muon(learning_rate: optax.Schedule, momentum: float) -> optax.GradientTransformation:
     """Muon for kernels ``[h, w, in, out]``, whose scale it holds fixed.
 
@@ -43,10 +49,8 @@ def filter_muon(learning_rate: optax.Schedule, momentum: float) -> optax.Gradien
         rate = learning_rate(step)
 
         def change(buffer: Array, gradient: Array, kernel: Array) -> Array:
-            outputs = kernel.shape[-1]
-            direction = orthogonalised((gradient + momentum * buffer).reshape(-1, outputs))
-            scale = jnp.sqrt(outputs) / jnp.linalg.norm(kernel)
-            return (scale - 1) * kernel - rate * direction.reshape(kernel.shape)
+            scale = jnp.sqrt(kernel.shape[-1]) / jnp.linalg.norm(kernel)
+            return (scale - 1) * kernel - rate * _direction(buffer, gradient, momentum, 3)
 
         return jax.tree.map(change, buffers, grads, params), (step + 1, buffers)
 
@@ -64,12 +68,12 @@ def scale_by_muon(momentum: float = 0.95) -> optax.GradientTransformation:
         del params
         buffers = jax.tree.map(lambda m, g: momentum * m + g, buffers, grads)
 
-        def direction(buffer: Array, gradient: Array) -> Array:
-            matrix = (gradient + momentum * buffer).reshape(-1, gradient.shape[-1])
-            scale = 0.2 * max(matrix.shape) ** 0.5
-            return scale * orthogonalised(matrix, 5).reshape(gradient.shape)
+        def change(buffer: Array, gradient: Array) -> Array:
+            outputs = gradient.shape[-1]
+            scale = 0.2 * max(gradient.size // outputs, outputs) ** 0.5
+            return scale * _direction(buffer, gradient, momentum, 5)
 
-        return jax.tree.map(direction, buffers, grads), buffers
+        return jax.tree.map(change, buffers, grads), buffers
 
     return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
 

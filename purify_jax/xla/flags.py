@@ -3,7 +3,8 @@
 From jaxlib 0.9 on, XLA's CPU backend hands convolutions and matrix products to YNNPACK. Without AVX-512 its
 kernels reach half of the processor's peak where Eigen's reach nearly all of it (docs/performance.md), so
 there it is turned off, in the environment variable XLA_FLAGS and so for child processes too. A value that
-the user gave stays, and PURIFY_JAX_XLA_FLAGS=off sets nothing. XLA reads the variable when it first compiles: import this library before that.
+the user gave stays, and PURIFY_JAX_XLA_FLAGS=off sets nothing. XLA reads the variable when it first
+compiles: import this library before that.
 """
 
 import importlib.util
