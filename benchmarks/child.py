@@ -1,0 +1,37 @@
+"""A measurement in a process of its own: its memory is its own, and nothing was compiled before it."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_MARK = "FOUND"
+
+
+def run(
+    module: str, flags: Sequence[str], variables: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """What ``python -m module flags`` reported, and the lines of its standard error.
+
+    A process that failed is a row too: {"failed": the last line it said}.
+    """
+    environment = {**os.environ, **(variables or {})}
+    command = [sys.executable, "-m", module, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    said = done.stderr.splitlines()
+    if done.returncode:
+        return {"failed": (said or [f"status {done.returncode}"])[-1][:200]}, said
+    return json.loads(done.stdout.split(_MARK)[1]), said
+
+
+def report(found: Mapping[str, Any]) -> None:
+    """Called in the child, once."""
+    print(_MARK + json.dumps(found))
+
+
+def peak_bytes() -> int:
+    """The largest memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
