@@ -10,9 +10,6 @@ from pathlib import Path
 # stay, so the arithmetic is the same up to rounding; XLA_FLAGS= in the environment tests what users run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-# What tests count of compiled programs is counted with XLA's own choice of kernels.
-os.environ.setdefault("PURIFY_JAX_XLA_FLAGS", "off")
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -83,9 +83,9 @@ def test_evaluating_twice_gives_the_same_records_and_compiles_once():
 def test_the_cache_on_disk_serves_another_checkpoint(tmp_path):
     code = (
         "import sys; sys.path[:0] = [{tests!r}]\n"
-        "import jax\n"
+        "import jax, test_pytrees as t\n"
+        # After the import: the fixtures' module keeps only what takes long to compile.
         "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)\n"
-        "import test_pytrees as t\n"
         "t._evaluate(t._defense(int(sys.argv[1])))\n"
     ).format(tests=str(ROOT / "tests"))
     cache = tmp_path / "cache"
