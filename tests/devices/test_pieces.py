@@ -46,7 +46,7 @@ from purify_jax.devices import pieces, sharding
 
 weights = jax.random.normal(jax.random.key(0), (3, 64))
 score = lambda weights, x: jnp.tanh(x @ weights) @ weights.T - x
-logits = lambda weights, x: jnp.mean(jnp.tanh(x @ weights), axis=(1, 2))[:, :10]
+logits = lambda weights, x: jnp.mean(x, axis=(1, 2)) @ weights[:, :10]  # of all restarts, in little memory
 purifier = pj.purifier(pj.Partial(score, weights), pj.purifiers.constant(0.1), num_restarts=16)
 defense = pj.defend(purifier, pj.Partial(logits, weights))
 images, keys = np.full((6, 32, 32, 3), 0.5, np.float32), pj.image_keys(jax.random.key(1), np.arange(6))
@@ -234,7 +234,7 @@ def test_a_batch_on_two_devices_is_divided_for_both(tmp_path):
     assert done.returncode == 0, done.stderr
     *chunk, taken, difference = map(float, done.stdout.split())
     assert chunk[:2] == [2, 1]
-    assert chunk[2] < 16
+    assert 1 < chunk[2] < 16
     assert taken <= 2e6
     assert difference < 1e-5
 
