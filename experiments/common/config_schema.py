@@ -49,7 +49,7 @@ _SECTIONS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "airbench": (("network", "steps", "recipe"), RECIPE),
     "defense": (
         ("steps", "epsilon", "norm", "attack_steps", "trainable", "purification"),
-        (*SETTINGS, *DEFENSE, "step_size"),
+        (*SETTINGS, *DEFENSE, "step_size", "start_noise"),
     ),
 }
 _WHOLE = ("dataset", "train_split", "test_split")

@@ -148,6 +148,7 @@ def train_defense(
         norm=section.norm,
         num_steps=section.attack_steps,
         step_size=section.get("step_size"),
+        start_noise=section.get("start_noise", 0.0),
     )
     return pj.training.train_defense(
         classifier,

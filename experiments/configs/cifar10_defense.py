@@ -9,13 +9,14 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """FGSM from a random start at Linf 8/255; classifier and purifier both train."""
+    """N-FGSM at Linf 8/255; classifier and purifier both train."""
     config = ConfigDict({"dataset": "cifar10", "train_split": "train", "seed": 0})
     config.defense = ConfigDict(
         {
             "epsilon": 8 / 255,
             "norm": "linf",
             "attack_steps": 1,
+            "start_noise": 2.0,
             "trainable": "both",
             "purification": {"method": "tweedie", "noise_scale": 0.1},
             "denoising_weight": 0.1,

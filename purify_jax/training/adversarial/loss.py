@@ -23,7 +23,7 @@ from purify_jax.training import edm
 from purify_jax.training.augmentation import random_crop
 from purify_jax.training.loop import Diverged
 from purify_jax.training.step import TrainState
-from purify_jax.types import Array
+from purify_jax.types import BOUNDS, Array
 
 
 class Collapsed(Diverged):
@@ -35,12 +35,16 @@ class Attack:
     """The attack of every training step: ``num_steps`` steps from a random start in the ball.
 
     One step is FGSM (Wong et al. 2020, arXiv 2001.03994), of 1.25 ε by default; several are PGD, of 2.5 ε/T.
+    With ``start_noise`` k > 0 it is N-FGSM (de Jorge et al. 2022, arXiv 2202.01181): x' = x + η + step, where η is
+    uniform in the ball of k·ε and the steps, by default of ε in all, go up to ε from x + η, not from x. The
+    paper's k = 2 keeps one-step training from collapsing.
     """
 
     epsilon: float
     norm: str = "linf"
     num_steps: int = 1
     step_size: float | None = None
+    start_noise: float = 0.0
 
     def __post_init__(self) -> None:
         check_at_least("epsilon", self.epsilon, 0.0)
@@ -48,18 +52,31 @@ class Attack:
         attacks.norms.get(self.norm)
         if self.step_size is not None:
             check_at_least("step_size", self.step_size, 0.0)
+        check_at_least("start_noise", self.start_noise, 0.0)
 
     def on(self, defense: Defense) -> Any:
         """As an attack by the exact gradient of a defense, one draw a step."""
         default = 1.25 * self.epsilon if self.num_steps == 1 else None
-        return attacks.pgd(
+        if self.start_noise:
+            default = self.epsilon / self.num_steps
+        pgd = attacks.pgd(
             attacks.exact(defense),
             norm=self.norm,
             epsilon=self.epsilon,
             num_steps=self.num_steps,
             step_size=default if self.step_size is None else self.step_size,
+            random_start=not self.start_noise,
             best_iterate=False,
         )
+        if not self.start_noise:
+            return pgd
+        ball, radius = attacks.norms.get(self.norm), self.start_noise * self.epsilon
+
+        def noised(keys, images, labels):
+            moved = ball.random(stream(keys, "start"), images, radius)
+            return pgd(keys, jnp.clip(images + moved, *BOUNDS), labels)
+
+        return noised
 
 
 @dataclasses.dataclass(frozen=True)

@@ -121,7 +121,9 @@ def train_defense(
         watch=watch(
             loss,
             probe,
-            dataclasses.replace(attack, num_steps=probe_steps, step_size=None),
+            dataclasses.replace(
+                attack, num_steps=probe_steps, step_size=None, start_noise=0.0
+            ),
             runs.run_key(settings, 3),
         ),
     )
