@@ -201,11 +201,35 @@ def test_bad_input_is_one_line(name, shipped, train):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"epsilon": -1.0}, {"epsilon": 0.1, "num_steps": 0}, {"epsilon": 0.1, "norm": "l7"}],
+    [
+        {"epsilon": -1.0},
+        {"epsilon": 0.1, "num_steps": 0},
+        {"epsilon": 0.1, "norm": "l7"},
+        {"epsilon": 0.1, "start_noise": -1.0},
+    ],
 )
 def test_bad_attacks_are_named(settings):
     with pytest.raises(InputError):
         adversarial.Attack(**settings)
+
+
+def test_one_step_from_a_noisy_start_in_closed_form():
+    """N-FGSM: of two linear logits the gradient's sign is that of the difference of their weights."""
+    weights = jax.random.normal(jax.random.key(0), (8 * 8 * 3, 2))
+    defense = pj.undefended(lambda x: x.reshape(len(x), -1) @ weights)
+    images = jax.random.uniform(jax.random.key(1), (6, 8, 8, 3))
+    keys, labels = pj.image_keys(jax.random.key(2), np.arange(6)), jnp.array([0, 1, 1, 0, 0, 1])
+    noised = adversarial.Attack(epsilon=0.1, start_noise=2.0).on(defense)
+    attacked = np.asarray(noised(keys, images, labels))
+    away = np.sign(
+        np.where(np.asarray(labels)[:, None], -1, 1) * np.asarray(weights[:, 1] - weights[:, 0])
+    )
+    start = jnp.clip(
+        images + attacks.norms.get("linf").random(stream(keys, "start"), images, 0.2), 0, 1
+    )
+    expected = np.clip(start + 0.1 * away.reshape(images.shape), 0, 1)
+    np.testing.assert_allclose(attacked, expected, atol=1e-6)
+    assert 0.25 < np.abs(attacked - images).max() <= 0.3 + 1e-6  # further than the ball of epsilon
 
 
 def test_the_binary(run_binary, model_files, tmp_path):

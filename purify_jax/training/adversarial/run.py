@@ -121,9 +121,7 @@ def train_defense(
         watch=watch(
             loss,
             probe,
-            dataclasses.replace(
-                attack, num_steps=probe_steps, step_size=None, start_noise=0.0
-            ),
+            dataclasses.replace(attack, num_steps=probe_steps, step_size=None, start_noise=0.0),
             runs.run_key(settings, 3),
         ),
     )
