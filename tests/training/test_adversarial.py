@@ -215,7 +215,7 @@ def test_bad_attacks_are_named(settings):
 
 def test_one_step_from_a_noisy_start_in_closed_form():
     """N-FGSM: of two linear logits the gradient's sign is that of the difference of their weights."""
-    weights = jax.random.normal(jax.random.key(0), (8 * 8 * 3, 2))
+    weights = 0.1 * jax.random.normal(jax.random.key(0), (8 * 8 * 3, 2))
     defense = pj.undefended(lambda x: x.reshape(len(x), -1) @ weights)
     images = jax.random.uniform(jax.random.key(1), (6, 8, 8, 3))
     keys, labels = pj.image_keys(jax.random.key(2), np.arange(6)), jnp.array([0, 1, 1, 0, 0, 1])
