@@ -9,14 +9,17 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """N-FGSM at Linf 8/255; classifier and purifier both train."""
+    """Two steps of PGD at Linf 8/255; classifier and purifier both train.
+
+    From one step, FGSM or N-FGSM, this classifier learns to hide (docs/experiments.md).
+    """
     config = ConfigDict({"dataset": "cifar10", "train_split": "train", "seed": 0})
     config.defense = ConfigDict(
         {
             "epsilon": 8 / 255,
             "norm": "linf",
-            "attack_steps": 1,
-            "start_noise": 2.0,
+            "attack_steps": 2,
+            "step_size": 6 / 255,
             "trainable": "both",
             "purification": {"method": "tweedie", "noise_scale": 0.1},
             "denoising_weight": 0.1,
@@ -25,8 +28,8 @@ def get_config() -> ConfigDict:
             "flip": True,
             "probe_images": 256,
             "probe_steps": 10,
-            "rule": "adamw",
-            "learning_rate": 1e-3,
+            "rule": "muon",
+            "learning_rate": 6e-3,
             "schedule": "cosine",
             "warmup_steps": 50,
             "weight_decay": 5e-4,
