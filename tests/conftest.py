@@ -10,6 +10,7 @@ from pathlib import Path
 # stay, so the arithmetic is the same up to rounding; XLA_FLAGS= in the environment tests what users run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +26,11 @@ ROOT = Path(__file__).parents[1]
 CACHE = Path(os.environ.setdefault("PURIFY_TEST_CACHE", tempfile.mkdtemp(prefix="purify_jax_xla_")))
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+# The same examples in every run: a failure belongs to a change, not to chance.
+hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.load_profile("fixed")
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,8 @@ class RecordFile:
 
     The first line is a header that says what run the file belongs to. Batches are written in a
     fixed order; on opening, whole batches are replayed as long as they match what the run asks
-    for, and a torn tail is cut off and computed again.
+    for, and a torn or damaged tail is cut off and computed again. Lines have no checksum: one that
+    was altered into another well-formed record is believed.
     """
 
     def __init__(self, path: str | Path | None, header: Mapping[str, Any]):
