@@ -23,6 +23,7 @@ import purify_jax as pj
 from experiments.common.workdirs import claim_workdir
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError, check_count
+from purify_jax.evaluation.records import first_line, parse_first_line
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -122,9 +123,11 @@ def merge(
     folders = _shards(workdir, name)
     count = len(folders)
     header: dict[str, Any] = {}
+    checked: set[bool] = set()
     bodies = []
     for index, folder in enumerate(folders):
-        head, lines = _read(folder / name)
+        head, with_checksums, lines = _read(folder / name)
+        checked.add(with_checksums)
         shard = head.pop("shard", None)
         if shard != [index, count] or (header and head != header):
             raise InputError(
@@ -133,6 +136,10 @@ def merge(
             )
         header = head
         bodies.append(lines)
+    if len(checked) > 1:
+        raise InputError(
+            "merge: some shards' lines have checksums and others' have not, expected shards of one version"
+        )
     try:
         listed = units(header)
     except (LookupError, TypeError) as error:
@@ -143,8 +150,7 @@ def merge(
         _take(bodies[u % count], records, folders[u % count].name)
         for u, records in enumerate(listed)
     ]
-    first = (json.dumps({"header": header}, sort_keys=True) + "\n").encode()
-    return _write(workdir / name, first + b"".join(taken))
+    return _write(workdir / name, first_line(header, checked.pop()) + b"".join(taken))
 
 
 def gather(workdir: Path, units: Sequence[Sequence[str]], settings: str = "settings.json") -> None:
@@ -197,12 +203,12 @@ def _write(path: Path, content: bytes) -> Path:
     return path
 
 
-def _read(path: Path) -> tuple[dict[str, Any], list[bytes]]:
+def _read(path: Path) -> tuple[dict[str, Any], bool, list[bytes]]:
     lines = path.read_bytes().splitlines(keepends=True)
     try:
-        head = json.loads(lines[0])["header"]
+        head, checked = parse_first_line(lines[0])
         check_count("images", head["images"])
-        return head, lines[1:]
+        return head, checked, lines[1:]
     except (ValueError, LookupError, TypeError) as error:
         raise InputError(
             f"merge: {path.parent.name} has no header of protocol 2 ({error!r})"

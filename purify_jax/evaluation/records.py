@@ -2,6 +2,7 @@
 
 import json
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,21 +84,24 @@ class RecordFile:
 
     The first line is a header that says what run the file belongs to. Batches are written in a
     fixed order; on opening, whole batches are replayed as long as they match what the run asks
-    for, and a torn or damaged tail is cut off and computed again. Lines have no checksum: one that
-    was altered into another well-formed record is believed.
+    for, and a torn or damaged tail is cut off and computed again. Every line ends with a checksum of
+    its record; a file that was begun without them is continued without them.
     """
 
     def __init__(self, path: str | Path | None, header: Mapping[str, Any]):
         self._pending: list[tuple[Record, int]] = []
         self._file = None
         self._valid_to = 0
+        self._checked = True
         if path is None:
             return
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        head = (json.dumps({"header": dict(header)}, sort_keys=True) + "\n").encode()
+        head = first_line(header)
         content = path.read_bytes() if path.exists() else b""
         complete = content[: content.rfind(b"\n") + 1]
+        if complete.startswith(plain := first_line(header, checked=False)):
+            head, self._checked = plain, False
         if complete and not complete.startswith(head):
             raise InputError(
                 f"records: {path} belongs to another evaluation "
@@ -107,9 +111,9 @@ class RecordFile:
         if complete:
             offset = self._valid_to = len(head)
             for line in complete[len(head) :].splitlines(keepends=True):
-                record = _record(line)
+                record = _record(line, self._checked)
                 # Damaged, or not as it was written: it, and what follows, is computed again.
-                if record is None or (json.dumps(record) + "\n").encode() != line:
+                if record is None or _line(record, self._checked) != line:
                     break
                 offset += len(line)
                 self._pending.append((record, offset))
@@ -137,7 +141,7 @@ class RecordFile:
             self._file.seek(self._valid_to)
             self._file.truncate()
             for record in records:
-                self._file.write((json.dumps(record) + "\n").encode())
+                self._file.write(_line(record, self._checked))
             self._flush()
             self._valid_to = self._file.tell()
         return records
@@ -153,21 +157,42 @@ class RecordFile:
             self._file.close()
 
 
-def _record(line: bytes) -> Record | None:
+def first_line(header: Mapping[str, Any], checked: bool = True) -> bytes:
+    """A file's first line: the header, and whether the lines below have checksums."""
+    lines = {"lines": "crc32"} if checked else {}
+    return (json.dumps({"header": dict(header), **lines}, sort_keys=True) + "\n").encode()
+
+
+def parse_first_line(line: bytes) -> tuple[dict[str, Any], bool]:
+    """What :func:`first_line` was made of; ValueError, LookupError or TypeError if it is none."""
+    head = json.loads(line)
+    return head["header"], head.get("lines") == "crc32"
+
+
+def _line(record: Record, checked: bool) -> bytes:
+    text = json.dumps(record)
+    if checked:
+        text = json.dumps({**record, "crc32": zlib.crc32(text.encode())})
+    return (text + "\n").encode()
+
+
+def _record(line: bytes, checked: bool) -> Record | None:
     try:
         record = json.loads(line)
+        if checked and record.pop("crc32") != zlib.crc32(json.dumps(record).encode()):
+            return None
         return record if {"attack", "index"} <= record.keys() else None
-    except (ValueError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
 def _difference(content: bytes, head: bytes) -> str:
     try:
-        before = json.loads(content.split(b"\n", 1)[0])["header"]
+        before, _ = parse_first_line(content.split(b"\n", 1)[0])
         before.keys()
     except (ValueError, KeyError, TypeError, AttributeError):
         return "its first line is not a header"
-    now = json.loads(head)["header"]
+    now, _ = parse_first_line(head)
     if before.get("protocol", 1) != now.get("protocol", 1):
         return f"made under protocol {before.get('protocol', 1)}, this is {now.get('protocol', 1)}"
     for key in sorted(before.keys() | now.keys()):
@@ -180,7 +205,8 @@ def read_records(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
     """(header, records) of a complete or partial record file; InputError if it is not one."""
     try:
         lines = Path(path).read_bytes().splitlines()
-        header, records = json.loads(lines[0])["header"], [_record(line) for line in lines[1:]]
+        header, checked = parse_first_line(lines[0])
+        records = [_record(line, checked) for line in lines[1:]]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"records: {path} cannot be read: {error}") from error
     found = [record for record in records if record is not None]

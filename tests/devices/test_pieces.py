@@ -82,11 +82,14 @@ def _mean(defense, samples_at_once=None):
     return attacks.average_draws(defense, 4, samples_at_once)
 
 
-def _taken(run, chunk, images):
-    """Bytes of the program of a chunk, as compiled."""
-    n = chunk.images
-    traced = run._limited(chunk).trace(_keys()[:n], images[:n])
-    return memory.compiled_bytes(traced.lower().compile())
+def _taken(run, *arguments):
+    """Bytes of a jitted function's program, as compiled."""
+    return memory.compiled_bytes(run.trace(*arguments).lower().compile())
+
+
+def _taken_by(run, chunk, *arguments):
+    """Bytes of the program of a chunk."""
+    return _taken(run._limited(chunk), *(a[: chunk.images] for a in arguments))
 
 
 def test_what_obviously_fits_is_neither_compiled_to_be_measured_nor_mentioned(
@@ -112,7 +115,8 @@ def test_a_small_budget_divides_the_work_and_changes_no_numbers(made, monkeypatc
         # How many fit depends on the kernels that XLA takes: the largest number that does.
         twice = chunk._replace(**{divided: 2 * getattr(chunk, divided)})
         bound = memory.amount(budget)
-        assert _taken(run, chunk, images) <= bound < _taken(run, twice, images), (budget, chunk)
+        assert _taken_by(run, chunk, _keys(), images) <= bound, (budget, chunk)
+        assert bound < _taken_by(run, twice, _keys(), images), (budget, chunk)
         assert chunk == ((chunk.images, 4, 4) if divided == "images" else (1, chunk.samples, 4))
         said = capfd.readouterr().err.splitlines()
         assert len(said) == 1
@@ -226,9 +230,10 @@ def test_a_batch_on_two_devices_is_divided_for_both(tmp_path):
     flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
     done = subprocess.run(
         [sys.executable, "-c", TWO_DEVICES],
-        env=environment()
-        | {"XLA_FLAGS": flags, memory.VARIABLE: "2MB", "PYTHONPATH": str(ROOT)}
-        | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)},
+        env={
+            **environment(), "XLA_FLAGS": flags, memory.VARIABLE: "2MB",
+            "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        },
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -243,15 +248,13 @@ def test_what_needs_more_than_there_is_finishes_within_it(made, monkeypatch):
     """As compiled: more than 500 MB as one piece, at most 200 MB in the programs that ran, results equal."""
     defense, images, labels = made
     gradient = attacks.eot(attacks.exact(defense), 4)
-    taken = lambda run, *arguments: memory.compiled_bytes(run.trace(*arguments).lower().compile())
-    assert taken(pj.jit(gradient), _keys(), images, labels) > 500e6
+    assert _taken(pj.jit(gradient), _keys(), images, labels) > 500e6
     whole = np.asarray(pj.jit(gradient)(_keys(), images, labels)[0])
     monkeypatch.setenv(memory.VARIABLE, "200MB")
     run = pieces.over_images(gradient, None)
     # The loss is of the whole batch: attacks follow the gradient.
     found = run(_keys(), images, labels)[0]
     (chunk,) = pieces._chosen.values()
-    n = chunk.images
-    assert n < COUNT
-    assert taken(run._limited(chunk), _keys()[:n], images[:n], labels[:n]) <= 200e6
+    assert chunk.images < COUNT
+    assert _taken_by(run, chunk, _keys(), images, labels) <= 200e6
     np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-6 * np.abs(whole).max())

@@ -1,5 +1,7 @@
 """What may not be counted is refused: attacks that cheat, answers that are no numbers, no records."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,6 +155,38 @@ def test_thresholds_are_numbers(threshold):
     ):
         with pytest.raises(InputError, match="threshold: got (nan|inf), expected a finite number"):
             call()
+
+
+def test_a_record_that_was_altered_into_another_is_computed_again(tmp_path):
+    """Still a record of the same image and attack, with another verdict, or under another name."""
+    path = tmp_path / "records.jsonl"
+    run = lambda: evaluate(path=path, batch_size=2)
+    first, content = run(), path.read_bytes()
+    lines = content.splitlines(keepends=True)
+    verdict = b'"one_draw": true' if b'"one_draw": true' in lines[3] else b'"one_draw": false'
+    other = b'"one_draw": false' if verdict.endswith(b"true") else b'"one_draw": true'
+    for new in (other, verdict.replace(b"one_draw", b" one_draw")):
+        altered = lines[3].replace(verdict, new)
+        assert altered != lines[3]
+        path.write_bytes(b"".join([*lines[:3], altered, *lines[4:]]))
+        with pytest.raises(InputError, match="line 4 of .* is damaged"):
+            records.read_records(path)
+        assert run() == first
+        assert path.read_bytes() == content
+
+
+def test_records_begun_without_checksums_are_continued_without_them(tmp_path):
+    path = tmp_path / "records.jsonl"
+    run = lambda: evaluate(path=path, batch_size=2)
+    first, content = run(), path.read_bytes()
+    header, checked = records.parse_first_line(content.splitlines()[0])
+    assert checked
+    old = records.first_line(header, checked=False)
+    old += b"".join((json.dumps(record) + "\n").encode() for record in first)
+    path.write_bytes(old[: len(old) * 2 // 3])
+    assert run() == first
+    assert path.read_bytes() == old
+    assert records.read_records(path) == (header, first)
 
 
 def test_a_damaged_line_of_records_is_computed_again(tmp_path):

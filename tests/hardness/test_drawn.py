@@ -2,13 +2,12 @@
 
 import copy
 import io
-import json
 import math
 
 import numpy as np
 import pytest
 from absl import flags
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from PIL import Image
@@ -110,15 +109,6 @@ def written(path):
     return found
 
 
-def still_a_record(line):
-    """Whether a line reads as a record that was written so: nothing in it says that it was altered."""
-    try:
-        record = json.loads(line)
-        return {"attack", "index"} <= record.keys() and (json.dumps(record) + "\n").encode() == line
-    except (ValueError, AttributeError):
-        return False
-
-
 @quick
 @given(
     st.integers(0, 400),
@@ -129,10 +119,7 @@ def test_records_are_continued_to_the_same_bytes_or_refused(tmp_path_factory, at
     path = tmp_path_factory.mktemp("r") / "records.jsonl"
     expected = written(path)
     content = path.read_bytes()
-    damaged = content[:at] + junk + (b"" if cut else content[at:])
-    altered = set(damaged.splitlines(keepends=True)[1:]) - set(content.splitlines(keepends=True))
-    assume(not any(still_a_record(line) for line in altered))  # lines have no checksum
-    path.write_bytes(damaged)
+    path.write_bytes(content[:at] + junk + (b"" if cut else content[at:]))
     found, message = tried(lambda: written(path))
     if message is not None:
         assert at <= content.index(b"\n")  # the header is not this run's

@@ -37,7 +37,7 @@ class Attack:
     One step is FGSM (Wong et al. 2020, arXiv 2001.03994), of 1.25 ε by default; several are PGD, of 2.5 ε/T.
     With ``start_noise`` k > 0 it is N-FGSM (de Jorge et al. 2022, arXiv 2202.01181): x' = x + η + step, where η is
     uniform in the ball of k·ε and the steps, by default of ε in all, go up to ε from x + η, not from x. The
-    paper's k = 2 keeps one-step training from collapsing.
+    paper takes k = 2 against collapse; docs/experiments.md has a classifier that it does not help.
     """
 
     epsilon: float
@@ -54,17 +54,20 @@ class Attack:
             check_at_least("step_size", self.step_size, 0.0)
         check_at_least("start_noise", self.start_noise, 0.0)
 
+    def default_step_size(self) -> float | None:
+        """The step where none was given; None for PGD's own."""
+        if self.start_noise:
+            return self.epsilon / self.num_steps
+        return 1.25 * self.epsilon if self.num_steps == 1 else None
+
     def on(self, defense: Defense) -> Any:
         """As an attack by the exact gradient of a defense, one draw a step."""
-        default = 1.25 * self.epsilon if self.num_steps == 1 else None
-        if self.start_noise:
-            default = self.epsilon / self.num_steps
         pgd = attacks.pgd(
             attacks.exact(defense),
             norm=self.norm,
             epsilon=self.epsilon,
             num_steps=self.num_steps,
-            step_size=default if self.step_size is None else self.step_size,
+            step_size=self.default_step_size() if self.step_size is None else self.step_size,
             random_start=not self.start_noise,
             best_iterate=False,
         )
