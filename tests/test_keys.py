@@ -1,7 +1,9 @@
 """Streams of randomness are disjoint: every draw of every purifier, attack and loss is recorded."""
 
+import os
 import sys
 from collections import defaultdict
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +11,15 @@ import numpy as np
 import pytest
 from conftest import keys_for
 
+import purify_jax
 from purify_jax import attacks, keys, losses, noise, purifiers
 from purify_jax.defense import defend
 from purify_jax.evaluation import certification, detection, fresh_draws
 from purify_jax.evaluation.sweeps import AttackedAndScored
 from purify_jax.training.augmentation import crop_and_purify
 
+#: By its folder: a checkout, with the environment inside it, may well be called purify_jax too.
+PACKAGE = str(Path(purify_jax.__file__).parent) + os.sep
 DRAWS = ("normal", "uniform", "bernoulli", "randint", "rademacher", "laplace")
 #: So few images, steps and samples that everything runs in seconds.
 IMAGES = np.linspace(0.1, 0.9, 2 * 4 * 4).reshape(2, 4, 4, 1).astype(np.float32)
@@ -52,12 +57,12 @@ class Recorder:
     def _site():
         """The line that asked for the draw, outside the helpers that draw for others."""
         frame = sys._getframe(2)
-        inside = lambda f: "purify_jax" not in f.f_code.co_filename or f.f_code.co_name in (
+        inside = lambda f: not f.f_code.co_filename.startswith(PACKAGE) or f.f_code.co_name in (
             "_draw", "<lambda>", "normal_like", "_signs",
         )  # fmt: skip
         while frame.f_back and (inside(frame) or frame.f_code.co_filename.endswith("keys.py")):
             frame = frame.f_back
-        return f"{frame.f_code.co_filename.split('purify_jax/')[-1]}:{frame.f_lineno}"
+        return f"{frame.f_code.co_filename.removeprefix(PACKAGE)}:{frame.f_lineno}"
 
     def check(self):
         jax.effects_barrier()

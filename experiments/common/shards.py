@@ -23,7 +23,6 @@ import purify_jax as pj
 from experiments.common.workdirs import claim_workdir
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError, check_count
-from purify_jax.evaluation.records import first_line, parse_first_line
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -120,6 +119,8 @@ def merge(
     Raises InputError if there are none, one is missing or unfinished, they belong to different
     evaluations, or the joined file is there and differs.
     """
+    from purify_jax.evaluation.records import first_line
+
     folders = _shards(workdir, name)
     count = len(folders)
     header: dict[str, Any] = {}
@@ -204,6 +205,8 @@ def _write(path: Path, content: bytes) -> Path:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], bool, list[bytes]]:
+    from purify_jax.evaluation.records import parse_first_line
+
     lines = path.read_bytes().splitlines(keepends=True)
     try:
         head, checked = parse_first_line(lines[0])
