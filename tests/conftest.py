@@ -6,9 +6,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Without LLVM's optimisations a program of a test's size compiles in two thirds of the time. XLA's own passes
-# stay, so the arithmetic is the same up to rounding; XLA_FLAGS= in the environment tests what users run.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# With less of LLVM's optimisation, and with the older code generator for fusions, a program of a test's size
+# compiles in half of the time. XLA's own passes stay, so the arithmetic is the same up to rounding;
+# XLA_FLAGS= in the environment tests what users run.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+)
 
 import hypothesis
 import jax
@@ -20,6 +23,8 @@ import purify_jax as pj
 from purify_jax.networks.convolution import convolve
 
 ROOT = Path(__file__).parents[1]
+#: For processes that need other flags besides.
+XLA_FLAGS = os.environ["XLA_FLAGS"]
 
 # Most of these tests' time is XLA's; what one test compiled, the next one (and every subprocess)
 # finds here. A new folder for every run, so that a run depends on nothing outside.
@@ -31,6 +36,14 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 # The same examples in every run: a failure belongs to a change, not to chance.
 hypothesis.settings.register_profile("fixed", derandomize=True)
 hypothesis.settings.load_profile("fixed")
+
+
+@pytest.fixture
+def compiled_without_optimisations():
+    """For modules whose time is nearly all XLA's: half of that again, for programs that run twice as long."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from purify_jax.evaluation import certification, detection, fresh_draws
 from purify_jax.evaluation.sweeps import AttackedAndScored
 from purify_jax.training.augmentation import crop_and_purify
 
+pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
+
 #: By its folder: a checkout, with the environment inside it, may well be called purify_jax too.
 PACKAGE = str(Path(purify_jax.__file__).parent) + os.sep
 DRAWS = ("normal", "uniform", "bernoulli", "randint", "rademacher", "laplace")

@@ -10,6 +10,8 @@ import purify_jax as pj
 from purify_jax import attacks, losses
 from purify_jax.keys import fold_keys
 
+pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
+
 
 @pytest.fixture(scope="module")
 def batch(digits_test):

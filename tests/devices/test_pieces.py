@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, environment
+from conftest import ROOT, XLA_FLAGS, environment
 
 import purify_jax as pj
 from purify_jax import attacks
@@ -209,7 +209,7 @@ def test_records_do_not_know_of_it(made, monkeypatch, tmp_path):
 
 def test_a_batch_on_two_devices_is_divided_for_both():
     """A chunk is a multiple of the devices, and each of them has its share of the memory."""
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count=2 {XLA_FLAGS}"
     done = subprocess.run(
         [sys.executable, "-c", TWO_DEVICES],
         env=environment() | {"XLA_FLAGS": flags, memory.VARIABLE: "2MB", "PYTHONPATH": str(ROOT)},

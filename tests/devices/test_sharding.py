@@ -10,7 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, environment
+from conftest import ROOT, XLA_FLAGS, environment
 
 import purify_jax as pj
 from purify_jax.checks import InputError
@@ -69,7 +69,7 @@ print("FOUND" + json.dumps(found))
 def start(folder, devices, steps, images=0, *joined, **placement):
     env = environment() | {
         "PLACEMENT": json.dumps(placement),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {XLA_FLAGS}",
         "PYTHONPATH": str(ROOT),
     }
     arguments = map(str, (folder, steps, images, *joined))
@@ -169,7 +169,8 @@ def test_a_killed_process_stops_the_other_and_four_devices_continue_on_one(victi
              "--config.ebm.checkpoint_every=100", f"--workdir={tmp_path / 'ebm'}",
              "--noprogress", *joined],
             cwd=ROOT, **options,
-            env=environment() | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+            env=environment()
+            | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {XLA_FLAGS}"},
         )  # fmt: skip
 
     both = [

@@ -11,27 +11,12 @@ from purify_jax import diffusions
 from purify_jax.diffusions import EDM, VE, VP, BoundNetwork, DiscreteVP, LinearSchedule
 from purify_jax.models import diffusion_weights
 
-
-def _understood(options):
-    """Those of XLA's options that this version of it has."""
-    one = jax.jit(lambda x: x).lower(1.0)
-    found = {}
-    for name, value in options.items():
-        try:
-            one.compile(compiler_options={name: value})
-        except jax.errors.JaxRuntimeError:
-            continue
-        found[name] = value
-    return found
-
-
-#: Most of the time here is XLA's; its optimisations are not what these tests are about.
-QUICK = _understood({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
+pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
 
 
 def compiled(function, *arguments):
     """The function compiled for such arguments, and its values at them."""
-    program = jax.jit(function).lower(*arguments).compile(compiler_options=QUICK)
+    program = jax.jit(function).lower(*arguments).compile()
     return program, program(*arguments)
 
 

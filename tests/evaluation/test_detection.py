@@ -15,6 +15,8 @@ from purify_jax import arrays
 from purify_jax.checks import InputError
 from purify_jax.evaluation import detection
 
+pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
+
 RNG = np.random.default_rng(0)
 
 

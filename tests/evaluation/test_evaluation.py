@@ -16,6 +16,8 @@ from purify_jax.checks import InputError
 from purify_jax.evaluation import records, red_flags
 from purify_jax.types import PurifyInfo
 
+pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
+
 
 def _pgd(defense, epsilon=0.15):
     gradient = attacks.eot(attacks.exact(defense), 2)

@@ -16,6 +16,8 @@ from purify_jax.networks.diffusion import SongUNet
 from purify_jax.passes import network_passes
 from purify_jax.purifiers import guidance
 
+pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
+
 GOLDEN = ROOT / "tests" / "golden"
 
 

@@ -9,6 +9,8 @@ from purify_jax.networks import convolution
 from purify_jax.networks.convolution import convolve
 from purify_jax.passes import multiplications
 
+pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
+
 CASES = [
     ((1, 1), "SAME", (1, 1), 3, 7),
     ((2, 2), "SAME", (1, 1), 3, 7),

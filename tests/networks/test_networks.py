@@ -8,6 +8,8 @@ from purify_jax import networks
 from purify_jax.checks import InputError
 from purify_jax.networks import ncsnv2
 
+pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
+
 NETWORKS = [
     networks.MLP(features=(16, 16)),
     networks.MLP(features=(16,), num_outputs=7),

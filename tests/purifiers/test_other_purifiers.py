@@ -14,6 +14,8 @@ import purify_jax as pj
 from purify_jax import energy, purifiers
 from purify_jax.checks import InputError
 
+pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
+
 MEAN = jnp.array([0.3, 0.7]).reshape(2, 1, 1)
 COVARIANCE = np.array([[0.5, 0.3], [0.3, 0.4]])
 ENERGY = energy.gaussian_energy(MEAN, jnp.asarray(np.linalg.inv(COVARIANCE)))

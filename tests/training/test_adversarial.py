@@ -17,6 +17,8 @@ from purify_jax.keys import stream
 from purify_jax.training import Settings, adversarial, fit
 from purify_jax.training.adversarial import loss as losses
 
+pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
+
 EPSILON = 0.15
 ATTACK = adversarial.Attack(epsilon=EPSILON)
 SETTINGS = Settings(num_steps=60, batch_size=64, schedule="constant", steps_per_dispatch=20,
