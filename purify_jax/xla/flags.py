@@ -1,10 +1,13 @@
-"""The one flag of XLA that this library sets: which of its kernels convolve on a CPU.
+"""The two flags of XLA that this library sets on CPUs, where docs/performance.md found them of use.
 
-From jaxlib 0.9 on, XLA's CPU backend hands convolutions and matrix products to YNNPACK. Without AVX-512 its
-kernels reach half of the processor's peak where Eigen's reach nearly all of it (docs/performance.md), so
-there it is turned off, in the environment variable XLA_FLAGS and so for child processes too. A value that
-the user gave stays, and PURIFY_JAX_XLA_FLAGS=off sets nothing. XLA reads the variable when it first
-compiles: import this library before that.
+Which kernels convolve: from jaxlib 0.9 on, XLA's CPU backend hands convolutions and matrix products to YNNPACK.
+Without AVX-512 its kernels reach half of the processor's peak where Eigen's reach nearly all of it, so there it
+is turned off. How far LLVM optimises: at level 1 the programs of this library run as fast as at the default, 3,
+and compile in 55 to 95% of the time. GPUs compile by that level too: it is set only where JAX has no plugin for one.
+
+They are set in the environment variable XLA_FLAGS and so for child processes too. A value that the user gave
+stays, and PURIFY_JAX_XLA_FLAGS=off sets nothing. XLA reads the variable when it first compiles: import this
+library before that.
 """
 
 import importlib.util
@@ -13,26 +16,30 @@ import platform
 import re
 from pathlib import Path
 
-FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+KERNELS = "--xla_cpu_experimental_ynn_fusion_type"
+LEVEL = "--xla_backend_optimization_level"
 #: XLA ends a process that names a flag it does not know: only these versions, which were looked at.
-_KNOWN_BY = ("0.9.", "0.10.")
+_KNOW_KERNELS = ("0.9.", "0.10.")
+_KNOW_LEVEL = ("0.6.", "0.7.", "0.8.", *_KNOW_KERNELS)
 
 
-def chosen(given: str, jaxlib: str, machine: str, features: str) -> str:
-    """What XLA_FLAGS should be: ``given``, and the flag where it is known and of use.
+def chosen(given: str, jaxlib: str, machine: str, features: str, cpu_only: bool) -> str:
+    """What XLA_FLAGS should be: ``given``, and those of the two that are known and of use.
 
-    jaxlib: its version; machine: as ``platform.machine`` says; features: the processor's, as Linux does.
+    jaxlib: its version; machine: as ``platform.machine`` says; features: the processor's, as Linux does;
+    cpu_only: whether JAX can see nothing but CPUs.
 
-    >>> chosen("", "0.10.2", "x86_64", "fma avx avx2")
+    >>> chosen("", "0.10.2", "x86_64", "fma avx avx2", False)
     '--xla_cpu_experimental_ynn_fusion_type='
-    >>> chosen("", "0.10.2", "x86_64", "fma avx avx2 avx512f"), chosen("", "0.6.2", "x86_64", "avx2")
-    ('', '')
+    >>> chosen("", "0.10.2", "x86_64", "avx2 avx512f", True), chosen("", "0.5.3", "x86_64", "avx2", True)
+    ('--xla_backend_optimization_level=1', '')
     """
-    wanted = jaxlib.startswith(_KNOWN_BY) and machine in ("x86_64", "AMD64")
     known = features.split()
-    if FLAG in given or not wanted or "avx2" not in known or "avx512f" in known:
-        return given
-    return f"{given} {FLAG}=".strip()
+    without_avx512 = "avx2" in known and "avx512f" not in known
+    eigen = jaxlib.startswith(_KNOW_KERNELS) and machine in ("x86_64", "AMD64") and without_avx512
+    wanted = {f"{KERNELS}=": eigen, f"{LEVEL}=1": cpu_only and jaxlib.startswith(_KNOW_LEVEL)}
+    new = [flag for flag, of_use in wanted.items() if of_use and flag.split("=")[0] not in given]
+    return " ".join([given, *new]).strip() if new else given
 
 
 def set_flags() -> None:
@@ -40,9 +47,16 @@ def set_flags() -> None:
     if os.environ.get("PURIFY_JAX_XLA_FLAGS") == "off":
         return
     given = os.environ.get("XLA_FLAGS", "")
-    flags = chosen(given, _jaxlib(), platform.machine(), _features())
+    flags = chosen(given, _jaxlib(), platform.machine(), _features(), _cpu_only())
     if flags != given:
         os.environ["XLA_FLAGS"] = flags
+
+
+def _cpu_only() -> bool:
+    """Whether JAX is told to use CPUs, or has no plugin for anything else and no libtpu."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return True
+    return not any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
 
 
 def _jaxlib() -> str:
