@@ -126,7 +126,7 @@ class Diffusion:
 
     def noise(self, images: Array, sigma: Array) -> Array:
         """ε̂ in signed images u = clean + s·ε of noise s = ``sigma``, given ``[batch]``."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.noise")
 
     def noise_at(self, state: Array, t: Array) -> Array:
         """ε̂ in a variance-preserving state α(t)·clean + √(1 − α²)·ε."""

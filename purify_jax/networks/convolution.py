@@ -69,7 +69,10 @@ def conv_general_dilated(
     """:func:`convolve` with the signature that ``linen.Conv(conv_general_dilated=...)`` asks for."""
     del dimension_numbers, precision, options
     if feature_group_count != 1 or any(d != 1 for d in lhs_dilation or ()):
-        raise NotImplementedError("grouped and transposed convolutions")
+        raise NotImplementedError(
+            f"feature_group_count, lhs_dilation: got {feature_group_count}, {lhs_dilation}, "
+            "expected 1 and no dilation of the images (no grouped or transposed convolutions)"
+        )
     return convolve(lhs, rhs, tuple(window_strides), padding, tuple(rhs_dilation or (1, 1)))
 
 

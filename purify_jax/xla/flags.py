@@ -2,8 +2,8 @@
 
 Which kernels convolve: from jaxlib 0.9 on, XLA's CPU backend hands convolutions and matrix products to YNNPACK.
 Without AVX-512 its kernels reach half of the processor's peak where Eigen's reach nearly all of it, so there it
-is turned off. How far LLVM optimises: at level 1 the programs of this library run as fast as at the default, 3,
-and compile in 55 to 95% of the time. GPUs compile by that level too: it is set only where JAX has no plugin for one.
+is turned off. How far LLVM optimises: at level 1 the programs that were measured run as fast as at the default, 3,
+and compile in 45 to 95% of the time. GPUs compile by that level too: it is set only where JAX has no plugin for one.
 
 They are set in the environment variable XLA_FLAGS and so for child processes too. A value that the user gave
 stays, and PURIFY_JAX_XLA_FLAGS=off sets nothing. XLA reads the variable when it first compiles: import this
@@ -18,7 +18,7 @@ from pathlib import Path
 
 KERNELS = "--xla_cpu_experimental_ynn_fusion_type"
 LEVEL = "--xla_backend_optimization_level"
-#: XLA ends a process that names a flag it does not know: only these versions, which were looked at.
+#: XLA ends a process that names a flag it does not know: only versions whose library holds its name.
 _KNOW_KERNELS = ("0.9.", "0.10.")
 _KNOW_LEVEL = ("0.6.", "0.7.", "0.8.", *_KNOW_KERNELS)
 
@@ -37,8 +37,8 @@ def chosen(given: str, jaxlib: str, machine: str, features: str, cpu_only: bool)
     known = features.split()
     without_avx512 = "avx2" in known and "avx512f" not in known
     eigen = jaxlib.startswith(_KNOW_KERNELS) and machine in ("x86_64", "AMD64") and without_avx512
-    wanted = {f"{KERNELS}=": eigen, f"{LEVEL}=1": cpu_only and jaxlib.startswith(_KNOW_LEVEL)}
-    new = [flag for flag, of_use in wanted.items() if of_use and flag.split("=")[0] not in given]
+    wanted = [(KERNELS, "", eigen), (LEVEL, "1", cpu_only and jaxlib.startswith(_KNOW_LEVEL))]
+    new = [f"{name}={value}" for name, value, of_use in wanted if of_use and name not in given]
     return " ".join([given, *new]).strip() if new else given
 
 

@@ -94,3 +94,13 @@ def test_multiplications_are_counted():
     # Two for each of 3·3·3 products, at 2·8·8 places and 5 channels.
     for function in (convolve, native):
         assert multiplications(function, images, kernel) == 2 * 27 * 2 * 64 * 5
+
+
+@pytest.mark.parametrize("options", [{"feature_group_count": 2}, {"lhs_dilation": (2, 2)}])
+def test_grouped_and_transposed_convolutions_are_refused(options):
+    with pytest.raises(
+        NotImplementedError, match="feature_group_count, lhs_dilation: got .* expected 1"
+    ):
+        convolution.conv_general_dilated(
+            jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2)), (1, 1), "SAME", **options
+        )
