@@ -1,8 +1,8 @@
 """The 3×3 convolutions that take most of each network's time, by themselves: where kernels are the bound.
 
 Ours run inside a ``lax.scan`` loop, where training, purification and attack steps run them, and
-PyTorch's in a Python loop; both keep every output. A matrix product beside them says what the
-machine gives either library.
+PyTorch's in a Python loop; both call on the same arrays and drop each output for the next. A matrix
+product beside them says what the machine gives either library.
 """
 
 import collections
@@ -97,18 +97,35 @@ def _convolution(settings: Settings, shape: Shape) -> list[dict[str, Any]]:
         "kernel's gradient": lambda k, x, y: jax.vjp(lambda k: conv(x, k), k)[1](y)[0],
     }
     random = lambda i, shape: jax.random.normal(jax.random.key(i), shape)
-    kernel, xs = random(0, shape.kernel), random(1, (CALLS, *shape.images))
-    ys = random(2, (CALLS, *shape.result))
+    kernel, x, y = random(0, shape.kernel), random(1, shape.images), random(2, shape.result)
     peers = _torch_convolutions(settings, shape)
     rows = []
     for name, function in functions.items():
-        step = lambda k, each, f=function: (k, f(k, *each))
-        loop = jax.jit(lambda k, xs, ys, step=step: jax.lax.scan(step, k, (xs, ys))[1])
-        ours = {"jax": lambda loop=loop: jax.block_until_ready(loop(kernel, xs, ys))}
+        loop = repeated(function)
+        ours = {"jax": lambda loop=loop: jax.block_until_ready(loop(kernel, x, y))}
         times = timing.alternate(ours | peers.get(name, {}), settings.repeats)
         what = f"{shape}: {name}"
         rows += ratios.rows(what, times, CALLS, "calls_per_s", dict.fromkeys(times, flops))
     return rows
+
+
+def repeated(function: Callable) -> Callable:
+    """CALLS calls on the same arrays in a compiled loop that copies none of them; the last result.
+
+    The barrier makes each call wait for the one before; without it XLA would call once, ahead of the loop.
+    """
+
+    def loop(*arrays: jax.Array) -> jax.Array:
+        result = jax.eval_shape(function, *arrays)
+        last = jnp.zeros(result.shape, result.dtype)
+
+        def call(carry: tuple, _: None) -> tuple[tuple, None]:
+            *given, _previous = jax.lax.optimization_barrier(carry)
+            return (*given, function(*given)), None
+
+        return jax.lax.scan(call, (*arrays, last), None, length=CALLS)[0][-1]
+
+    return jax.jit(loop)
 
 
 def _torch_convolutions(settings: Settings, shape: Shape) -> dict[str, dict[str, Callable]]:
@@ -119,13 +136,13 @@ def _torch_convolutions(settings: Settings, shape: Shape) -> dict[str, dict[str,
             continue
         torch = torch_or_none()
         make = lambda b, h, w, c, variant=variant: variant.arrange(torch.randn(b, c, h, w))
-        xs = [make(*shape.images) for _ in range(CALLS)]
-        ys = [make(*shape.result) for _ in range(CALLS)]
+        x, y = make(*shape.images), make(*shape.result)
         kernel = variant.arrange(torch.randn(shape.outputs, shape.inputs, 3, 3))
         calls = torch_calls(torch, kernel, shape.dilation)
 
-        def loop(call: Callable, xs=xs, ys=ys) -> None:
-            kept = [call(x, y) for x, y in zip(xs, ys, strict=True)]
+        def loop(call: Callable, x=x, y=y) -> None:
+            for _ in range(CALLS):
+                kept = call(x, y)
             settings.finish(torch)
             del kept
 
@@ -153,16 +170,16 @@ def torch_calls(torch: Any, kernel: Any, dilation: int) -> dict[str, Callable]:
 
 def _matrix_product(settings: Settings) -> list[dict[str, Any]]:
     """Square matrix products, ours in a loop and PyTorch's."""
-    matrices = jax.random.normal(jax.random.key(0), (CALLS, MATRIX, MATRIX))
-    multiply = lambda first, other: (first, first @ other)
-    loop = jax.jit(lambda ms: jax.lax.scan(multiply, ms[0], ms)[1])
-    runs = {"jax": lambda: jax.block_until_ready(loop(matrices))}
+    first, other = jax.random.normal(jax.random.key(0), (2, MATRIX, MATRIX))
+    loop = repeated(jnp.matmul)
+    runs = {"jax": lambda: jax.block_until_ready(loop(first, other))}
     if settings.torch_variants():
         torch = torch_or_none()
-        theirs = torch.randn(CALLS, MATRIX, MATRIX, device=settings.torch_device(torch))
+        theirs = torch.randn(2, MATRIX, MATRIX, device=settings.torch_device(torch))
 
         def products() -> None:
-            kept = [theirs[0] @ other for other in theirs]
+            for _ in range(CALLS):
+                kept = theirs[0] @ theirs[1]
             settings.finish(torch)
             del kept
 

@@ -8,13 +8,13 @@ transposes in forms that stay fast:
 
 - with respect to the images: a plain stride-1 convolution with the flipped kernel, after
   spreading the cotangent by explicit zeros if the stride was larger;
-- with respect to the kernel: matrix products of shifted images and cotangents on a CPU, a few
-  images at a time, and XLA's own convolution elsewhere.
+- with respect to the kernel: on a CPU again a plain convolution, in which images and channels have
+  changed places, or, where that is too small, a matrix product of shifted images and cotangents;
+  XLA's own convolution elsewhere.
 
 It differentiates any number of times, forwards and backwards, and batches under ``vmap``.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -30,8 +30,8 @@ from purify_jax.types import Array
 _NUMBERS = ("NHWC", "HWIO", "NHWC")
 Pairs = tuple[tuple[int, int], tuple[int, int]]
 
-#: Shifted copies that are multiplied at once: more of them leave the processor's cache.
-_GROUP_BYTES = 2 * 2**20
+#: Fewer images than this, summed over as if they were channels, are too few for a convolution to be fast.
+_FEW_IMAGES = 8
 
 
 def convolve(
@@ -107,64 +107,44 @@ def _kernel_transpose(
 
     def by_products(images: Array, cotangent: Array) -> Array:
         pads = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
+        padded = lax.pad(images, jnp.zeros((), images.dtype), pads)
+        height, width, out = cotangent.shape[1:]
+        taps = []
+        for i in range(shape[0]):
+            for j in range(shape[1]):
+                top, left = i * dilation[0], j * dilation[1]
+                stop = (top + (height - 1) * strides[0] + 1, left + (width - 1) * strides[1] + 1)
+                taps.append(padded[:, top : stop[0] : strides[0], left : stop[1] : strides[1]])
+        wide = jnp.concatenate(taps, axis=-1).reshape(-1, len(taps) * shape[2])
+        return jnp.matmul(wide.T, cotangent.reshape(-1, out)).reshape(shape).astype(dtype)
 
-        def product(images: Array, cotangent: Array) -> Array:
-            padded = lax.pad(images, jnp.zeros((), images.dtype), pads)
-            height, width, out = cotangent.shape[1:]
-            taps = []
-            for i in range(shape[0]):
-                for j in range(shape[1]):
-                    top, left = i * dilation[0], j * dilation[1]
-                    stop = (
-                        top + (height - 1) * strides[0] + 1,
-                        left + (width - 1) * strides[1] + 1,
-                    )
-                    taps.append(padded[:, top : stop[0] : strides[0], left : stop[1] : strides[1]])
-            wide = jnp.concatenate(taps, axis=-1).reshape(-1, len(taps) * shape[2])
-            return jnp.matmul(wide.T, cotangent.reshape(-1, out))
-
-        summed = _in_groups(product, images, cotangent, shape[0] * shape[1])
-        return summed.reshape(shape).astype(dtype)
+    def by_plain_convolution(images: Array, cotangent: Array) -> Array:
+        # dk[i, j, c, o] = Σ_{b, h, w} x[b, h s + i d, w s + j d, c] y[b, h, w, o]: images in the place of
+        # channels, the cotangent in the kernel's; strides and dilation change places too.
+        pairs = []
+        for axis in (1, 2):
+            low, high = padding[axis - 1]
+            last = strides[axis - 1] * (cotangent.shape[axis] - 1)
+            read = last + dilation[axis - 1] * (shape[axis - 1] - 1) + 1
+            unread = images.shape[axis] + low + high - read
+            images = lax.slice_in_dim(
+                images, 0, images.shape[axis] - max(unread - high, 0), axis=axis
+            )
+            pairs.append((low, max(high - unread, 0)))
+        wide, window = images.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)
+        found = convolve(wide, window, dilation, tuple(pairs), strides)  # type: ignore[arg-type]
+        return found.transpose(1, 2, 0, 3).astype(dtype)
 
     def by_convolution(images: Array, cotangent: Array) -> Array:
         conv = lambda k: _native(images, k, strides=strides, padding=padding, dilation=dilation)
         (gradient,) = jax.linear_transpose(conv, jax.ShapeDtypeStruct(shape, dtype))(cotangent)
         return gradient
 
-    return lax.platform_dependent(images, cotangent, cpu=by_products, default=by_convolution)
-
-
-def _in_groups(
-    product: Callable[[Array, Array], Array], images: Array, cotangent: Array, taps: int
-) -> Array:
-    """The sum of ``product`` over groups of images so small that their shifted copies stay in a cache.
-
-    Zeros fill the last group. All at once for a 1×1 kernel, which copies nothing, and where there are
-    several devices: a batch that is split among them must not be gone through image by image.
-    """
-    batch, height, width, _ = cotangent.shape
-    if not all(isinstance(n, int) for n in (batch, height, width)):
-        return product(images, cotangent)  # exported for batches of any size
-    bytes_each = height * width * taps * images.shape[-1] * images.dtype.itemsize
-    groups = min(batch, -(-batch * bytes_each // _GROUP_BYTES))
-    if groups < 2 or taps == 1 or jax.device_count() > 1:
-        return product(images, cotangent)
-    each = -(-batch // groups)
-    groups = -(-batch // each)
-
-    def grouped(values: Array) -> Array:
-        missing = groups * each - batch
-        if missing:
-            values = jnp.pad(values, [(0, missing), *[(0, 0)] * (values.ndim - 1)])
-        return values.reshape(groups, each, *values.shape[1:])
-
-    def add(total: Array, group: tuple[Array, Array]) -> tuple[Array, None]:
-        return total + product(*group), None
-
-    given = grouped(images), grouped(cotangent)
-    found = jax.eval_shape(product, *(a[0] for a in given))
-    zero = jnp.zeros(found.shape, jnp.promote_types(found.dtype, jnp.float32))
-    return lax.scan(add, zero, given)[0]
+    # The number of images is not known in a program exported for batches of any size.
+    many = isinstance(images.shape[0], int) and images.shape[0] >= _FEW_IMAGES
+    plain = many and shape[:2] != (1, 1)
+    cpu = by_plain_convolution if plain else by_products
+    return lax.platform_dependent(images, cotangent, cpu=cpu, default=by_convolution)
 
 
 def _abstract(images: Any, kernel: Any, **params: Any) -> Any:

@@ -1,9 +1,13 @@
 """The convolution primitive against XLA's own, to second order, in float64."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT, XLA_FLAGS, environment
 
 from purify_jax.networks import convolution
 from purify_jax.networks.convolution import convolve
@@ -20,13 +24,17 @@ CASES = [
     ((1, 1), "VALID", (1, 1), 1, 5),
     ((3, 3), ((0, 0), (0, 0)), (1, 1), 1, 8),
     ((1, 1), ((4, 4), (4, 4)), (4, 4), 3, 4),
+    ((2, 2), "VALID", (1, 1), 3, 8),
+    ((3, 3), ((1, 0), (2, 1)), (2, 2), 2, 9),
 ]
 
 
+# Few images and many: the kernel's gradient takes another way.
+@pytest.mark.parametrize("batch", [2, 8])
 @pytest.mark.parametrize(("strides", "padding", "dilation", "kernel", "size"), CASES)
-def test_values_and_derivatives(strides, padding, dilation, kernel, size):
+def test_values_and_derivatives(strides, padding, dilation, kernel, size, batch):
     with jax.enable_x64():
-        x = jax.random.normal(jax.random.key(0), (2, size, size, 3))
+        x = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
         w = jax.random.normal(jax.random.key(1), (kernel, kernel, 3, 4))
 
         def native(x, w):
@@ -47,30 +55,34 @@ def test_values_and_derivatives(strides, padding, dilation, kernel, size):
                 np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("strides", "padding", "dilation", "kernel", "size"), CASES[:5])
-def test_the_kernels_gradient_in_groups_of_images(
-    strides, padding, dilation, kernel, size, monkeypatch
-):
-    """Five images in groups of two: the last is filled with zeros. To second order, and under vmap."""
-    copies = jnp.float32(0).itemsize * 3 * kernel**2
-    with jax.enable_x64():
-        x = jax.random.normal(jax.random.key(0), (5, size, size, 3), jnp.float32)
-        w = jax.random.normal(jax.random.key(1), (kernel, kernel, 3, 4), jnp.float32)
-        out = convolve(x, w, strides, padding, dilation).shape
+def test_the_kernels_gradient_of_each_image_under_vmap():
+    x = jax.random.normal(jax.random.key(0), (5, 8, 8, 8, 3))
+    w = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+    gradient = jax.grad(lambda w, x: jnp.sum(jnp.tanh(convolve(x, w)) ** 3))
+    found = jax.vmap(gradient, (None, 0))(w, x)
+    for one, each in zip(found, x, strict=True):
+        np.testing.assert_allclose(one, gradient(w, each), rtol=1e-4, atol=1e-4)
 
-        def derivatives(x, w):
-            loss = lambda x, w: jnp.sum(jnp.tanh(convolve(x, w, strides, padding, dilation)) ** 3)
-            first = jax.grad(loss, 1)
-            second = jax.grad(lambda x, w: jnp.sum(first(x, w) ** 2), (0, 1))
-            each = jax.vmap(first, (0, None))(x[:, None].repeat(5, 1), w)
-            return first(x, w), second(x, w), each
 
-        expected = derivatives(x, w)
-        monkeypatch.setattr(convolution, "_GROUP_BYTES", 2 * copies * out[1] * out[2])
-        assert "scan" in str(jax.make_jaxpr(lambda: derivatives(x, w)[0])())
-        found = derivatives(x, w)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+def test_no_device_gathers_the_others_images():
+    """The kernel's gradient of a batch that is split among devices: sums are exchanged, images are not."""
+    source = """
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from purify_jax.networks.convolution import convolve
+from purify_jax.devices import sharding
+mesh = sharding.default_mesh()
+split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (mesh.axis_names, ()))
+gradient = jax.grad(lambda w, x: jnp.sum(jnp.tanh(convolve(x, w)) ** 3))
+x = jax.ShapeDtypeStruct((16, 8, 8, 3), jnp.float32, sharding=split)
+w = jax.ShapeDtypeStruct((3, 3, 3, 4), jnp.float32, sharding=whole)
+text = jax.jit(gradient).lower(w, x).compile().as_text()
+print("all-reduce" in text, "all-gather" in text, "all-to-all" in text)
+"""
+    env = environment() | {"XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {XLA_FLAGS}"}
+    command = [sys.executable, "-c", source]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "True False False\n", done.stderr[-2000:]
 
 
 def test_vmap_over_images_kernels_and_both():
