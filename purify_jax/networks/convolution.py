@@ -6,8 +6,8 @@ differentiation makes: 30 and 40 times slower than outside, measured in
 ``docs/performance.md``. So convolution is a primitive here, bilinear like the original, with
 transposes in forms that stay fast:
 
-- with respect to the images: a plain stride-1 convolution with the flipped kernel, after
-  spreading the cotangent by explicit zeros if the stride was larger;
+- with respect to the images: a plain stride-1 convolution with the turned kernel; for larger strides
+  one for each phase of the stride, with the taps that reach it;
 - with respect to the kernel: on a CPU again a plain convolution, in which images and channels have
   changed places, or, where that is too small, a matrix product of shifted images and cotangents;
   XLA's own convolution elsewhere.
@@ -86,6 +86,9 @@ def _images_transpose(
     cotangent: Array, images: Any, kernel: Array, *, strides: Any, padding: Any, dilation: Any
 ) -> Array:
     sizes = images.aval.shape[1:3]
+    plain = dilation == (1, 1) and min(low for low, _ in padding) >= 0
+    if plain and strides != (1, 1) and _known(cotangent.shape[1:3]):
+        return _images_transpose_in_phases(cotangent, sizes, kernel, strides, padding)
     spread, pairs = [(0, 0, 0)], []
     for axis in range(2):
         reach = dilation[axis] * (kernel.shape[axis] - 1)
@@ -96,8 +99,49 @@ def _images_transpose(
     if tuple(strides) != (1, 1):
         zero = jnp.zeros((), cotangent.dtype)
         cotangent = lax.pad(cotangent, zero, [*spread, (0, 0, 0)])
-    flipped = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
-    return convolve(cotangent, flipped, (1, 1), tuple(pairs), dilation)  # type: ignore[arg-type]
+    return convolve(cotangent, _turned(kernel), (1, 1), tuple(pairs), dilation)  # type: ignore[arg-type]
+
+
+def _images_transpose_in_phases(
+    cotangent: Array, sizes: Any, kernel: Array, strides: Any, padding: Any
+) -> Array:
+    """The same for strides s > 1, without multiplying by the zeros between the strides.
+
+    Along an axis, pixel n = s m + a - low has dx[n] = Σ_q k[s q + a] y[m - q]: for each phase a a plain
+    convolution with every s-th tap.
+    """
+    counts = [-(-(n + low) // s) for n, (low, _), s in zip(sizes, padding, strides, strict=True)]
+    rows = []
+    for first in range(strides[0]):
+        row = []
+        for second in range(strides[1]):
+            taps = kernel[first :: strides[0], second :: strides[1]]
+            shape = (cotangent.shape[0], *counts, kernel.shape[2])
+            if 0 in taps.shape[:2]:
+                row.append(jnp.zeros(shape, cotangent.dtype))
+                continue
+            given, pairs = cotangent, []
+            for axis, count in enumerate(counts):
+                given = lax.slice_in_dim(given, 0, min(count, given.shape[1 + axis]), axis=1 + axis)
+                pairs.append((taps.shape[axis] - 1, count - given.shape[1 + axis]))
+            row.append(convolve(given, _turned(taps), (1, 1), tuple(pairs)))  # type: ignore[arg-type]
+        rows.append(jnp.stack(row, axis=3))
+    phases = jnp.stack(rows, axis=2)  # [b, m, s, m', s', c]
+    whole = phases.reshape(
+        phases.shape[0], counts[0] * strides[0], counts[1] * strides[1], phases.shape[-1]
+    )
+    (top, _), (left, _) = padding
+    return whole[:, top : top + sizes[0], left : left + sizes[1]]
+
+
+def _turned(kernel: Array) -> Array:
+    """The kernel of the transposed convolution: turned by 180 degrees, inputs and outputs exchanged."""
+    return jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
+
+
+def _known(shape: Any) -> bool:
+    """Whether the sizes are numbers: in a program exported for any size they are not."""
+    return all(isinstance(n, int) for n in shape)
 
 
 def _kernel_transpose(
@@ -141,7 +185,7 @@ def _kernel_transpose(
         return gradient
 
     # The number of images is not known in a program exported for batches of any size.
-    many = isinstance(images.shape[0], int) and images.shape[0] >= _FEW_IMAGES
+    many = _known(images.shape[:1]) and images.shape[0] >= _FEW_IMAGES
     plain = many and shape[:2] != (1, 1)
     cpu = by_plain_convolution if plain else by_products
     return lax.platform_dependent(images, cotangent, cpu=cpu, default=by_convolution)
