@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
             "warmup_steps": 200,
             "clip_norm": 1.0,
             "ema_decay": 0.999,
-            "steps": 10_000,
+            "steps": 4000,
             "batch_size": 128,
             "steps_per_dispatch": 20,
             "checkpoint_every": 100,

@@ -28,7 +28,7 @@ NETWORKS: Mapping[str, Network] = MappingProxyType(
     {
         "classifier": Network("train_classifier", "cifar10_airbench", {}, 200),
         "dsm": Network("train_ebm", "cifar10_dsm", {}, 10_000),
-        "edm": Network("train_ebm", "cifar10_edm", {}, 10_000),
+        "edm": Network("train_ebm", "cifar10_edm", {}, 4000),
         "purified": Network(
             "train_classifier", "cifar10_purified", {"classifier": "classifier", "ebm": "dsm"}, 400
         ),
