@@ -1,7 +1,6 @@
 """Several processes, one evaluation: after the merge, the bytes of a single process."""
 
 import json
-import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from conftest import ROOT, environment
 
 from experiments.common import shards
 from purify_jax.checks import InputError
+from tests.faults import harness
 
 MODEL = ["--model=digits", "--num_steps=2", "--num_restarts=1"]
 ATTACK = ["--suite=rand", "--steps=2", "--eot=2", "--epsilon=0.3", "--probe_images=0", "--draws=4"]
@@ -46,17 +46,13 @@ def test_four_shards_of_which_one_is_killed(run_binary, single, tmp_path):
         done = run_binary(*COMMAND, f"--workdir={tmp_path}", f"--shard={i}/4")
         assert f"shard {i}/4: written to" in done.stdout
     # Shard 1 is killed as soon as it has written something, and left torn.
-    victim = subprocess.Popen(
-        [sys.executable, "-m", "experiments.evaluate", *COMMAND[1:], f"--workdir={tmp_path}",
-         "--shard=1/4"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        cwd=ROOT, env=environment(),
-    )  # fmt: skip
+    victim = harness.start(*COMMAND, f"--workdir={tmp_path}", "--shard=1/4")
     torn = tmp_path / "shard-1-of-4" / "records_undefended.jsonl"
     for _ in range(3000):
-        if victim.poll() is not None or (torn.exists() and torn.read_bytes().count(b"\n") > 2):
+        if not victim.process.is_alive() or (torn.exists() and torn.read_bytes().count(b"\n") > 2):
             break
         time.sleep(0.02)
-    victim.send_signal(signal.SIGKILL)
+    victim.kill()
     victim.wait()
     refused = run_binary(*COMMAND, f"--workdir={tmp_path}", "--merge", check=False)
     assert refused.returncode == 1

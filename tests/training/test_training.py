@@ -2,9 +2,6 @@
 
 import json
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,57 +10,53 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT, environment, keys_for
+from conftest import keys_for
 
 import purify_jax as pj
 from purify_jax import energy, networks, noise, training
 from purify_jax.checks import InputError
 from purify_jax.devices import compiling
 from purify_jax.training import feeding
+from tests.faults import harness
 
 
-def _command(workdir, steps=400):
-    return [
-        sys.executable, "-m", "experiments.train_ebm", f"--workdir={workdir}", "--noprogress",
+def _start(workdir, steps=400, **faults):
+    return harness.start(
+        "train_ebm", f"--workdir={workdir}", "--noprogress",
         f"--config.ebm.steps={steps}", "--config.ebm.steps_per_dispatch=20",
-        "--config.ebm.checkpoint_every=40", "--config.ebm.network.features=(32,32)",
-    ]  # fmt: skip
+        "--config.ebm.checkpoint_every=40", "--config.ebm.network.features=(32,32)", **faults,
+    )  # fmt: skip
 
 
-def _start(workdir, **kwargs):
-    return subprocess.Popen(
-        _command(workdir, **kwargs),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _wait_for_steps(workdir, step, process):
+def _wait_for_steps(workdir, step, running):
     path = Path(workdir) / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and running.process.is_alive():
         if path.exists() and path.read_text().count("\n") * 20 >= step:
             return
         time.sleep(0.01)
 
 
+def _interrupted(workdir):
+    """A long training that got SIGTERM after some steps."""
+    running = _start(workdir, steps=200_000)
+    _wait_for_steps(workdir, 60, running)
+    running.process.terminate()
+    return running.wait(120)
+
+
 def test_killed_and_resumed_ends_with_the_same_parameters(tmp_path):
-    whole = _start(tmp_path / "whole")
-    _, errors = whole.communicate(timeout=300)
-    assert whole.returncode == 0, errors
+    whole = _start(tmp_path / "whole").wait(300)
+    assert whole.code == 0, whole.err
     chance = random.Random(1)
     for attempt in range(3):
-        process = _start(tmp_path / "killed")
-        _wait_for_steps(tmp_path / "killed", 100 * (attempt + 1), process)
+        running = _start(tmp_path / "killed")
+        _wait_for_steps(tmp_path / "killed", 100 * (attempt + 1), running)
         time.sleep(chance.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    stopped = _start(tmp_path / "killed")
-    _, errors = stopped.communicate(timeout=300)
-    assert stopped.returncode == 0, errors
+        running.kill()
+        assert running.wait().outcome == "killed"
+    rest = _start(tmp_path / "killed").wait(300)
+    assert rest.code == 0, rest.err
     files = [tmp_path / name / "model.safetensors" for name in ("whole", "killed")]
     first, second = (pj.models.load_model(f) for f in files)
     leaves = [jax.tree.leaves(m.params) for m in (first, second)]
@@ -76,12 +69,9 @@ def test_killed_and_resumed_ends_with_the_same_parameters(tmp_path):
 
 
 def test_sigterm_saves_and_exits_cleanly(tmp_path):
-    process = _start(tmp_path, steps=200_000)
-    _wait_for_steps(tmp_path, 60, process)
-    process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert "stopped by SIGTERM; saved" in output
+    done = _interrupted(tmp_path)
+    assert done.code == 0, done.err
+    assert "stopped by SIGTERM; saved" in done.out
     steps = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     assert max(steps) == last
@@ -90,22 +80,15 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
 
 def test_a_disk_that_fills_up_leaves_the_previous_checkpoint(tmp_path):
     """The file size limit of the process stands in for a full disk."""
-    first = _start(tmp_path, steps=200_000)
-    _wait_for_steps(tmp_path, 60, first)
-    first.send_signal(signal.SIGTERM)
-    first.communicate(timeout=120)
+    _interrupted(tmp_path)
     before = pj.training.TrainingCheckpoints(tmp_path / "checkpoints")
     steps = sorted(before._manager.all_steps())
     before.close()
 
-    limited = "trap '' XFSZ; ulimit -f 8; exec \"$@\""
-    second = subprocess.run(
-        ["bash", "-c", limited, "bash", *_command(tmp_path, steps=200_000)],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert second.returncode == 1
-    last = second.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: saving:"), second.stderr[-2000:]
+    full = _start(tmp_path, steps=200_000, file_size=8 * 1024).wait(300)
+    assert full.code == 1
+    last = full.err.strip().splitlines()[-1]
+    assert last.startswith("error: saving:"), full.err[-2000:]
     after = pj.training.TrainingCheckpoints(tmp_path / "checkpoints")
     assert sorted(after._manager.all_steps()) == steps
     after.close()
