@@ -4,6 +4,7 @@ A network that several rows need is trained once, in a folder that they share; a
 finished goes on from there. docs/experiments.md says what was predicted of each before it ran.
 """
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -18,35 +19,40 @@ class Network(NamedTuple):
     binary: str
     config: str
     given: Mapping[str, str]
-    steps: int
     model: str = "model.safetensors"
-    folder: str | None = None
+
+    @property
+    def section(self) -> str:
+        """The config's section that trains it."""
+        return {"train_ebm": "ebm", "train_classifier": "classifier"}.get(self.binary, "defense")
+
+    def steps(self) -> int:
+        """The config's: a budget scales them by flag."""
+        config = importlib.import_module(f"experiments.configs.{self.config}").get_config()
+        return config[self.section].steps
 
 
-#: Steps are those of the configs: a budget scales them by flag.
 NETWORKS: Mapping[str, Network] = MappingProxyType(
     {
-        "classifier": Network("train_classifier", "cifar10_airbench", {}, 200),
-        "dsm": Network("train_ebm", "cifar10_dsm", {}, 10_000),
-        "edm": Network("train_ebm", "cifar10_edm", {}, 4000),
+        "classifier": Network("train_classifier", "cifar10_airbench", {}),
+        "dsm": Network("train_ebm", "cifar10_dsm", {}),
+        "edm": Network("train_ebm", "cifar10_edm", {}),
         "purified": Network(
-            "train_classifier", "cifar10_purified", {"classifier": "classifier", "ebm": "dsm"}, 400
+            "train_classifier", "cifar10_purified", {"classifier": "classifier", "ebm": "dsm"}
         ),
         "denoised": Network(
-            "train_classifier", "cifar10_denoised", {"classifier": "classifier", "ebm": "edm"}, 2000
+            "train_classifier", "cifar10_denoised", {"classifier": "classifier", "ebm": "edm"}
         ),
         "defense": Network(
             "train_defense",
             "cifar10_defense",
             {"classifier": "classifier", "ebm": "edm"},
-            2000,
             "classifier.safetensors",
         ),
         "control": Network(
             "train_defense",
             "cifar10_defense",
             {"classifier": "classifier"},
-            2000,
             "classifier.safetensors",
         ),
     }
@@ -107,7 +113,7 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
     data = [f"--data_dir={data_dir}"] if data_dir else []
     shared = workdir.parent / "cifar10_networks"
     parts = [
-        _training(network, shared, data, scaled(NETWORKS[network].steps, 2))
+        _training(network, shared, data, scaled(NETWORKS[network].steps(), 2))
         for network in _needed(row)
     ]
     classifier = shared / row.classifier / NETWORKS[row.classifier].model
@@ -169,14 +175,13 @@ def _needed(row: Row) -> list[str]:
 def _training(network: str, shared: Path, data: list[str], steps: int) -> Part:
     made = NETWORKS[network]
     folder = shared / network
-    section = {"train_ebm": "ebm", "train_classifier": "classifier"}.get(made.binary, "defense")
     given = [
         f"--{flag}={shared / other / NETWORKS[other].model}" for flag, other in made.given.items()
     ]
     command = [
         f"experiments.{made.binary}",
         f"--config=experiments/configs/{made.config}.py",
-        f"--config.{section}.steps={steps}",
+        f"--config.{made.section}.steps={steps}",
         *given,
         *data,
         f"--workdir={folder}",

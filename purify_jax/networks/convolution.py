@@ -86,8 +86,9 @@ def _images_transpose(
     cotangent: Array, images: Any, kernel: Array, *, strides: Any, padding: Any, dilation: Any
 ) -> Array:
     sizes = images.aval.shape[1:3]
-    plain = dilation == (1, 1) and min(low for low, _ in padding) >= 0
-    if plain and strides != (1, 1) and _known(cotangent.shape[1:3]):
+    strided = tuple(strides) != (1, 1)
+    phases = tuple(dilation) == (1, 1) and min(low for low, _ in padding) >= 0
+    if strided and phases and _known(cotangent.shape[1:3]):
         return _images_transpose_in_phases(cotangent, sizes, kernel, strides, padding)
     spread, pairs = [(0, 0, 0)], []
     for axis in range(2):
@@ -96,7 +97,7 @@ def _images_transpose(
         unused = (sizes[axis] + low + high - reach - 1) % strides[axis]
         spread.append((0, unused, strides[axis] - 1))
         pairs.append((reach - low, reach - high))
-    if tuple(strides) != (1, 1):
+    if strided:
         zero = jnp.zeros((), cotangent.dtype)
         cotangent = lax.pad(cotangent, zero, [*spread, (0, 0, 0)])
     return convolve(cotangent, _turned(kernel), (1, 1), tuple(pairs), dilation)  # type: ignore[arg-type]
