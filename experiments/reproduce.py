@@ -112,7 +112,7 @@ def _run(part: plans.Part, plan: plans.Plan, results: Path) -> None:
     if report.exists():
         page = provenance.mark_html(report.read_text(), command, commit)
         write_atomically(results / f"{part.name}.html", page)
-    write_atomically(target, json.dumps(content, indent=2) + "\n")
+    write_atomically(target, pj.reporting.pages.as_json(content))
 
 
 def _take_shipped_models(part: plans.Part, plan: plans.Plan) -> None:

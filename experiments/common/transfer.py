@@ -128,13 +128,14 @@ def red_flags(matrix: Matrix) -> list[RedFlag]:
     flags = []
     for name in matrix.names:
         best, share = matrix.strongest(name)
-        if best == name:
+        # One image says nothing of how much images differ.
+        if best == name or share.images < 2:
             continue
         shares = lambda made_on, name=name: (
             np.array(matrix.right[made_on][name]) / matrix.draws[name]
         )
-        difference = shares(name) - shares(best)
-        if difference.mean() > pj.evaluation.red_flags.MUCH and _low(difference) > 0:
+        difference = pj.evaluation.paired_difference(shares(name), shares(best))
+        if difference.value > pj.evaluation.red_flags.MUCH and difference.low > 0:
             flags.append(
                 pj.evaluation.red_flags.RedFlag(
                     f"{name}: images made for {best} beat its own exact gradient",
@@ -143,15 +144,6 @@ def red_flags(matrix: Matrix) -> list[RedFlag]:
                 )
             )
     return flags
-
-
-def _low(difference: np.ndarray) -> float:
-    """The lower end of the mean's 95% interval."""
-    import scipy
-
-    count = len(difference)
-    spread = difference.std(ddof=1) / np.sqrt(count) if count > 1 else np.inf
-    return float(difference.mean() - scipy.stats.t.ppf(0.975, max(count - 1, 1)) * spread)
 
 
 def table(matrix: Matrix) -> tuple[list[str], list[list[str]]]:

@@ -52,7 +52,7 @@ def export(results: Path, cards: Path, out: Path) -> list[Path]:
     """Writes both formats; returns the files. InputError if there is nothing to write."""
     written = []
     tables: dict[Path, list[Json]] = {}
-    for suite, name, part in evaluations(results):
+    for suite, name, part in evaluations(results, cards):
         card = json.loads((cards / f"{suite}.json").read_text())
         norm = part["settings"]["norm"]
         info = Path(
@@ -70,9 +70,11 @@ def export(results: Path, cards: Path, out: Path) -> list[Path]:
     return [*written, *tables]
 
 
-def evaluations(results: Path) -> Iterator[tuple[str, str, Json]]:
-    """(suite of results, name, content) of every evaluation in which something was attacked."""
+def evaluations(results: Path, cards: Path) -> Iterator[tuple[str, str, Json]]:
+    """(suite of results, name, content) of every evaluation in which a model that ships with a card was attacked."""
     for path in sorted(results.glob("*/*.json")):
+        if not (cards / f"{path.parent.name}.json").is_file():
+            continue
         part = json.loads(path.read_text())
         if "worst_case" in part and part["settings"]["suite"] != "clean":
             yield path.parent.name, path.stem, part

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.reproduction.figures import backward_passes, judged, span
+
 HEAD = """# Claimed against re-measured
 
 Purification defenses, as claimed and as later attacked by others, and what this library measured. Made
@@ -26,7 +28,8 @@ MEASURED = """
 ## Measured here
 
 `honest` and `paper` on this library's own models; the average over fresh draws and the worst of N of each
-image's strongest candidate ([evaluation.md](evaluation.md)), 95% intervals. "One draw in union" stands for results of
+image's strongest candidate ([evaluation.md](evaluation.md)), 95% intervals; backward passes through the purifier, or
+through a classifier that has none. "One draw in union" stands for results of
 protocol 1, before the attacker had draws of its own.
 
 | model | ball | suite | images | clean | average | worst of N | backward passes | file |
@@ -86,9 +89,8 @@ def _row(path: Path, results: Path) -> str | None:
     if "worst_case" not in part or part["settings"]["suite"] not in ("honest", "paper"):
         return None
     setting = part["settings"]
-    span = lambda i: f"{i[0]:.3f} [{i[1]:.3f}, {i[2]:.3f}]"
-    clean = part["rows"]["defended"][0]["one_draw"]
-    average, worst, passes = _figures(part, span)
+    clean = part["rows"][judged(part)][0]["one_draw"]
+    average, worst, passes = _figures(part)
     suite = setting["suite"]
     note = ", **red flags**" if part["red_flags"] else ""
     cells = (
@@ -98,9 +100,9 @@ def _row(path: Path, results: Path) -> str | None:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _figures(part: dict[str, Any], span: Any) -> tuple[str, str, str]:
+def _figures(part: dict[str, Any]) -> tuple[str, str, str]:
     if "figures" not in part:
         return f"one draw in union: {span(part['worst_case']['defended'])}", "", ""
-    found = part["figures"]["defended"]
-    backward = f"{found['cost']['purifier_backward']:.0f}"
+    found = part["figures"][judged(part)]
+    backward = f"{backward_passes(part):.0f}"
     return span(found["average"]), f"{found['draws']}: {span(found['worst'])}", backward

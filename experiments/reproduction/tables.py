@@ -4,7 +4,8 @@ python -m experiments.reproduction.tables            # rewrites the three: make 
 python -m experiments.reproduction.tables --check    # fails if one differs from what results/ says
 
 ``<!-- table: SUITE -->`` stands for all of a suite, ``<!-- flagship: SUITE -->`` for the few rows that
-say it; both end with ``<!-- end -->``. Another suite's name in README's one line is another flagship.
+say it, ``<!-- rows: cifar10 -->`` for the rows A to E; all end with ``<!-- end -->``. Another suite's name in
+README's one line is another flagship.
 """
 
 import json
@@ -16,7 +17,8 @@ from absl import flags
 
 from experiments.common import cli, locks
 from experiments.common.provenance import ROOT
-from experiments.reproduction import leaderboard
+from experiments.reproduction import leaderboard, row_table
+from experiments.reproduction.figures import backward_passes, judged, span
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 
@@ -63,7 +65,11 @@ def rewrite(text: str, results: Path) -> str:
 
     Raises InputError for a marker that names no suite of ``results``, or that nothing ends.
     """
-    made = {"table": block, "flagship": flagship}
+    made = {
+        "table": block,
+        "flagship": flagship,
+        "rows": lambda suite, folder: row_table.table(folder.parent),
+    }
 
     def anew(found: re.Match[str]) -> str:
         start, kind, suite, end = found.groups()
@@ -74,8 +80,8 @@ def rewrite(text: str, results: Path) -> str:
             )
         return f"{start}\n{made[kind](suite, results / suite)}\n{end}"
 
-    inside = r"(?:(?!<!-- (?:table|flagship): ).)*?"
-    marker = rf"(<!-- (table|flagship): (\w+) -->)(?:{inside}(<!-- end -->))?"
+    inside = r"(?:(?!<!-- (?:table|flagship|rows): ).)*?"
+    marker = rf"(<!-- (table|flagship|rows): (\w+) -->)(?:{inside}(<!-- end -->))?"
     return re.sub(marker, anew, text, flags=re.DOTALL)
 
 
@@ -152,24 +158,26 @@ def _demo(part: dict[str, Any]) -> list[str]:
     return [*rows, ""]
 
 
-def _row(name: str, images: int, bare: float | None, value: float, interval: Any) -> str:
-    """``bare`` is None for an attack that the bare classifier does not have."""
-    shown = "" if bare is None else f"{bare:.3f}"
-    return f"| {name} | {images} | {shown} | {value:.3f} | [{interval[0]:.3f}, {interval[1]:.3f}] |"
+def _row(name: str, images: int, bare: float | None, value: float | None, interval: Any) -> str:
+    """``bare`` is None for an attack that the bare classifier does not have, ``value`` without a purifier."""
+    shown = ["" if share is None else f"{share:.3f}" for share in (bare, value)]
+    return f"| {name} | {images} | {' | '.join(shown)} | [{interval[0]:.3f}, {interval[1]:.3f}] |"
 
 
 def _evaluation(part: dict[str, Any]) -> list[str]:
     settings = part["settings"]
     ball = f"{settings['norm']} {settings['epsilon']:.3g}"
-    defended = part["rows"]["defended"]
+    label = judged(part)
+    purified = label == "defended"
     bare = {row["attack"]: row["one_draw"][0] for row in part["rows"]["undefended"]}
     # Suites that drop fallen images have running totals in their rows: only the last one counts.
     dropped = settings["suite"] != "paper"
     lines = []
-    for d in defended[: 1 if dropped else None]:
+    for d in part["rows"][label][: 1 if dropped else None]:
         name = "none" if d["attack"] == "clean" else f"{d['attack']}, {ball}"
         value, low, high, images = d["one_draw"]
-        lines.append(_row(name, images, bare.get(d["attack"]), value, (low, high)))
+        shown = value if purified else None
+        lines.append(_row(name, images, bare.get(d["attack"]), shown, (low, high)))
     if settings["suite"] == "clean":
         return lines
     lines += _quoted(part, ball) if "figures" in part else _union(part, ball)
@@ -183,13 +191,19 @@ def _evaluation(part: dict[str, Any]) -> list[str]:
 
 def _quoted(part: dict[str, Any], ball: str) -> list[str]:
     """The average over fresh draws and the worst of them; see purify_jax/evaluation/protocol.py."""
-    suite, found = part["settings"]["suite"], part["figures"]["defended"]
-    bare, cost = part["figures"]["undefended"], found["cost"]
-    spent = f"{cost['purifier_backward']:.0f} backward passes"
+    suite, label = part["settings"]["suite"], judged(part)
+    found, bare = part["figures"][label], part["figures"]["undefended"]
+    spent = f"{backward_passes(part):.0f} backward passes"
     rows = (("average", f"**average under `{suite}`, {ball}** ({spent})"),
             ("worst", f"worst of {found['draws']} draws, {ball}"))  # fmt: skip
     return [
-        _row(name, found[key][3], bare[key][0], found[key][0], found[key][1:3])
+        _row(
+            name,
+            found[key][3],
+            bare[key][0],
+            found[key][0] if label == "defended" else None,
+            found[key][1:3],
+        )
         for key, name in rows
     ]
 
@@ -226,7 +240,6 @@ def _half(part: dict[str, Any], shares: tuple[str, ...]) -> float:
 
 def _others(parts: dict[str, Any]) -> list[str]:
     lines = []
-    span = lambda i: f"{i[0]:.3f} [{i[1]:.3f}, {i[2]:.3f}]"
     if "detection" in parts:
         attacks = parts["detection"]["attacks"]
         blind, evading = (

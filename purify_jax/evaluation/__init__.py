@@ -23,10 +23,11 @@ from purify_jax.evaluation.records import (
     table,
     worst_case,
 )
-from purify_jax.evaluation.statistics import Interval, wilson
+from purify_jax.evaluation.statistics import Difference, Interval, paired_difference, wilson
 
 __all__ = [
     "SCORINGS",
+    "Difference",
     "Interval",
     "RecordFile",
     "accuracy",
@@ -41,6 +42,7 @@ __all__ = [
     "figures",
     "fresh_draws",
     "map_images",
+    "paired_difference",
     "read_records",
     "red_flags",
     "strongest",

@@ -1,6 +1,7 @@
 """What every evaluating binary leaves behind: figures, a page, a JSON file, and a table on the terminal."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,29 @@ def write_results(
     footer = "; ".join([f"seed {seed}", ", ".join(f"{k} {v}" for k, v in found.items())])
     page = write_report(workdir / "report.html", title, summary, sections, footer, verdict)
     everything = {"versions": found, **content}
-    write_atomically(workdir / "results.json", json.dumps(everything, indent=2) + "\n")
+    write_atomically(workdir / "results.json", as_json(everything))
     print(text_table(columns, rows))
     for note in notes:
         print(note)
     print(f"report: {page}")
     return page
+
+
+def as_json(content: Any) -> str:
+    """Indented JSON with a final newline, in which a list of numbers takes one line.
+
+    >>> print(as_json({"average": [0.5, 0.25], "names": ["a"]}), end="")
+    {
+      "average": [0.5, 0.25],
+      "names": [
+        "a"
+      ]
+    }
+    """
+    text = json.dumps(content, indent=2)
+    # Line breaks within a string are escaped: these can only be the indentation's.
+    numbers = re.compile(r"\[\n\s+([-\d.eE+]+(?:,\n\s+[-\d.eE+]+)*)\n\s+\]")
+    return numbers.sub(lambda found: "[" + re.sub(r",\s+", ", ", found[1]) + "]", text) + "\n"
 
 
 def curve_figure(curve: Curve) -> bytes:

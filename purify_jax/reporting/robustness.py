@@ -1,10 +1,10 @@
 """The page of a suite: a table of attacks by scorings, the worst case, the red flags."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from purify_jax.evaluation import records
+from purify_jax.evaluation import protocol, records
 from purify_jax.evaluation.protocol import Figures
 from purify_jax.evaluation.suite_runs import SuiteResult
 from purify_jax.reporting import plots, verdicts
@@ -152,6 +152,7 @@ def write_robustness(
         "settings": dict(settings),
         "rows": {label: records.table(found) for label, found in result.records.items()},
         "figures": {label: _content(result.figures(label)) for label in result.records},
+        "per_image": {label: _per_image(found) for label, found in result.records.items()},
         "worst_case": {label: result.worst_case(label) for label in result.records},
         "shared_keys": result.shared_keys,
         "red_flags": [flag._asdict() for flag in result.red_flags],
@@ -198,6 +199,12 @@ def _verdict(result: SuiteResult) -> list[str]:
 
 def _content(found: Figures) -> dict[str, Any]:
     return {**found._asdict(), "cost": found.cost._asdict()}
+
+
+def _per_image(found: Sequence[records.Record]) -> dict[str, Any]:
+    """What the average is the mean of, in the order of the images: for paired comparisons of two runs."""
+    kept = protocol.strongest(found)
+    return {"draws": kept[0]["draws"], "correct_draws": [r["correct_draws"] for r in kept]}
 
 
 def _notes(result: SuiteResult) -> list[str]:

@@ -13,7 +13,11 @@ RESULTS = ROOT / "results"
 def _evaluations():
     parts = {p: json.loads(p.read_text()) for p in RESULTS.glob("*/*.json")}
     return {
-        p: v for p, v in parts.items() if "worst_case" in v and v["settings"]["suite"] != "clean"
+        p: v
+        for p, v in parts.items()
+        if "worst_case" in v
+        and v["settings"]["suite"] != "clean"
+        and (ROOT / "pretrained" / f"{p.parent.name}.json").is_file()
     }
 
 

@@ -12,6 +12,7 @@ from scipy import stats
 
 import purify_jax as pj
 from purify_jax.checks import InputError
+from purify_jax.evaluation import paired_difference
 from purify_jax.evaluation import worst_of as w
 
 
@@ -102,6 +103,19 @@ def _coin(keys, images):
     """Right (class 0) with probability = the image's brightness."""
     right = jax.vmap(lambda k, x: jax.random.bernoulli(k, x.mean()))(keys, images)
     return jnp.log(jnp.where(right[:, None], jnp.array([0.8, 0.2]), jnp.array([0.3, 0.7])))
+
+
+def test_paired_difference_is_scipys_and_named_where_it_cannot_be():
+    rng = np.random.default_rng(0)
+    first, second = rng.uniform(size=(2, 40))
+    found = paired_difference(first, second, 0.9)
+    peer = stats.ttest_rel(first, second).confidence_interval(0.9)
+    np.testing.assert_allclose(found[1:3], peer, rtol=1e-10)
+    assert found.value == pytest.approx((first - second).mean())
+    assert paired_difference([1.0, 0.5], [0.5, 0.0])[:3] == (0.5, 0.5, 0.5)
+    for bad in ([0.1], [[0.1, 0.2]], [0.1, 0.2, 0.3], [0.1, float("nan")]):
+        with pytest.raises(InputError, match="second: got"):
+            paired_difference([0.0, 0.1], bad)
 
 
 def test_correct_draws_of_a_known_random_defense():
