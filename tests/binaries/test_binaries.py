@@ -73,7 +73,8 @@ def test_evaluate_paper_suite_and_resume(run_binary, model_files, tmp_path):
     assert names == ["clean", "blind", "BPDA+EOT", "joint (score)", "joint (full)", "SPSA"]
     for label, found in results["per_image"].items():
         share = np.mean(found["correct_draws"]) / found["draws"]
-        assert (len(found["correct_draws"]), found["draws"]) == (8, 2)
+        # A bare classifier always says the same.
+        assert (len(found["correct_draws"]), found["draws"]) == (8, 2 if label == "defended" else 1)
         assert share == pytest.approx(results["figures"][label]["average"][0])
     assert "worst case per image" in done.stdout
     assert "after rounding to 8 bits" in done.stdout + done.stderr
