@@ -17,6 +17,7 @@ from absl import flags
 
 import purify_jax as pj
 from experiments.common import cli, loading, shards
+from purify_jax.checks import InputError
 
 loading.define(images=100, batch_size=10)
 flags.DEFINE_float("sigma", 0.25, "Smoothing noise, in units of a pixel's range.")
@@ -28,6 +29,7 @@ flags.DEFINE_integer(
     None,
     "Samples of an image side by side (default: 100, fewer where memory asks).",
 )
+flags.DEFINE_bool("undefended", True, "Certify the classifier without the purifier, too.")
 shards.define()
 FLAGS = flags.FLAGS
 
@@ -37,10 +39,15 @@ def main(argv: list[str]) -> None:
     del argv
     pj.evaluation.certification.check_settings(FLAGS.sigma, FLAGS.n0, FLAGS.n, FLAGS.alpha)
     loaded = loading.load()
+    models = dict(loaded.models)
+    if not FLAGS.undefended:
+        if loaded.defense is None:
+            raise InputError("undefended: got --noundefended without --ebm, expected a purifier")
+        del models["undefended"]
     dataset = loaded.dataset.take(FLAGS.images)
     settings = loading.settings("sigma", "n0", "n", "alpha")
-    work = lambda place, shard: _certified(loaded.models, dataset, place, shard)
-    join = lambda place: [shards.merge(place, f"records_{m}.jsonl", _units) for m in loaded.models]
+    work = lambda place, shard: _certified(models, dataset, place, shard)
+    join = lambda place: [shards.merge(place, f"records_{m}.jsonl", _units) for m in models]
     done = shards.run(work, join, settings)
     if done is not None:
         _write(*done, len(dataset), settings)

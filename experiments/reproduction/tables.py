@@ -260,9 +260,10 @@ def _others(parts: dict[str, Any]) -> list[str]:
         part = parts["certification"]
         curve, radii = part["certified_accuracy"], part["radii"]
         at = min(range(len(radii)), key=lambda i: abs(radii[i] - part["settings"]["sigma"]))
+        names = {"undefended": "undefended", "defended": "purified"}
+        found = ", ".join(f"{span(curve[m][at])} {name}" for m, name in names.items() if m in curve)
         lines.append(
-            f"- certified within an L2 radius of {radii[at]:.3g} (σ = {part['settings']['sigma']:g}): "
-            f"{span(curve['undefended'][at])} undefended, {span(curve['defended'][at])} purified"
+            f"- certified within an L2 radius of {radii[at]:.3g} (σ = {part['settings']['sigma']:g}): {found}"
         )
     return [*lines, ""] if lines else []
 

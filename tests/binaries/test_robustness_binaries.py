@@ -46,8 +46,20 @@ def test_certify_and_continue(run):
     records = folder / "records_defended.jsonl"
     content = records.read_bytes()
     records.write_bytes(content[:-40])
-    run("certify", *args)
+    run("certify", *args, "--noundefended")
     assert records.read_bytes() == content
+    again = json.loads((folder / "results.json").read_text())["certified_accuracy"]
+    assert again == {"defended": found["certified_accuracy"]["defended"]}
+
+
+def test_certify_nothing_is_refused(run_binary, model_files, tmp_path):
+    done = run_binary(
+        "certify", f"--classifier={model_files[1]}", "--noundefended", f"--workdir={tmp_path / 'new'}",
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "undefended: got --noundefended without --ebm, expected a purifier" in done.stderr
+    assert not (tmp_path / "new").exists()
 
 
 def test_corruptions_with_a_contact_sheet(run):
