@@ -127,6 +127,10 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
         command = [f"experiments.{binary}", *models, *arguments, f"--workdir={folder}"]
         parts.append(Part(part, command, folder))
 
+    if ebm is not None:
+        command = ["experiments.denoise", f"--ebm={ebm}", *data, f"--images={scaled(512, 16)}"]
+        folder = workdir / "denoising"
+        parts.append(Part("denoising", [*command, f"--workdir={folder}"], folder))
     count = f"--images={scaled(row.clean_images, 16)}"
     clean = ("--suite=clean", "--epsilon=0", count, "--draws=1", "--probe_images=0")
     add("clean", "evaluate", *clean, "--batch_size=100")

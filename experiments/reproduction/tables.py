@@ -265,6 +265,12 @@ def _others(parts: dict[str, Any]) -> list[str]:
         lines.append(
             f"- certified within an L2 radius of {radii[at]:.3g} (σ = {part['settings']['sigma']:g}): {found}"
         )
+    if "denoising" in parts:
+        rows = [
+            f"{r['denoised']:.1f} ({r['noisy']:.1f}, {r['blur']:.1f}) at σ = {r['sigma']:g}"
+            for r in parts["denoising"]["psnr"]
+        ]
+        lines.append(f"- denoised, in decibels (noisy, best blur): {'; '.join(rows)}")
     return [*lines, ""] if lines else []
 
 

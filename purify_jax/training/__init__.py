@@ -1,7 +1,7 @@
 """Training: score models and classifiers in one call each, and the parts that they are made of."""
 
 from purify_jax.atomic import SaveError
-from purify_jax.training import adversarial, augmentation, feeding
+from purify_jax.training import adversarial, augmentation, denoising, feeding
 from purify_jax.training.adversarial import train_defense
 from purify_jax.training.airbench import train_airbench
 from purify_jax.training.augmentation import crop_and_purify, random_crop, random_flip
@@ -34,6 +34,7 @@ __all__ = [
     "augmentation",
     "classification_loss",
     "crop_and_purify",
+    "denoising",
     "dsm_loss",
     "feeding",
     "fit",

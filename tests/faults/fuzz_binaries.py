@@ -48,6 +48,10 @@ FLAGS = {
     "compare": {**_EVALUATED, **_BALL, "draws": _COUNT, "chain_steps": _COUNT, "diffusion_steps": _COUNT,
                 "severity": [*_COUNT, "6"], "only": ["", "ADP,ADP", "nope", "ADP,"]},
     "purify": {**_FLAGS, "input": _FILE[:1] + _FILE[2:], "model": ["nope", "../x"]},
+    "denoise": {
+        "ebm": _FILE, "model": ["nope", "../x"], "images": _COUNT, "batch_size": _COUNT, "seed": _SEED, "split": _SPLIT,
+        "sigmas": ["", "0", "-0.1", "nan", "inf", "x", "0.1,0.1", "0.1,"], "image_size": ["9", "0", "x"],
+    },
     "score": {**_FLAGS, "images": _FILE, "draws": _COUNT, "classifier": _FILE},
     "export": {"ebm": _FILE, "classifier": _FILE, "platforms": ["", "abacus", "cpu,"], "output": ["/", "/dev/null/x"]},
     "import_weights": {

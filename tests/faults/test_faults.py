@@ -12,7 +12,7 @@ from harness import ROOT
 #: Binaries that write into a folder of their own; tables is below.
 BINARIES = (
     "train_ebm", "train_classifier", "train_defense", "evaluate", "detect", "certify", "corruptions",
-    "compare", "purify", "score", "export", "import_weights", "reproduce",
+    "compare", "denoise", "purify", "score", "export", "import_weights", "reproduce",
     "experiments.reproduction.exchange",
 )  # fmt: skip
 #: In bytes: nothing can be written; then a later and later file is the one that fails.

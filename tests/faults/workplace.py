@@ -106,6 +106,7 @@ def commands(place: Workplace, out: Path) -> dict[str, list[str]]:
             *both, *_FEW, "--only=none,ADP", "--epsilon=0.15", "--steps=2", "--eot=2", "--draws=1",
             workdir,
         ],
+        "denoise": [f"--ebm={place.ebm}", "--images=4", "--sigmas=0.1,0.5", workdir],
         "purify": [f"--ebm={place.ebm}", f"--input={place.images}", "--batch_size=1", workdir],
         "score": [*both, f"--images={place.adversarial}", "--draws=3", workdir],
         "export": [*both, f"--output={out / 'defense.jax'}"],
