@@ -66,7 +66,10 @@ def _name(suite: str, norm: str, epsilon: float) -> str:
 def _figure(part: Any, which: str, bold: bool = False, more: str = "") -> str:
     if part is None:
         return ""
-    share = part["figures"][judged(part)][which]
+    found = part["figures"][judged(part)]
+    if which == "worst" and found["draws"] == 1:
+        return "as the average"
+    share = found[which]
     shown = f"**{span(share)}**" if bold else span(share)
     flags = ", **red flags**" if part.get("red_flags") else ""
     return f"{shown} ({share[3]}{more}){flags}"
