@@ -198,8 +198,8 @@ def test_tables_are_what_results_say(page):
 def test_another_suite_in_readmes_one_line_is_another_flagship():
     text = (ROOT / "README.md").read_text()
     other = tables.rewrite(text.replace("flagship: digits", "flagship: cifar10"), ROOT / "results")
-    rows = [line for line in other.splitlines() if line.startswith("| ")]
-    assert "CIFAR-10; from `results/cifar10/`" in other
+    _, table = other.split("CIFAR-10; from `results/cifar10/`")
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
     assert rows[1] == "| none | 1000 | 0.798 | 0.715 | [0.686, 0.742] |"
     assert sum("BPDA+EOT" in row for row in rows) == sum("`honest`" in row for row in rows) == 2
 
