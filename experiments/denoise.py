@@ -17,8 +17,7 @@ from experiments.common import cli, flagging, loading
 from experiments.common.workdirs import claim_workdir
 from purify_jax.checks import InputError, check_count
 
-flags.DEFINE_string("ebm", None, "Energy or score model (.safetensors).")
-flags.DEFINE_string("model", None, loading.MODEL_HELP)
+loading.define_score_model()
 flags.DEFINE_string("dataset", None, "Data set (default: the model's).")
 flags.DEFINE_string("split", "test", "Split, or a slice such as test[:512].")
 flags.DEFINE_integer("images", 512, "Images, from the start of the split.")
@@ -36,24 +35,11 @@ _SHOWN = 6
 def main(argv: list[str]) -> None:
     """Flags in, a table and a sheet out."""
     del argv
-    if bool(FLAGS.ebm) == bool(FLAGS.model):
-        given = "both" if FLAGS.ebm else "neither"
-        raise InputError(f"ebm, model: got {given}, expected --ebm=FILE or --model=NAME")
     for name in ("images", "batch_size"):
         check_count(name, FLAGS[name].value)
     sigmas = _sigmas()
-    load = lambda: pj.load_model(FLAGS.ebm, pj.models.SCORE_ROLES)
-    model = pj.pretrained.load(FLAGS.model).ebm if FLAGS.model else load()
-    FLAGS.dataset = FLAGS.dataset or model.metadata.get("dataset")
-    if FLAGS.dataset is None:
-        raise InputError("dataset: not given, and the model's file names none, expected --dataset")
-    dataset = pj.data.load_split(
-        FLAGS.dataset, FLAGS.split, FLAGS.data_dir, image_size=FLAGS.image_size
-    ).take(FLAGS.images)
-    if dataset.image_shape != tuple(model.image_shape):
-        raise InputError(
-            f"dataset: images are {dataset.image_shape}, expected the model's {model.image_shape}"
-        )
+    model = loading.read_score_model()
+    dataset = loading.load_dataset(model, "model").take(FLAGS.images)
     names = ("ebm", "model", "dataset", "split", "images", "batch_size", "seed", "sigmas")
     settings = {name: FLAGS[name].value for name in names}
     workdir = claim_workdir(FLAGS.workdir, settings, "settings.json")

@@ -16,8 +16,7 @@ from experiments.common import cli, loading, locks
 from purify_jax.atomic import check_output, write_atomically
 from purify_jax.checks import InputError
 
-flags.DEFINE_string("ebm", None, "Energy or score model (.safetensors).")
-flags.DEFINE_string("model", None, loading.MODEL_HELP)
+loading.define_score_model()
 flags.DEFINE_string("input", None, "Image file, or folder of PNG and JPEG files.", required=True)
 flags.DEFINE_string("workdir", None, "Folder for the purified images.", required=True)
 flags.DEFINE_integer("seed", 0, "Seed of the noise.")
@@ -31,12 +30,8 @@ FLAGS = flags.FLAGS
 def main(argv: list[str]) -> None:
     """Image files in, image files out."""
     del argv
-    if bool(FLAGS.ebm) == bool(FLAGS.model):
-        given = "both" if FLAGS.ebm else "neither"
-        raise InputError(f"ebm, model: got {given}, expected --ebm=FILE or --model=NAME")
     check_output("workdir", FLAGS.workdir, folder=True)
-    load = lambda: pj.load_model(FLAGS.ebm, pj.models.SCORE_ROLES)
-    model = pj.pretrained.load(FLAGS.model).ebm if FLAGS.model else load()
+    model = loading.read_score_model()
     purifier = pj.models.model_purifier(
         model,
         num_steps=FLAGS.num_steps,

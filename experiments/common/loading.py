@@ -122,19 +122,41 @@ def load() -> Loaded:
     """The models and the whole split that the flags name; InputError where they do not fit."""
     ebm, classifier = read_models(_needs["ebm"])
     defense = make_defense(ebm, classifier)
-    name = FLAGS.dataset or classifier.metadata.get("dataset")
+    dataset = load_dataset(classifier, "classifier")
+    bare = pj.undefended(pj.models.logits_fn(classifier))
+    return Loaded(ebm, classifier, bare, defense, dataset)
+
+
+def load_dataset(model: pj.models.Model, called: str) -> pj.data.Dataset:
+    """The whole split that the flags name, by default of the model's data; InputError where it does not fit."""
+    name = FLAGS.dataset or model.metadata.get("dataset")
     if name is None:
         raise InputError(
-            "dataset: not given, and the classifier's file names none, expected --dataset"
+            f"dataset: not given, and the {called}'s file names none, expected --dataset"
         )
     FLAGS.dataset = name  # results and work directories name it, whether it was given or not
     dataset = pj.data.load_split(name, FLAGS.split, FLAGS.data_dir, image_size=FLAGS.image_size)
-    if dataset.image_shape != tuple(classifier.image_shape):
+    if dataset.image_shape != tuple(model.image_shape):
         raise InputError(
-            f"dataset: images are {dataset.image_shape}, expected the model's {classifier.image_shape}"
+            f"dataset: images are {dataset.image_shape}, expected the model's {model.image_shape}"
         )
-    bare = pj.undefended(pj.models.logits_fn(classifier))
-    return Loaded(ebm, classifier, bare, defense, dataset)
+    return dataset
+
+
+def define_score_model() -> None:
+    """--ebm or --model, for what needs no classifier."""
+    flags.DEFINE_string("ebm", None, "Energy or score model (.safetensors).")
+    flags.DEFINE_string("model", None, MODEL_HELP)
+
+
+def read_score_model() -> pj.models.Model:
+    """The score model of :func:`define_score_model`; InputError unless exactly one is named."""
+    if bool(FLAGS.ebm) == bool(FLAGS.model):
+        given = "both" if FLAGS.ebm else "neither"
+        raise InputError(f"ebm, model: got {given}, expected --ebm=FILE or --model=NAME")
+    if FLAGS.model:
+        return pj.pretrained.load(FLAGS.model).ebm
+    return pj.load_model(FLAGS.ebm, pj.models.SCORE_ROLES)
 
 
 def make_defense(

@@ -26,6 +26,7 @@ from absl import flags
 import purify_jax as pj
 from experiments.common import cli, locks
 from experiments.common.provenance import ROOT
+from experiments.reproduction.figures import fraction
 from purify_jax.atomic import check_output, write_atomically
 from purify_jax.checks import InputError
 
@@ -102,7 +103,7 @@ def model_info(suite: str, card: Json, part: Json) -> dict[str, Any]:
         "dataset": card["data"],
         "venue": None,
         "architecture": f"{network} behind {purification['method']} with {purification['num_steps']} steps",
-        "eps": _fraction(setting["epsilon"]),
+        "eps": fraction(setting["epsilon"]),
         "clean_acc": _percent(clean[0]),
         "reported": robust,
         "autoattack_acc": robust if _is_autoattack(setting) else None,
@@ -180,14 +181,6 @@ def _given(setting: Json) -> dict[str, Any]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f}"
-
-
-def _fraction(epsilon: float) -> str:
-    """The radius as RobustBench writes it: "8/255" for a few grey levels, else the number."""
-    levels = round(epsilon * 255)
-    if 0 < levels <= 32 and abs(levels / 255 - epsilon) < 1e-6:
-        return f"{levels}/255"
-    return f"{epsilon:g}"
 
 
 if __name__ == "__main__":

@@ -1,19 +1,35 @@
-"""What a file of results/ says of the model that its evaluation judges."""
+"""What the files of results/ say of the model that an evaluation judges."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-
-def judged(part: dict[str, Any]) -> str:
-    """The label of the model that an evaluation is about: of a classifier without a purifier, itself."""
-    return "defended" if "defended" in part["rows"] else "undefended"
+Result = Mapping[str, Any]
 
 
-def backward_passes(part: dict[str, Any]) -> float:
+def read(folder: Path) -> dict[str, Any]:
+    """Name → content of a suite's files, in order; empty where there are none."""
+    return {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))}
+
+
+def judged(labels: Collection[str]) -> str:
+    """Which of an evaluation's labels it is about: of a classifier without a purifier, itself."""
+    return "defended" if "defended" in labels else "undefended"
+
+
+def backward_passes(part: Result) -> float:
     """Backward passes that the attacks took for one image: through the purifier, or through the classifier alone."""
-    label = judged(part)
+    label = judged(part["rows"])
     through = "purifier" if label == "defended" else "classifier"
     return part["figures"][label]["cost"][f"{through}_backward"]
+
+
+def certified(part: Result, radius: float) -> dict[str, Sequence[float]]:
+    """Label → certified accuracy at the radius of the curve that is nearest."""
+    radii = part["radii"]
+    at = min(range(len(radii)), key=lambda i: abs(radii[i] - radius))
+    return {label: curve[at] for label, curve in part["certified_accuracy"].items()}
 
 
 def span(share: Sequence[float]) -> str:
@@ -23,3 +39,15 @@ def span(share: Sequence[float]) -> str:
     '0.500 [0.402, 0.598]'
     """
     return f"{share[0]:.3f} [{share[1]:.3f}, {share[2]:.3f}]"
+
+
+def fraction(epsilon: float) -> str:
+    """A radius as RobustBench writes it: "8/255" for a few grey levels, else the number.
+
+    >>> fraction(8 / 255), fraction(0.5)
+    ('8/255', '0.5')
+    """
+    levels = round(epsilon * 255)
+    if 0 < levels <= 32 and abs(levels / 255 - epsilon) < 1e-6:
+        return f"{levels}/255"
+    return f"{epsilon:g}"

@@ -89,7 +89,7 @@ def _row(path: Path, results: Path) -> str | None:
     if "worst_case" not in part or part["settings"]["suite"] not in ("honest", "paper"):
         return None
     setting = part["settings"]
-    clean = part["rows"][judged(part)][0]["one_draw"]
+    clean = part["rows"][judged(part["rows"])][0]["one_draw"]
     average, worst, passes = _figures(part)
     suite = setting["suite"]
     note = ", **red flags**" if part["red_flags"] else ""
@@ -103,6 +103,6 @@ def _row(path: Path, results: Path) -> str | None:
 def _figures(part: dict[str, Any]) -> tuple[str, str, str]:
     if "figures" not in part:
         return f"one draw in union: {span(part['worst_case']['defended'])}", "", ""
-    found = part["figures"][judged(part)]
+    found = part["figures"][judged(part["rows"])]
     backward = f"{backward_passes(part):.0f}"
     return span(found["average"]), f"{found['draws']}: {span(found['worst'])}", backward

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import purify_jax as pj
+from experiments.reproduction.figures import read
 from experiments.reproduction.plans import Plan
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
@@ -26,7 +27,7 @@ def publish(suite: str, plan: Plan, results: Path, folder: Path) -> list[Path]:
         path = folder / f"{suite}_{role}.safetensors"
         files[role] = publish_network(source, path)
         written.append(path)
-    parts = {p.stem: json.loads(p.read_text()) for p in sorted(results.glob("*.json"))}
+    parts = read(results)
     if not parts:
         raise InputError(f"results: {results} has no results, expected those of this suite")
     model = pj.models.load_model(plan.ebm)

@@ -3,13 +3,18 @@
 ``<!-- rows: cifar10 -->`` in README.md or docs/results.md, up to ``<!-- end -->``.
 """
 
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.reproduction.figures import backward_passes, judged, span
+from experiments.reproduction.figures import (
+    backward_passes,
+    certified,
+    fraction,
+    judged,
+    read,
+    span,
+)
 from experiments.reproduction.rows import ROWS
 from purify_jax.evaluation import paired_difference
 
@@ -20,9 +25,9 @@ Parts = Mapping[str, Any]
 
 def table(results: Path) -> str:
     """The Markdown: a line per row that has results, then C − D on the images that both were attacked on."""
-    found = {name: parts for name in ROWS if (parts := _parts(results / name))}
+    found = {name: parts for name in ROWS if (parts := read(results / name))}
     lines = [_HEAD, *(_line(ROWS[name].note, parts) for name, parts in found.items())]
-    missing = [_letter(note) for name, (*_, note, _) in ROWS.items() if name not in found]
+    missing = [_letter(row.note) for name, row in ROWS.items() if name not in found]
     if missing:
         lines += ["", f"Not run yet: {', '.join(missing)}."]
     if {"cifar10_defense", "cifar10_control"} <= set(found):
@@ -31,10 +36,6 @@ def table(results: Path) -> str:
     files = ", ".join(f"`results/{name}/`" for name in found)
     lines += ["", f"Images in brackets after each figure; {files}; commit {', '.join(commits)}."]
     return "\n".join(lines)
-
-
-def _parts(folder: Path) -> dict[str, Any]:
-    return {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))}
 
 
 def _letter(note: str) -> str:
@@ -66,7 +67,7 @@ def _name(suite: str, norm: str, epsilon: float) -> str:
 def _figure(part: Any, which: str, bold: bool = False, more: str = "") -> str:
     if part is None:
         return ""
-    found = part["figures"][judged(part)]
+    found = part["figures"][judged(part["rows"])]
     if which == "worst" and found["draws"] == 1:
         return "as the average"
     share = found[which]
@@ -78,33 +79,30 @@ def _figure(part: Any, which: str, bold: bool = False, more: str = "") -> str:
 def _certified(part: Any) -> str:
     if part is None:
         return ""
-    curve = part["certified_accuracy"][judged({"rows": part["certified_accuracy"]})]
-    at = min(range(len(part["radii"])), key=lambda i: abs(part["radii"][i] - 0.25))
-    return f"{span(curve[at])} ({part['settings']['images']})"
+    shares = certified(part, 0.25)
+    return f"{span(shares[judged(shares)])} ({part['settings']['images']})"
 
 
 def _differences(first: Parts, second: Parts) -> list[str]:
-    """C − D for every evaluation that both have, image by image."""
+    """C − D for every evaluation that both have, on the images that both have: the first of the split."""
     said = []
     for name in first:
-        both = [parts.get(name, {}).get("per_image") for parts in (first, second)]
-        if not all(both):
+        own, other = _shares(first[name]), _shares(second.get(name, {}))
+        count = min(len(own), len(other))
+        if count < 2:
             continue
-        shares = [
-            [k / own["draws"] for k in own["correct_draws"]]
-            for parts, images in zip((first, second), both, strict=True)
-            for own in [images[judged(parts[name])]]
-        ]
-        count = min(map(len, shares))
-        difference = paired_difference(shares[0][:count], shares[1][:count])
         settings = first[name]["settings"]
-        ball = "" if settings["suite"] == "clean" else f", {_ball(settings)}"
-        said.append(f"`{settings['suite']}`{ball} {difference} ({count} images)")
+        ball = f", {settings['norm']} {fraction(settings['epsilon'])}"
+        difference = paired_difference(own[:count], other[:count])
+        said.append(
+            f"`{settings['suite']}`{'' if settings['suite'] == 'clean' else ball} {difference} ({count} images)"
+        )
     return [f"C − D, paired by image: {'; '.join(said)}."] if said else []
 
 
-def _ball(settings: Mapping[str, Any]) -> str:
-    epsilon = settings["epsilon"]
-    pixels = epsilon * 255
-    exact = settings["norm"] == "linf" and math.isclose(pixels, round(pixels), abs_tol=1e-3)
-    return f"{settings['norm']} {f'{pixels:.0f}/255' if exact else f'{epsilon:g}'}"
+def _shares(part: Parts) -> list[float]:
+    """Of each image the share of its draws that were right; empty where that was not kept."""
+    if "per_image" not in part:
+        return []
+    found = part["per_image"][judged(part["rows"])]
+    return [right / found["draws"] for right in found["correct_draws"]]

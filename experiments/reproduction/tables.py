@@ -8,7 +8,6 @@ say it, ``<!-- rows: cifar10 -->`` for the rows A to E; all end with ``<!-- end 
 README's one line is another flagship.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from absl import flags
 from experiments.common import cli, locks
 from experiments.common.provenance import ROOT
 from experiments.reproduction import leaderboard, row_table
-from experiments.reproduction.figures import backward_passes, judged, span
+from experiments.reproduction.figures import backward_passes, certified, judged, read, span
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 
@@ -85,13 +84,9 @@ def rewrite(text: str, results: Path) -> str:
     return re.sub(marker, anew, text, flags=re.DOTALL)
 
 
-def _parts(folder: Path) -> dict[str, Any]:
-    return {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))}
-
-
 def flagship(suite: str, folder: Path) -> str:
     """Few rows of one suite: clean, what purification papers report, and what ``honest`` leaves."""
-    parts = _parts(folder)
+    parts = read(folder)
     of = lambda kind: {
         (p["settings"]["norm"], p["settings"]["epsilon"]): p
         for p in parts.values()
@@ -118,7 +113,7 @@ _HEAD = (
 
 def block(suite: str, folder: Path) -> str:
     """The Markdown of one suite: attacks, then detection, corruptions and certification."""
-    parts = _parts(folder)
+    parts = read(folder)
     lines = _demo(parts["demo"]) if "demo" in parts else []
     evaluations = {n: p for n, p in parts.items() if "worst_case" in p}
     if evaluations:
@@ -167,7 +162,7 @@ def _row(name: str, images: int, bare: float | None, value: float | None, interv
 def _evaluation(part: dict[str, Any]) -> list[str]:
     settings = part["settings"]
     ball = f"{settings['norm']} {settings['epsilon']:.3g}"
-    label = judged(part)
+    label = judged(part["rows"])
     purified = label == "defended"
     bare = {row["attack"]: row["one_draw"][0] for row in part["rows"]["undefended"]}
     # Suites that drop fallen images have running totals in their rows: only the last one counts.
@@ -191,7 +186,7 @@ def _evaluation(part: dict[str, Any]) -> list[str]:
 
 def _quoted(part: dict[str, Any], ball: str) -> list[str]:
     """The average over fresh draws and the worst of them; see purify_jax/evaluation/protocol.py."""
-    suite, label = part["settings"]["suite"], judged(part)
+    suite, label = part["settings"]["suite"], judged(part["rows"])
     found, bare = part["figures"][label], part["figures"]["undefended"]
     spent = f"{backward_passes(part):.0f} backward passes"
     rows = (("average", f"**average under `{suite}`, {ball}** ({spent})"),
@@ -258,13 +253,11 @@ def _others(parts: dict[str, Any]) -> list[str]:
         )
     if "certification" in parts:
         part = parts["certification"]
-        curve, radii = part["certified_accuracy"], part["radii"]
-        at = min(range(len(radii)), key=lambda i: abs(radii[i] - part["settings"]["sigma"]))
+        sigma = part["settings"]["sigma"]
         names = {"undefended": "undefended", "defended": "purified"}
-        found = ", ".join(f"{span(curve[m][at])} {name}" for m, name in names.items() if m in curve)
-        lines.append(
-            f"- certified within an L2 radius of {radii[at]:.3g} (σ = {part['settings']['sigma']:g}): {found}"
-        )
+        shares = certified(part, sigma)
+        said = ", ".join(f"{span(shares[m])} {name}" for m, name in names.items() if m in shares)
+        lines.append(f"- certified within an L2 radius of {sigma:.3g} (σ = {sigma:g}): {said}")
     if "denoising" in parts:
         rows = [
             f"{r['denoised']:.1f} ({r['noisy']:.1f}, {r['blur']:.1f}) at σ = {r['sigma']:g}"

@@ -1,5 +1,6 @@
 """How well denoisers denoise: peak signal-to-noise ratios, beside what a blur does."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -36,9 +37,13 @@ def noisy(key: Array, images: Array, sigma: float) -> Array:
 
 def blurred(key: Array, images: Array, width: float) -> Array:
     """Images of any values after a Gaussian filter of ``width`` pixels, clipped to [0, 1] then."""
-    keys = image_keys(key, jnp.arange(images.shape[0]))
-    # Traced, because a purifier that is called with values refuses those outside [0, 1].
-    return jax.jit(lambda x: gaussian_blur(width)(keys, x)[0][0])(images)
+    return _blur(width)(image_keys(key, jnp.arange(images.shape[0])), images)
+
+
+@functools.cache
+def _blur(width: float) -> Callable[[Array, Array], Array]:
+    """Compiled once per width; traced, because a purifier called with values refuses those outside [0, 1]."""
+    return jax.jit(lambda keys, images: gaussian_blur(width)(keys, images)[0][0])
 
 
 def table(

@@ -1,9 +1,10 @@
 """The two flags of XLA that this library sets on CPUs, where docs/performance.md found them of use.
 
 Which kernels convolve: from jaxlib 0.9 on, XLA's CPU backend hands convolutions and matrix products to YNNPACK.
-Eigen's were 1.1 to 2.1 times as fast without AVX-512, and 1.2 to 1.5 times as fast for small networks with it (the
-same for large ones), so YNNPACK is turned off. How far LLVM optimises: at level 1 the programs that were measured run as fast as at the default, 3,
-and compile in 45 to 95% of the time. GPUs compile by that level too: it is set only where JAX has no plugin for one.
+Eigen's were 1.1 to 2.1 times as fast without AVX-512, and with it 1.2 to 1.5 times as fast for small networks, where a
+large one loses up to 8% of a forward pass: YNNPACK is turned off. How far LLVM optimises: at level 1 the programs
+that were measured run as fast as at the default, 3, and compile in 45 to 95% of the time. GPUs compile by that level
+too: it is set only where JAX has no plugin for one.
 
 They are set in the environment variable XLA_FLAGS and so for child processes too. A value that the user gave
 stays, and PURIFY_JAX_XLA_FLAGS=off sets nothing. XLA reads the variable when it first compiles: import this

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import ROOT
 
-from experiments.reproduction import exchange
+from experiments.reproduction import exchange, figures
 
 RESULTS = ROOT / "results"
 
@@ -93,7 +93,7 @@ def test_nothing_to_export_is_one_line(run_binary, tmp_path):
                           (0.5, "0.5"), (1.0, "1"), (0.2, "0.2"), (3.0, "3")],
 )  # fmt: skip
 def test_radii_are_written_as_robustbench_does(epsilon, text):
-    assert exchange._fraction(epsilon) == text
+    assert figures.fraction(epsilon) == text
 
 
 @pytest.mark.parametrize(
