@@ -2,7 +2,8 @@
 
 Command: python -m experiments.train_defense --config=cifar10_defense --data_dir=DIR --workdir=runs/cifar10/defense \
              --classifier=runs/cifar10/classifier/model.safetensors --ebm=runs/cifar10/edm/model.safetensors
-The control, row D, is the same without --ebm and with another --workdir.
+The control, row D, is the same without --ebm and with another --workdir. The suite of row C takes half of
+the steps: each costs twice row D's.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +23,7 @@ def get_config() -> ConfigDict:
             "step_size": 6 / 255,
             "trainable": "both",
             "purification": {"method": "tweedie", "noise_scale": 0.1},
-            "denoising_weight": 0.1,
+            "denoising_weight": 1.0,
             "label_smoothing": 0.1,
             "crop_padding": 2,
             "flip": True,

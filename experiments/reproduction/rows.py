@@ -14,12 +14,16 @@ from experiments.reproduction.parts import Part, Plan
 
 
 class Network(NamedTuple):
-    """How a network is trained: binary, config, the flags that name other networks, and its file."""
+    """How a network is trained: binary, config, the flags that name other networks, and its file.
+
+    fraction: of the config's steps, where two networks of one config share a budget of time.
+    """
 
     binary: str
     config: str
     given: Mapping[str, str]
     model: str = "model.safetensors"
+    fraction: float = 1.0
 
     @property
     def section(self) -> str:
@@ -29,7 +33,7 @@ class Network(NamedTuple):
     def steps(self) -> int:
         """The config's: a budget scales them by flag."""
         config = importlib.import_module(f"experiments.configs.{self.config}").get_config()
-        return config[self.section].steps
+        return round(config[self.section].steps * self.fraction)
 
 
 NETWORKS: Mapping[str, Network] = MappingProxyType(
@@ -48,6 +52,7 @@ NETWORKS: Mapping[str, Network] = MappingProxyType(
             "cifar10_defense",
             {"classifier": "classifier", "ebm": "edm"},
             "classifier.safetensors",
+            0.5,  # a step costs twice the control's: the same time
         ),
         "control": Network(
             "train_defense",
