@@ -112,13 +112,14 @@ def test_rows_share_their_networks():
         for n in ("cifar10_defense", "cifar10_control", "cifar10_adp")
     ]
     assert trained[0]["classifier"] == trained[1]["classifier"] == trained[2]["classifier"]
-    # The control differs from the defense by its purifier and its folder, and by nothing else.
+    # The control differs from the defense by its purifier, its folder and its steps, by nothing else.
     assert {
         p.shared
         for p in plans.plan("cifar10_control", None, tables.ROOT / "runs", None).parts
         if p.is_training
     } == {"cifar10_networks"}
-    without = lambda command: [x for x in command if not x.startswith(("--ebm", "--workdir"))]
+    apart = ("--ebm", "--workdir", "--config.defense.steps")
+    without = lambda command: [x for x in command if not x.startswith(apart)]
     assert without(trained[0]["defense"]) == without(trained[1]["control"])
 
 
