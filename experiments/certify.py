@@ -17,7 +17,6 @@ from absl import flags
 
 import purify_jax as pj
 from experiments.common import cli, loading, shards
-from purify_jax.checks import InputError
 
 loading.define(images=100, batch_size=10)
 flags.DEFINE_float("sigma", 0.25, "Smoothing noise, in units of a pixel's range.")
@@ -29,7 +28,7 @@ flags.DEFINE_integer(
     None,
     "Samples of an image side by side (default: 100, fewer where memory asks).",
 )
-flags.DEFINE_bool("undefended", True, "Certify the classifier without the purifier, too.")
+loading.define_undefended()
 shards.define()
 FLAGS = flags.FLAGS
 
@@ -39,11 +38,7 @@ def main(argv: list[str]) -> None:
     del argv
     pj.evaluation.certification.check_settings(FLAGS.sigma, FLAGS.n0, FLAGS.n, FLAGS.alpha)
     loaded = loading.load()
-    models = dict(loaded.models)
-    if not FLAGS.undefended:
-        if loaded.defense is None:
-            raise InputError("undefended: got --noundefended without --ebm, expected a purifier")
-        del models["undefended"]
+    models = loading.chosen_models(loaded)
     dataset = loaded.dataset.take(FLAGS.images)
     settings = loading.settings("sigma", "n0", "n", "alpha")
     work = lambda place, shard: _certified(models, dataset, place, shard)

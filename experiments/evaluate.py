@@ -31,6 +31,7 @@ SWEEPS = ("epsilon", "eot", "steps")
 
 loading.define(images=128, batch_size=32)
 loading.define_ball()
+loading.define_undefended()
 flags.DEFINE_enum("suite", "honest", SUITES, "Which attacks.")
 flags.DEFINE_integer("draws", 10, "Scoring draws.")
 flags.DEFINE_integer("eot", None, "EOT samples (default: the suite's).")
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> None:
     if shard != (0, 1) and (FLAGS.save_adversarial or FLAGS.save_images):
         raise InputError("shard: got it beside saved images, expected one or the other")
     loaded = loading.load()
-    models, dataset = loaded.models, loaded.dataset.take(FLAGS.images)
+    models, dataset = loading.chosen_models(loaded), loaded.dataset.take(FLAGS.images)
     files, keep = _keepers(models, dataset)
     work = lambda place, part: _run(
         models, dataset, dataclasses.replace(run, shard=part), place, keep
@@ -97,7 +98,7 @@ def _run(
 ):
     with pj.devices.progress.bar(unit="image", disable=not FLAGS.progress) as bar:
         return pj.evaluation.suite_runs.evaluate_suite(
-            models.get("defended", models["undefended"]),
+            models.get("defended") or models["undefended"],
             dataset,
             _options(),
             run,

@@ -4,7 +4,8 @@ python -m experiments.reproduce --suite=mnist --data_dir=DIR --budget=120
 
 Each part is one command of this project; a part whose result is there for the same command is not
 repeated, and a part that was killed continues. --budget (minutes on two CPU cores) scales training
-steps, attack steps and images, and the result says so. --publish also writes pretrained/.
+steps, attack steps and images, --images limits the images alone, and the result says so. --publish
+also writes pretrained/.
 """
 
 import json
@@ -28,6 +29,9 @@ flags.DEFINE_float("budget", None, "Minutes on two CPU cores (default: the suite
 flags.DEFINE_string("workdir", None, "Folder for training and records (default runs/<suite>).")
 flags.DEFINE_string("results", None, "Folder for results (default results/<suite>).")
 flags.DEFINE_list("parts", None, "Only these parts.")
+flags.DEFINE_integer(
+    "images", None, "Attack, purify or certify at most so many images, all else as planned."
+)
 flags.DEFINE_bool("publish", False, "Write the models and their card into pretrained/.")
 flags.DEFINE_bool(
     "publish_networks", False, "Write what the chosen training parts made into pretrained/."
@@ -48,6 +52,8 @@ def main(argv: list[str]) -> None:
     results = Path(FLAGS.results or f"results/{FLAGS.suite}")
     flagging.check_chosen("parts")
     plan = plans.plan(FLAGS.suite, FLAGS.budget, workdir, FLAGS.data_dir)
+    if FLAGS.images is not None:
+        plan = plans.with_fewer_images(plan, FLAGS.images)
     names = [part.name for part in plan.parts]
     unknown = sorted(set(FLAGS.parts or []) - set(names))
     if unknown:

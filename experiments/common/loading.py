@@ -102,6 +102,11 @@ def define_ball() -> None:
     )
 
 
+def define_undefended() -> None:
+    """--undefended, for what :func:`chosen_models` returns."""
+    flags.DEFINE_bool("undefended", True, "Also the classifier without the purifier.")
+
+
 class Loaded(NamedTuple):
     """ebm and defense are None without --ebm; undefended is the bare classifier."""
 
@@ -116,6 +121,15 @@ class Loaded(NamedTuple):
         """What is evaluated, by name."""
         both = {"undefended": self.undefended}
         return both if self.defense is None else {**both, "defended": self.defense}
+
+
+def chosen_models(loaded: Loaded) -> dict[str, pj.defense.Defense]:
+    """What is evaluated, by name, without the bare classifier under --noundefended."""
+    if FLAGS.undefended:
+        return loaded.models
+    if loaded.defense is None:
+        raise InputError("undefended: got --noundefended without --ebm, expected a purifier")
+    return {"defended": loaded.defense}
 
 
 def load() -> Loaded:

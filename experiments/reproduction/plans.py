@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.reproduction import rows
 from experiments.reproduction.parts import Part, Plan
-from purify_jax.checks import InputError
+from purify_jax.checks import InputError, check_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +117,18 @@ def is_done(result: Mapping[str, Any], command: str) -> bool:
     """Whether a part's result is that of this command; one of attacks up to 0.2 has no average and is made anew."""
     of_protocol_1 = "worst_case" in result and "figures" not in result
     return result.get("command") == command and not of_protocol_1
+
+
+def with_fewer_images(plan: Plan, images: int) -> Plan:
+    """The plan with at most so many images in every evaluation: a first look with attacks of full strength."""
+    check_count("images", images)
+
+    def fewer(argument: str) -> str:
+        name, _, given = argument.partition("=")
+        return f"{name}={min(images, int(given))}" if name == "--images" else argument
+
+    parts = [part._replace(command=[fewer(x) for x in part.command]) for part in plan.parts]
+    return plan._replace(parts=parts, note=f"{plan.note} At most {images} images.")
 
 
 #: All that ``experiments.reproduce`` knows: data sets, and the rows of CIFAR-10 on two CPU cores.

@@ -164,7 +164,7 @@ def _evaluation(part: dict[str, Any]) -> list[str]:
     ball = f"{settings['norm']} {settings['epsilon']:.3g}"
     label = judged(part["rows"])
     purified = label == "defended"
-    bare = {row["attack"]: row["one_draw"][0] for row in part["rows"]["undefended"]}
+    bare = {row["attack"]: row["one_draw"][0] for row in part["rows"].get("undefended", [])}
     # Suites that drop fallen images have running totals in their rows: only the last one counts.
     dropped = settings["suite"] != "paper"
     lines = []
@@ -187,7 +187,7 @@ def _evaluation(part: dict[str, Any]) -> list[str]:
 def _quoted(part: dict[str, Any], ball: str) -> list[str]:
     """The average over fresh draws and the worst of them; see purify_jax/evaluation/protocol.py."""
     suite, label = part["settings"]["suite"], judged(part["rows"])
-    found, bare = part["figures"][label], part["figures"]["undefended"]
+    found, bare = part["figures"][label], part["figures"].get("undefended")
     spent = f"{backward_passes(part):.0f} backward passes"
     rows = (("average", f"**average under `{suite}`, {ball}** ({spent})"),
             ("worst", f"worst of {found['draws']} draws, {ball}"))  # fmt: skip
@@ -195,7 +195,7 @@ def _quoted(part: dict[str, Any], ball: str) -> list[str]:
         _row(
             name,
             found[key][3],
-            bare[key][0],
+            bare and bare[key][0],
             found[key][0] if label == "defended" else None,
             found[key][1:3],
         )

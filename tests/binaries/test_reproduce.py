@@ -277,6 +277,37 @@ def test_a_classifier_alone_has_a_table_and_a_place_in_the_leaderboard(tmp_path)
     assert "| 0.375 [0.100, 0.700] | 2: 0.100 [0.000, 0.200] | 400 |" in leaderboard.page(tmp_path)
 
 
+def test_a_defense_alone_has_a_table(tmp_path):
+    settings = {"suite": "honest", "norm": "linf", "epsilon": 0.0314}
+    part = _part("defended", settings, [0.375, 0.1, 0.7, 4], [1, 2, 0, 0])
+    del part["figures"]["undefended"]
+    about = {
+        "worst_case": {},
+        "budget": "full plan.",
+        "seconds": 60,
+        "versions": {"device": "cpu", "jax": "1"},
+    }
+    (tmp_path / "honest_linf_0.0314.json").write_text(json.dumps(part | about))
+    shown = tables.block("cifar10_defense", tmp_path)
+    assert "(900 backward passes) | 4 |  | 0.375 | [0.100, 0.700] |" in shown
+
+
+def test_fewer_images_change_nothing_else():
+    full = plans.plan("cifar10_defense", None, tables.ROOT / "runs", None)
+    fewer = plans.with_fewer_images(full, 300)
+    images = lambda plan: [x for p in plan.parts for x in p.command if x.startswith("--images=")]
+    # denoising, clean, paper and honest at Linf, honest at L2, in the order of the plan
+    assert images(full) == [f"--images={n}" for n in (512, 10_000, 512, 512, 256)]
+    assert images(fewer) == [f"--images={n}" for n in (300, 300, 300, 300, 256)]
+    rest = lambda plan: [
+        [x for x in p.command if not x.startswith("--images=")] for p in plan.parts
+    ]
+    assert rest(full) == rest(fewer)
+    assert fewer.note.endswith("At most 300 images.")
+    with pytest.raises(InputError, match="images: got 0"):
+        plans.with_fewer_images(full, 0)
+
+
 def test_every_result_names_its_command_and_commit():
     files = [p for p in (ROOT / "results").rglob("*") if p.is_file() and p.name != ".lock"]
     assert files

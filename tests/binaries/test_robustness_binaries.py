@@ -52,6 +52,21 @@ def test_certify_and_continue(run):
     assert again == {"defended": found["certified_accuracy"]["defended"]}
 
 
+def test_evaluate_the_defense_alone(run):
+    ball = ("--norm=linf", "--epsilon=0.1", "--suite=honest", "--steps=4", "--eot=1")
+    args = (*ball, "--images=4", "--draws=2", "--probe_images=2")
+    _, folder = run("evaluate", *args)
+    both = json.loads((folder / "results.json").read_text())
+    (folder / "records_defended.jsonl").unlink()
+    run("evaluate", *args, "--noundefended")
+    alone = json.loads((folder / "results.json").read_text())
+    for name in ("rows", "figures", "per_image", "worst_case"):
+        assert set(both[name]) == {"undefended", "defended"}
+        assert alone[name] == {"defended": both[name]["defended"]}, name
+    assert alone["red_flags"] == both["red_flags"]
+    assert alone["shared_keys"] == both["shared_keys"]
+
+
 def test_certify_nothing_is_refused(run_binary, model_files, tmp_path):
     done = run_binary(
         "certify", f"--classifier={model_files[1]}", "--noundefended", f"--workdir={tmp_path / 'new'}",
