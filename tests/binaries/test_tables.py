@@ -1,0 +1,138 @@
+"""Tables and leaderboard are what results/ says, and every result says where it is from."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import ROOT
+
+from experiments.reproduction import leaderboard, tables
+from purify_jax.checks import InputError
+
+
+def test_the_leaderboard_is_what_results_say():
+    text = (ROOT / "docs" / "leaderboard.md").read_text()
+    assert leaderboard.page(ROOT / "results") == text
+    shown = json.loads((ROOT / "results/digits/honest_linf_0.15.json").read_text())
+    share = (
+        shown.get("figures", {}).get("defended", {}).get("average", shown["worst_case"]["defended"])
+    )
+    assert f"{share[0]:.3f} [{share[1]:.3f}, {share[2]:.3f}]" in text
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_tables_are_what_results_say(page):
+    text = (ROOT / page).read_text()
+    assert tables.rewrite(text, ROOT / "results") == text
+
+
+def test_another_suite_in_readmes_one_line_is_another_flagship():
+    text = (ROOT / "README.md").read_text()
+    other = tables.rewrite(text.replace("flagship: digits", "flagship: cifar10"), ROOT / "results")
+    _, table = other.split("CIFAR-10; from `results/cifar10/`")
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    assert rows[1] == "| none | 1000 | 0.798 | 0.715 | [0.686, 0.742] |"
+    assert sum("BPDA+EOT" in row for row in rows) == sum("`honest`" in row for row in rows) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["<!-- table: nothing -->\n<!-- end -->", "<!-- table: digits -->", "<!-- flagship: digits -->\n<!-- table: mnist --><!-- end -->"]
+)  # fmt: skip
+def test_a_marker_without_results_or_end_is_refused(text):
+    with pytest.raises(InputError, match="marker: got <!-- "):
+        tables.rewrite(text, ROOT / "results")
+
+
+def _part(label, settings, average, correct_draws, **more):
+    cost = {"purifier_backward": 900.0, "classifier_backward": 400.0}
+    figures = {"average": average, "worst": [0.1, 0.0, 0.2, 4], "draws": 2, "cost": cost}
+    return {
+        "commit": "abc",
+        "settings": settings,
+        "rows": {label: [{"attack": "clean", "one_draw": [0.8, 0.7, 0.9, 4]}]},
+        "figures": {"undefended": figures, label: figures},
+        "per_image": {label: {"draws": 2, "correct_draws": correct_draws}},
+        "red_flags": [],
+    } | more
+
+
+def test_rows_are_one_table_with_their_paired_difference(tmp_path):
+    settings = {"suite": "honest", "norm": "linf", "epsilon": 0.0313725}
+    evaluations = {
+        # Shares of right draws 1, 1, 1/2, 0 and 1/2, 1, 0, 0: on average 1/4 apart, with a t interval of ±0.459.
+        "cifar10_defense": _part("defended", settings, [0.625, 0.2, 0.9, 4], [2, 2, 1, 0]),
+        "cifar10_control": _part("undefended", settings, [0.375, 0.1, 0.7, 4], [1, 2, 0, 0], red_flags=[1]),
+    }  # fmt: skip
+    evaluations["cifar10_control"]["figures"]["undefended"] |= {"draws": 1}
+    for name, part in evaluations.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "honest_linf_0.0314.json").write_text(json.dumps(part))
+    certified = {"radii": [0.0, 0.25], "settings": {"images": 100}, "commit": "def"}
+    curve = {"undefended": [[0.2] * 3] * 2, "defended": [[0.9] * 3, [0.55, 0.45, 0.64]]}
+    (tmp_path / "cifar10_certified").mkdir()
+    part = json.dumps({**certified, "certified_accuracy": curve})
+    (tmp_path / "cifar10_certified" / "certification.json").write_text(part)
+    (tmp_path / "cifar10").mkdir()
+    page = tables.rewrite("<!-- rows: cifar10 --><!-- end -->", tmp_path)
+    assert (
+        "| **0.625 [0.200, 0.900]** (4, 900 backward passes) | 0.100 [0.000, 0.200] (4) |" in page
+    )
+    assert "(4, 400 backward passes), **red flags** | as the average |" in page
+    assert "| 0.550 [0.450, 0.640] (100) |" in page
+    assert "Not run yet: A, B." in page
+    d = np.array([0.5, 0.0, 0.5, 0.0])
+    half = 3.182446 * d.std(ddof=1) / 2
+    shown = f"+0.250 [{0.25 - half:+.3f}, {0.25 + half:+.3f}]"
+    assert f"C − D, paired by image: `honest`, linf 8/255 {shown} (4 images)." in page
+    assert "commit abc, def." in page
+
+
+def test_a_classifier_alone_has_a_table_and_a_place_in_the_leaderboard(tmp_path):
+    settings = {"suite": "honest", "norm": "linf", "epsilon": 0.0314}
+    part = _part("undefended", settings, [0.375, 0.1, 0.7, 4], [1, 2, 0, 0])
+    about = {
+        "worst_case": {},
+        "budget": "full plan.",
+        "seconds": 60,
+        "versions": {"device": "cpu", "jax": "1"},
+    }
+    (tmp_path / "cifar10_control").mkdir()
+    file = tmp_path / "cifar10_control" / "honest_linf_0.0314.json"
+    file.write_text(json.dumps(part | about))
+    shown = tables.block("cifar10_control", file.parent)
+    average = "| **average under `honest`, linf 0.0314** (400 backward passes) | 4 | 0.375 |  | [0.100, 0.700] |"
+    assert average in shown
+    assert "| none | 4 | 0.800 |  | [0.700, 0.900] |" in shown
+    assert "| 0.375 [0.100, 0.700] | 2: 0.100 [0.000, 0.200] | 400 |" in leaderboard.page(tmp_path)
+
+
+def test_a_defense_alone_has_a_table(tmp_path):
+    settings = {"suite": "honest", "norm": "linf", "epsilon": 0.0314}
+    part = _part("defended", settings, [0.375, 0.1, 0.7, 4], [1, 2, 0, 0])
+    del part["figures"]["undefended"]
+    about = {
+        "worst_case": {},
+        "budget": "full plan.",
+        "seconds": 60,
+        "versions": {"device": "cpu", "jax": "1"},
+    }
+    (tmp_path / "honest_linf_0.0314.json").write_text(json.dumps(part | about))
+    shown = tables.block("cifar10_defense", tmp_path)
+    assert "(900 backward passes) | 4 |  | 0.375 | [0.100, 0.700] |" in shown
+
+
+def test_every_result_names_its_command_and_commit():
+    files = [p for p in (ROOT / "results").rglob("*") if p.is_file() and p.name != ".lock"]
+    assert files
+    for path in files:
+        if path.suffix == ".json":
+            content = json.loads(path.read_text())
+            assert content["command"]
+            assert content["commit"] != "unknown"
+        elif path.suffix == ".png":
+            with PIL.Image.open(path) as image:
+                assert image.text["Command"]
+                assert image.text["Commit"]
+        else:
+            assert "; commit " in path.read_text()
