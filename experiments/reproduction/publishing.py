@@ -19,12 +19,16 @@ LARGE = 2**20
 
 
 def publish(suite: str, plan: Plan, results: Path, folder: Path) -> list[Path]:
-    """Writes ``<suite>_ebm.safetensors``, ``<suite>_classifier.safetensors`` and ``<suite>.json``."""
+    """Writes the two models, under the names that their trainings ship them by, and ``<suite>.json``.
+
+    Of a suite whose demo trains both: ``<suite>_ebm.safetensors`` and ``<suite>_classifier.safetensors``.
+    """
     if plan.ebm is None:
         raise InputError(f"publish: {suite} has no purifier, expected a suite with one")
     written, files = [], {}
+    names = {part.folder / file: n for part in plan.parts for file, n in part.shipped.items()}
     for role, source in (("ebm", plan.ebm), ("classifier", plan.classifier)):
-        path = folder / f"{suite}_{role}.safetensors"
+        path = folder / names.get(source, f"{suite}_{role}.safetensors")
         files[role] = publish_network(source, path)
         written.append(path)
     parts = read(results)
@@ -63,7 +67,8 @@ def publish_network(source: Path, path: Path) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "parameters": count,
         "stored_as": "bfloat16" if large else "float32",
-        "training": model.metadata["training"],
+        # A network that adversarial training went on with has both records.
+        **{k: model.metadata[k] for k in ("training", "defense") if k in model.metadata},
     }
 
 

@@ -23,8 +23,8 @@ def load(name: str | Path) -> Pretrained:
     """A purifier and its classifier.
 
     Args:
-      name: of a model that ships ("digits", "digits_best", "mnist", "cifar10"); a folder that :func:`save`
-        wrote; or ``hf:owner/name[@revision]``, which is fetched from the Hugging Face hub and needs the
+      name: of a model that ships ("digits", "digits_best", "mnist", "cifar10", "cifar10_defense"); a folder that
+        :func:`save` wrote; or ``hf:owner/name[@revision]``, which is fetched from the Hugging Face hub and needs the
         package huggingface_hub (``pip install 'purify_jax[hf]'``).
 
     Every file's SHA-256 is compared with the card's. Raises InputError for what is none of these, for a file
