@@ -147,6 +147,23 @@ def test_a_network_is_published_alone(models, tmp_path):
     assert target.read_bytes() == source.read_bytes()
 
 
+def test_a_row_is_published_under_the_names_of_its_networks(models, tmp_path):
+    plan = plans.plan("cifar10_defense", None, tmp_path / "cifar10_defense", None)
+    for path, model in ((plan.ebm, models[0]), (plan.classifier, models[1])):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pj.models.save_model(path, model)
+    result = {"command": "python -m x", "commit": "abc"}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "clean.json").write_text(json.dumps(result))
+    shipped = tmp_path / "pretrained"
+    shipped.mkdir()
+    made = publishing.publish("cifar10_defense", plan, tmp_path / "results", shipped)
+    names = ("cifar10_row_defense_ebm.safetensors", "cifar10_row_defense.safetensors")
+    assert [path.name for path in made] == [*names, "cifar10_defense.json"]
+    files = json.loads(made[-1].read_text())["files"]
+    assert tuple(files[role]["name"] for role in ("ebm", "classifier")) == names
+
+
 def test_a_budget_scales_steps_and_images():
     full = plans.plan("mnist", None, tables.ROOT / "runs", "DIR")
     half = plans.plan("mnist", 30, tables.ROOT / "runs", "DIR")
