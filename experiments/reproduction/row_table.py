@@ -85,7 +85,7 @@ def _certified(part: Any) -> str:
 
 def _differences(first: Parts, second: Parts) -> list[str]:
     """C − D for every evaluation that both have, on the images that both have: the first of the split."""
-    said = []
+    said, means = [], []
     for name in first:
         own, other = _shares(first[name]), _shares(second.get(name, {}))
         count = min(len(own), len(other))
@@ -93,11 +93,16 @@ def _differences(first: Parts, second: Parts) -> list[str]:
             continue
         settings = first[name]["settings"]
         ball = f", {settings['norm']} {fraction(settings['epsilon'])}"
-        difference = paired_difference(own[:count], other[:count])
-        said.append(
-            f"`{settings['suite']}`{'' if settings['suite'] == 'clean' else ball} {difference} ({count} images)"
-        )
-    return [f"C − D, paired by image: {'; '.join(said)}."] if said else []
+        what = f"`{settings['suite']}`{'' if settings['suite'] == 'clean' else ball}"
+        own, other = own[:count], other[:count]
+        said.append(f"{what} {paired_difference(own, other)} ({count} images)")
+        means.append(f"{what} {sum(own) / count:.3f} and {sum(other) / count:.3f}")
+    if not said:
+        return []
+    return [
+        f"C − D, paired by image: {'; '.join(said)}.",
+        f"C and D on just these images: {'; '.join(means)}.",
+    ]
 
 
 def _shares(part: Parts) -> list[float]:

@@ -147,17 +147,16 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
         denoise = ("--sigma=0.25", "--method=denoise", "--noise_scale=0.25")
         # Of a classifier that was never shown noise there is nothing to certify, at a third of the cost.
         add("certification", "certify", *denoise, images, samples, "--noundefended")
-    elif ebm is None or row.ebm != ("dsm", "model.safetensors"):
-        alone = () if ebm is None else ("--noundefended",)
-        _add_attacks(add, scaled(row.images, 16), scaled(256, 16), scaled, alone)
     else:
-        images = scaled(row.images, 16), scaled(64, 16)
-        _add_attacks(add, *images, scaled, ("--noundefended",))
+        l2 = 64 if row.ebm == ("dsm", "model.safetensors") else 256
+        # `paper` attacks the bare classifier, too; under `honest` that would cost a third of the time.
+        alone = () if ebm is None else ("--noundefended",)
+        _add_attacks(add, scaled(row.images, 16), scaled(l2, 16), scaled, alone)
     note = "full plan" if factor == 1 else f"{budget:g} of {row.minutes:g} minutes: {factor:.0%}"
     return Plan(parts, ebm, classifier, f"{note}. {row.note}")
 
 
-def _add_attacks(add, linf: int, l2: int, scaled, alone: tuple[str, ...] = ()) -> None:
+def _add_attacks(add, linf: int, l2: int, scaled, alone: tuple[str, ...]) -> None:
     for (norm, epsilon), images in zip(_BALLS, (linf, l2), strict=True):
         ball = (f"--norm={norm}", f"--epsilon={epsilon:.6g}", f"--images={images}")
         name = f"{norm}_{epsilon:.3g}"
@@ -165,7 +164,6 @@ def _add_attacks(add, linf: int, l2: int, scaled, alone: tuple[str, ...] = ()) -
             paper = (f"--steps={scaled(40, 2)}", f"--eot={scaled(4, 1)}", "--probe_images=0")
             add(f"paper_{name}", "evaluate", "--suite=paper", *ball, *paper)
         steps = (f"--steps={scaled(400, 8)}", "--eot=1", f"--probe_images={scaled(32, 4)}")
-        # `paper` attacks the bare classifier, too; here that would cost a third of the time.
         add(f"honest_{name}", "evaluate", "--suite=honest", *ball, *steps, *alone)
 
 

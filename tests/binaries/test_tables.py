@@ -44,6 +44,14 @@ def test_a_marker_without_results_or_end_is_refused(text):
         tables.rewrite(text, ROOT / "results")
 
 
+_ABOUT = {
+    "worst_case": {},
+    "budget": "full plan.",
+    "seconds": 60,
+    "versions": {"device": "cpu", "jax": "1"},
+}
+
+
 def _part(label, settings, average, correct_draws, **more):
     cost = {"purifier_backward": 900.0, "classifier_backward": 400.0}
     figures = {"average": average, "worst": [0.1, 0.0, 0.2, 4], "draws": 2, "cost": cost}
@@ -85,21 +93,16 @@ def test_rows_are_one_table_with_their_paired_difference(tmp_path):
     half = 3.182446 * d.std(ddof=1) / 2
     shown = f"+0.250 [{0.25 - half:+.3f}, {0.25 + half:+.3f}]"
     assert f"C − D, paired by image: `honest`, linf 8/255 {shown} (4 images)." in page
+    assert "C and D on just these images: `honest`, linf 8/255 0.625 and 0.375." in page
     assert "commit abc, def." in page
 
 
 def test_a_classifier_alone_has_a_table_and_a_place_in_the_leaderboard(tmp_path):
     settings = {"suite": "honest", "norm": "linf", "epsilon": 0.0314}
     part = _part("undefended", settings, [0.375, 0.1, 0.7, 4], [1, 2, 0, 0])
-    about = {
-        "worst_case": {},
-        "budget": "full plan.",
-        "seconds": 60,
-        "versions": {"device": "cpu", "jax": "1"},
-    }
     (tmp_path / "cifar10_control").mkdir()
     file = tmp_path / "cifar10_control" / "honest_linf_0.0314.json"
-    file.write_text(json.dumps(part | about))
+    file.write_text(json.dumps(part | _ABOUT))
     shown = tables.block("cifar10_control", file.parent)
     average = "| **average under `honest`, linf 0.0314** (400 backward passes) | 4 | 0.375 |  | [0.100, 0.700] |"
     assert average in shown
@@ -111,13 +114,7 @@ def test_a_defense_alone_has_a_table(tmp_path):
     settings = {"suite": "honest", "norm": "linf", "epsilon": 0.0314}
     part = _part("defended", settings, [0.375, 0.1, 0.7, 4], [1, 2, 0, 0])
     del part["figures"]["undefended"]
-    about = {
-        "worst_case": {},
-        "budget": "full plan.",
-        "seconds": 60,
-        "versions": {"device": "cpu", "jax": "1"},
-    }
-    (tmp_path / "honest_linf_0.0314.json").write_text(json.dumps(part | about))
+    (tmp_path / "honest_linf_0.0314.json").write_text(json.dumps(part | _ABOUT))
     shown = tables.block("cifar10_defense", tmp_path)
     assert "(900 backward passes) | 4 |  | 0.375 | [0.100, 0.700] |" in shown
 
