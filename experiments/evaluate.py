@@ -39,9 +39,7 @@ flags.DEFINE_integer("steps", None, "Attack steps (default: the suite's).")
 flags.DEFINE_integer(
     "eot_at_once", None, "EOT samples computed side by side (default: 4, fewer where memory asks)."
 )
-flags.DEFINE_integer(
-    "probe_images", 48, "Images of the short attacks behind the red flags; 0 for none."
-)
+flags.DEFINE_integer("probe_images", 48, "Images of the red flags' attacks; 0 for none.")
 flags.DEFINE_enum("sweep", "none", ["none", *SWEEPS], "Also draw a curve over this.")
 flags.DEFINE_integer(
     "block", None, "Images that pass all attacks before the next ones start (default: all)."

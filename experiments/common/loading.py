@@ -32,7 +32,7 @@ METHODS = (
     "reverse_sde",
     "tweedie",
 )
-MODEL_HELP = "A model that ships, by name, a folder with config.json, or hf:OWNER/NAME."
+MODEL_HELP = "A model that ships, a folder or hf:OWNER/NAME."
 
 
 def define(images: int, batch_size: int, ebm_required: bool = False) -> None:

@@ -116,7 +116,9 @@ def test_bad_input_is_one_line_and_status_1(
     assert "Traceback" not in done.stderr
 
 
-def test_help_is_readable(run_binary):
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_help_is_readable(run_binary, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
     for binary in ("quickstart", "train_ebm", "train_classifier", "evaluate", "purify"):
         done = run_binary(binary, "--help", check=False, fresh=True)
         assert done.returncode == 0
