@@ -9,6 +9,7 @@ import purify_jax as pj
 from purify_jax import attacks, models
 from purify_jax.evaluation import records
 
+#: By data set.
 _EPSILON = {"digits": 0.15, "mnist": 0.2, "cifar10": 8 / 255}
 
 
@@ -20,8 +21,9 @@ def measure(names: list[str], images: int, data_dir: str | None) -> list[dict[st
     rows = []
     for name in names:
         shipped = pj.pretrained.load(name)
-        dataset = pj.data.load_split(name, f"test[:{images}]", data_dir)
-        epsilon = _EPSILON[name]
+        data = shipped.card["data"]
+        dataset = pj.data.load_split(data, f"test[:{images}]", data_dir)
+        epsilon = _EPSILON[data]
         blind = attacks.pgd(
             attacks.blind(shipped.logits_fn), epsilon=epsilon, step_size=epsilon / 8, num_steps=20
         )

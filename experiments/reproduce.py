@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     print(f"results: {results}")
     if FLAGS.publish:
         locks.hold("publish", "pretrained")
-        for path in publishing.publish(FLAGS.suite, plan, results, Path("pretrained")):
+        for path in publishing.publish(plan, results, Path("pretrained")):
             print(f"published: {path}")
 
 
@@ -126,15 +126,15 @@ def _take_shipped_models(part: plans.Part, plan: plans.Plan) -> None:
     folder = next((f for f in pj.pretrained.folders() if f.is_dir()), Path("pretrained"))
     # The demo trains as well, both networks of its plan.
     made = [p for p in (plan.ebm, plan.classifier) if p is not None and p.parent == part.folder]
-    models = {p.name: f"{FLAGS.suite}_{p.name}" for p in made}
+    models = {p.name: f"{plan.model}_{p.name}" for p in made}
     if part.is_training:
         models = dict(part.shipped)
     for file, name in models.items():
         target, shipped = part.folder / file, folder / name
         if target.exists() or not shipped.is_file():
             continue
-        if (folder / f"{FLAGS.suite}.json").is_file():
-            pj.pretrained.load(FLAGS.suite)  # checks the digests
+        if (folder / f"{plan.model}.json").is_file():
+            pj.pretrained.load(plan.model)  # checks the digests
         part.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(target, shipped.read_bytes())
         write_atomically(part.folder / SHIPPED, "The network is that of pretrained/.\n")

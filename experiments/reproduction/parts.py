@@ -31,10 +31,11 @@ class Part(NamedTuple):
 class Plan(NamedTuple):
     """The parts in order, the models they make, and what the budget did to them.
 
-    ebm: None where a classifier alone is evaluated.
+    ebm: None where a classifier alone is evaluated. model: the name in pretrained/ that the two ship by.
     """
 
     parts: list[Part]
     ebm: Path | None
     classifier: Path
     note: str
+    model: str

@@ -28,6 +28,7 @@ class Suite:
     clean_images: int = 0  # for a part without attacks, beside the clean rows of the others
     norms: tuple[tuple[str, float], ...] = ()  # further (norm, ε)
     note: str = ""
+    config: str = ""  # of the two trainings, where it is not named like the suite
     trained_by_demo: bool = False
     on_purified: bool = False  # the classifier trains on purified images
     beside_attacks: bool = True  # also detection, corruptions and certification
@@ -91,7 +92,8 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
             on_purified=True,
             beside_attacks=False,
         ),
-        "cifar10": Suite(
+        "cifar10_small": Suite(
+            config="cifar10",
             minutes=60,
             ebm_steps=1500,
             classifier_steps=6000,
@@ -145,7 +147,7 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
     factor = 1.0 if budget is None else min(1.0, budget / suite.minutes)
     scaled = lambda number, least: max(least, round(number * factor))
     data = [f"--data_dir={data_dir}"] if data_dir else []
-    config = f"--config=experiments/configs/{name}.py"
+    config = f"--config=experiments/configs/{suite.config or name}.py"
     ebm_steps, classifier_steps = (
         max(100, round(n * factor / 100) * 100) for n in (suite.ebm_steps, suite.classifier_steps)
     )
@@ -202,7 +204,7 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
             )
     note = "full plan" if factor == 1 else f"{budget:g} of {suite.minutes:g} minutes: {factor:.0%}"
     note = f"{note}; {ebm_steps} EBM steps, {classifier_steps} classifier steps"
-    made = Plan(parts, ebm, classifier, f"{note}. {suite.note}".strip())
+    made = Plan(parts, ebm, classifier, f"{note}. {suite.note}".strip(), name)
     if not suite.beside_attacks:
         return made
     norm, epsilon = balls[0]
@@ -218,11 +220,6 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
         "certification", "certify", f"--sigma={suite.sigma}", f"--images={scaled(images, 4)}",
         f"--n={scaled(samples, 100)}", "--noise_scale=0", "--num_restarts=1",
     )  # fmt: skip
-    if name == "cifar10":
-        # The model and the images that ship: what it shows, anybody sees in a minute.
-        folder = workdir / "photographs"
-        command = ["experiments.demo", f"--model={name}", f"--workdir={folder}"]
-        parts.append(Part("photographs", command, folder))
     if name == "digits":
         add(
             "comparison", "compare", f"--norm={norm}", f"--epsilon={epsilon:.6g}",

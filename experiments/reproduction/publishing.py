@@ -18,17 +18,17 @@ from purify_jax.checks import InputError
 LARGE = 2**20
 
 
-def publish(suite: str, plan: Plan, results: Path, folder: Path) -> list[Path]:
-    """Writes the two models, under the names that their trainings ship them by, and ``<suite>.json``.
+def publish(plan: Plan, results: Path, folder: Path) -> list[Path]:
+    """Writes the two models, under the names that their trainings ship them by, and ``<model>.json``.
 
-    Of a suite whose demo trains both: ``<suite>_ebm.safetensors`` and ``<suite>_classifier.safetensors``.
+    Of a suite whose demo trains both: ``<model>_ebm.safetensors`` and ``<model>_classifier.safetensors``.
     """
     if plan.ebm is None:
-        raise InputError(f"publish: {suite} has no purifier, expected a suite with one")
+        raise InputError(f"publish: {plan.model} has no purifier, expected a suite with one")
     written, files = [], {}
     names = {part.folder / file: n for part in plan.parts for file, n in part.shipped.items()}
     for role, source in (("ebm", plan.ebm), ("classifier", plan.classifier)):
-        path = folder / names.get(source, f"{suite}_{role}.safetensors")
+        path = folder / names.get(source, f"{plan.model}_{role}.safetensors")
         files[role] = publish_network(source, path)
         written.append(path)
     parts = read(results)
@@ -44,7 +44,7 @@ def publish(suite: str, plan: Plan, results: Path, folder: Path) -> list[Path]:
         "figures": {name: _headline(part) for name, part in parts.items() if _headline(part)},
         "files": files,
     }
-    path = folder / f"{suite}.json"
+    path = folder / f"{plan.model}.json"
     write_atomically(path, json.dumps(card, indent=2) + "\n")
     return [*written, path]
 

@@ -68,7 +68,8 @@ class Row(NamedTuple):
     """A row: the networks of the defense that is evaluated, and how.
 
     ebm: the network and its file; None for a classifier alone. images: of `paper` and `honest` at Linf;
-    0 for certification instead. minutes: on two CPU cores, an estimate.
+    0 for certification instead. minutes: on two CPU cores, an estimate. model: its name in pretrained/,
+    and it is shown on photographs; "" for the suite's, and it is not.
     """
 
     minutes: float
@@ -78,13 +79,14 @@ class Row(NamedTuple):
     clean_images: int
     note: str
     noise_scales: tuple[float, ...] = ()
+    model: str = ""
 
 
 ROWS: Mapping[str, Row] = MappingProxyType(
     {
         "cifar10_adp": Row(
             2000, "classifier", ("dsm", "model.safetensors"), 256, 1000,
-            "Row A: the paper's defense, the classifier never retrained.", (0.1,),
+            "Row A: the paper's defense, the classifier never retrained.", (0.1,), "cifar10_adp",
         ),
         "cifar10_purified": Row(
             2000, "purified", ("dsm", "model.safetensors"), 256, 1000,
@@ -92,7 +94,7 @@ ROWS: Mapping[str, Row] = MappingProxyType(
         ),
         "cifar10_defense": Row(
             600, "defense", ("defense", "ebm.safetensors"), 512, 10_000,
-            "Row C: adversarial training through one denoising step and the classifier.",
+            "Row C: adversarial training through one denoising step and the classifier.", (), "cifar10",
         ),
         "cifar10_control": Row(
             400, "control", None, 512, 10_000,
@@ -152,8 +154,13 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
         # `paper` attacks the bare classifier, too; under `honest` that would cost a third of the time.
         alone = () if ebm is None else ("--noundefended",)
         _add_attacks(add, scaled(row.images, 16), scaled(l2, 16), scaled, alone)
+    if row.model:
+        # The model and the images that ship: what it shows, anybody sees in a minute.
+        folder = workdir / "photographs"
+        command = ["experiments.demo", f"--model={row.model}", f"--workdir={folder}"]
+        parts.append(Part("photographs", command, folder))
     note = "full plan" if factor == 1 else f"{budget:g} of {row.minutes:g} minutes: {factor:.0%}"
-    return Plan(parts, ebm, classifier, f"{note}. {row.note}")
+    return Plan(parts, ebm, classifier, f"{note}. {row.note}", row.model or name)
 
 
 def _add_attacks(add, linf: int, l2: int, scaled, alone: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ from experiments.common import cli, locks
 from experiments.common.provenance import ROOT
 from experiments.reproduction import leaderboard, row_table
 from experiments.reproduction.figures import backward_passes, certified, judged, read, span
+from experiments.reproduction.rows import ROWS
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 
@@ -26,7 +27,7 @@ FLAGS = flags.FLAGS
 
 #: Published figures (percent), with their source; REFERENCE: Croce et al. 2022 and the paper.
 PUBLISHED = {
-    "cifar10": "published, ADP with WideResNet-28-10 at Linf 8/255: clean 86.14, BPDA+EOT 70.01 "
+    "cifar10_small": "published, ADP with WideResNet-28-10 at Linf 8/255: clean 86.14, BPDA+EOT 70.01 "
     "(Yoon et al. 2021), exact gradients 33.7 ± 0.5 (Croce et al. 2022)",
     "mnist": "published: the paper prints no table for MNIST",
     "digits": "",
@@ -36,7 +37,7 @@ TITLES = {
     "digits": "Handwritten digits, 8×8 pixels",
     "digits_best": "Handwritten digits, 8×8 pixels, best settings found",
     "mnist": "MNIST",
-    "cifar10": "CIFAR-10",
+    "cifar10_small": "CIFAR-10, small networks",
 }
 
 
@@ -69,13 +70,17 @@ def rewrite(text: str, results: Path) -> str:
         "flagship": flagship,
         "rows": lambda suite, folder: row_table.table(folder.parent),
     }
+    there = {
+        kind: {p.name for p in results.iterdir() if p.is_dir()} for kind in ("table", "flagship")
+    }
+    # The rows have a folder each.
+    there["rows"] = {"cifar10"} if there["table"] & set(ROWS) else set()
 
     def anew(found: re.Match[str]) -> str:
         start, kind, suite, end = found.groups()
-        if not (results / suite).is_dir() or not end:
-            known = sorted(p.name for p in results.iterdir() if p.is_dir())
+        if suite not in there[kind] or not end:
             raise InputError(
-                f"marker: got {start}, expected one of {known}, and <!-- end --> after it"
+                f"marker: got {start}, expected one of {sorted(there[kind])}, and <!-- end --> after it"
             )
         return f"{start}\n{made[kind](suite, results / suite)}\n{end}"
 

@@ -55,7 +55,8 @@ def test_a_result_without_an_average_is_made_anew():
 @pytest.mark.parametrize("name", sorted(plans.SUITES))
 def test_every_suite_has_a_config_that_builds(name):
     plan = plans.plan(name, None, tables.ROOT / "runs", "DIR")
-    config = importlib.import_module(f"experiments.configs.{name}").get_config()
+    module = f"experiments.configs.{plans.SUITES[name].config or name}"
+    config = importlib.import_module(module).get_config()
     assert config.purification.method in pj.models.METHODS
     pj.networks.build(config.ebm.network.to_dict())
     pj.networks.build({**config.classifier.network.to_dict(), "num_outputs": 10})
@@ -92,7 +93,10 @@ def test_every_row_trains_what_it_evaluates(name):
             share = 0.5 if part.name == "defense" else 1  # row C: each step costs twice row D's
             assert int(flags[steps]) == share * config[section].steps
             config_schema.check(config, section)
-    evaluated = [part for part in plan.parts if not part.is_training]
+    shown = [part for part in plan.parts if part.name == "photographs"]
+    # Photographs are shown with the model that ships, under the name that this plan publishes it by.
+    assert all(f"--model={plan.model}" in part.command for part in shown)
+    evaluated = [part for part in plan.parts if not part.is_training and part not in shown]
     classified = [part for part in evaluated if part.name != "denoising"]
     assert all(f"--classifier={plan.classifier}" in part.command for part in classified)
     assert all(
@@ -157,9 +161,9 @@ def test_a_row_is_published_under_the_names_of_its_networks(models, tmp_path):
     (tmp_path / "results" / "clean.json").write_text(json.dumps(result))
     shipped = tmp_path / "pretrained"
     shipped.mkdir()
-    made = publishing.publish("cifar10_defense", plan, tmp_path / "results", shipped)
+    made = publishing.publish(plan, tmp_path / "results", shipped)
     names = ("cifar10_row_defense_ebm.safetensors", "cifar10_row_defense.safetensors")
-    assert [path.name for path in made] == [*names, "cifar10_defense.json"]
+    assert [path.name for path in made] == [*names, "cifar10.json"]
     files = json.loads(made[-1].read_text())["files"]
     assert tuple(files[role]["name"] for role in ("ebm", "classifier")) == names
 
