@@ -24,10 +24,10 @@ from experiments.common.adversarial import AdversarialFiles
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError, check_file_name
 
-#: The names of ``attacks.suites.SUITES`` and ``evaluation.sweeps.SWEEPS``, said here so that flags are
+#: The names of ``attacks.suites.SUITES`` and ``evaluation.sweeps.NAMES``, said here so that flags are
 #: read before JAX is loaded; tests/project/test_start.py compares them.
 SUITES = ("clean", "exhaustive", "honest", "paper", "rand", "standard")
-SWEEPS = ("epsilon", "eot", "steps")
+SWEEPS = ("epsilon", "eot", "steps", "steps_eot")
 
 loading.define(images=128, batch_size=32)
 loading.define_ball()

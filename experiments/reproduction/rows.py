@@ -150,10 +150,16 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
         # Of a classifier that was never shown noise there is nothing to certify, at a third of the cost.
         add("certification", "certify", *denoise, images, samples, "--noundefended")
     else:
-        l2 = 64 if row.ebm == ("dsm", "model.safetensors") else 256
+        many_calls = row.ebm is not None and row.ebm[0] == "dsm"
+        l2 = 64 if many_calls else 256
         # `paper` attacks the bare classifier, too; under `honest` that would cost a third of the time.
         alone = () if ebm is None else ("--noundefended",)
         _add_attacks(add, scaled(row.images, 16), scaled(l2, 16), scaled, alone)
+        if ebm is not None and not many_calls:
+            # 4410 gradients an image: hours for each image of a purifier of two hundred calls.
+            ball = ("--norm=linf", f"--epsilon={8 / 255:.6g}", f"--images={scaled(64, 16)}")
+            grid = ("--suite=clean", *ball, "--sweep=steps_eot", "--probe_images=0", *alone)
+            add("convergence", "evaluate", *grid)
     if row.model:
         # The model and the images that ship: what it shows, anybody sees in a minute.
         folder = workdir / "photographs"

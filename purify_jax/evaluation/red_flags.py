@@ -22,7 +22,7 @@ from purify_jax.defense import Defense
 from purify_jax.devices.batches import map_images
 from purify_jax.evaluation.records import Record, attack_names, of_attack
 from purify_jax.evaluation.statistics import Interval
-from purify_jax.evaluation.sweeps import Curve, attacked_accuracy
+from purify_jax.evaluation.sweeps import Curve, Grid, attacked_accuracy
 from purify_jax.keys import stream_key
 from purify_jax.pytrees import pytree
 from purify_jax.types import Array, Keys
@@ -146,7 +146,7 @@ def probe(
 def red_flags(
     records: Sequence[Record] = (),
     probes: Mapping[str, Any] | None = None,
-    curve: Curve | None = None,
+    curve: Curve | Grid | None = None,
 ) -> list[RedFlag]:
     """All red flags that records of an evaluation, :func:`probe` and a sweep give cause for."""
     flags = list(_from_records(records))
@@ -154,7 +154,7 @@ def red_flags(
         flags += _from_health(probes["health"])
         flags += _from_probes(probes)
     if curve is not None:
-        flags += _from_curve(curve)
+        flags += _from_grid(curve) if isinstance(curve, Grid) else _from_curve(curve)
     return flags
 
 
@@ -260,3 +260,15 @@ def _from_curve(curve: Curve) -> list[RedFlag]:
         advice = f"raise the {curve.name} further, until the curve is flat"
         return [RedFlag(f"more {curve.name} still lower the accuracy much", text, advice)]
     return []
+
+
+def _from_grid(grid: Grid) -> list[RedFlag]:
+    return [
+        RedFlag(
+            f"more {what} still lower the accuracy much",
+            f"the last increase changes it by {change}, image by image",
+            f"raise the {what} further, until the curve is flat",
+        )
+        for what, change in grid.changes.items()
+        if change.value < -MUCH
+    ]

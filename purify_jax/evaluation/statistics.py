@@ -50,7 +50,9 @@ class Difference(NamedTuple):
 
 
 def paired_difference(
-    first: Sequence[float], second: Sequence[float], confidence: float = 0.95
+    first: Sequence[float] | np.ndarray,
+    second: Sequence[float] | np.ndarray,
+    confidence: float = 0.95,
 ) -> Difference:
     """The mean of ``first - second`` over images that both measured, and Student's t interval.
 

@@ -39,7 +39,7 @@ class SuiteResult(NamedTuple):
     shared_keys: Interval | None
     probes: Mapping[str, Any]
     red_flags: list[red_flags.RedFlag]
-    curve: sweeps.Curve | None
+    curve: sweeps.Curve | sweeps.Grid | None
 
     def worst_case(self, label: str = "defended", scoring: str = "one_draw") -> Interval:
         """Share of images that withstood every attack of the suite."""
@@ -65,7 +65,7 @@ class SuiteRun:
     def __post_init__(self) -> None:
         check_choice("suite", self.suite, sorted(suites.SUITES))
         if self.sweep is not None:
-            check_choice("sweep", self.sweep, sorted(sweeps.SWEEPS))
+            check_choice("sweep", self.sweep, sorted(sweeps.NAMES))
         check_count("draws", self.draws)
         check_count("batch_size", self.batch_size)
         check_count("probe_images", self.probe_images, 0)
@@ -93,8 +93,8 @@ def evaluate_suite(
       dataset: labelled images.
       options: norm, ε, and what overrides the suite's steps and EOT samples.
       run: the suite ("honest", "paper", "rand", "standard", "clean"), scoring draws, batch size,
-        images for the red flags' probes (0 for none), a sweep ("epsilon", "eot", "steps"), images per
-        block, and which shard of the blocks (then there are records alone).
+        images for the red flags' probes (0 for none), a sweep ("epsilon", "eot", "steps",
+        "steps_eot"), images per block, and which shard of the blocks (then there are records alone).
       seed: of all randomness.
       models: label → defense, instead of "undefended" and "defended".
       workdir: a folder for ``records_<label>.jsonl``; an evaluation that was killed continues there.

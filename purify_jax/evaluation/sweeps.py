@@ -1,6 +1,7 @@
-"""Accuracy under exact PGD+EOT as one setting varies: ε, EOT samples, or attack steps."""
+"""Accuracy under exact PGD+EOT as a setting varies: ε, EOT samples, attack steps, or the last two together."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -10,12 +11,12 @@ from jax.sharding import Mesh
 
 from purify_jax.attacks import eot, exact, pgd
 from purify_jax.attacks.suites import Options
-from purify_jax.checks import check_choice
+from purify_jax.checks import InputError, check_choice
 from purify_jax.data import Dataset
 from purify_jax.defense import Defense
 from purify_jax.devices.batches import map_images
 from purify_jax.evaluation.predictions import check_classes, fresh_draws, predicted_class
-from purify_jax.evaluation.statistics import Interval, wilson
+from purify_jax.evaluation.statistics import Difference, Interval, paired_difference, wilson
 from purify_jax.keys import stream, stream_key
 from purify_jax.pytrees import pytree
 from purify_jax.types import Array, GradientFn, Keys
@@ -28,6 +29,10 @@ SWEEPS: Mapping[str, tuple[float, ...]] = MappingProxyType(
         "steps": (5, 10, 20, 50, 100),
     }
 )
+#: Both at once: attack steps, and EOT samples at each.
+GRID = ((10, 40, 160), (1, 4, 16))
+#: All that :func:`sweep` knows.
+NAMES = (*SWEEPS, "steps_eot")
 
 
 class Curve(NamedTuple):
@@ -36,6 +41,21 @@ class Curve(NamedTuple):
     name: str
     points: list[float]
     accuracies: list[Interval]
+
+
+class Grid(NamedTuple):
+    """Accuracy over attack steps × EOT samples; where it no longer falls, the attack has converged.
+
+    accuracies: [i][j] for ``steps[i]`` and ``samples[j]``, of the mean probability over fresh draws.
+    changes: "steps" and "eot" → what the last increase of each changed, the other at its largest, paired by
+    image; only what was increased at all.
+    """
+
+    steps: list[int]
+    samples: list[int]
+    accuracies: list[list[Interval]]
+    changes: dict[str, Difference]
+    name: str = "steps_eot"
 
 
 @pytree
@@ -67,28 +87,84 @@ def attacked_accuracy(
     The gradient is the exact one unless another is given. ε is a leaf of the attack, so that a
     whole curve over it compiles once. ``options.steps`` and ``options.eot`` default to 20 and 4.
     """
+    right = functools.partial(
+        _right, key, defense, dataset, options, draws, gradient, batch_size=batch_size, mesh=mesh
+    )
+    return [_share(right(epsilon=float(e))) for e in epsilons or (options.epsilon,)]
+
+
+def _right(
+    key: Array,
+    defense: Defense,
+    dataset: Dataset,
+    options: Options,
+    draws: int = 4,
+    gradient: GradientFn | None = None,
+    *,
+    epsilon: float,
+    batch_size: int,
+    mesh: Mesh | None,
+) -> np.ndarray:
+    """Which images are right under PGD, [images], bool."""
     images, labels = dataset.batch(np.arange(len(dataset)))
     samples = 4 if options.eot is None else options.eot
     samples = 1 if defense.is_deterministic else samples
     steps = 20 if options.steps is None else options.steps
     chosen = eot(gradient or exact(defense), samples, options.samples_at_once)
     scorer = fresh_draws(defense, 1 if defense.is_deterministic else draws)
+    attack = pgd(chosen, norm=options.norm, epsilon=epsilon, num_steps=steps)
+    predicted = map_images(
+        AttackedAndScored(attack=attack, scorer=scorer), stream_key(key, "sweep"), images, labels,
+        batch_size=batch_size, mesh=mesh,
+    )  # fmt: skip
+    check_classes(predicted, f"PGD at epsilon {epsilon:g}")
+    return np.asarray(predicted == labels)
 
-    def correct(epsilon: float) -> int:
-        attack = pgd(
-            chosen,
-            norm=options.norm,
-            epsilon=epsilon,
-            num_steps=steps,
-        )
-        run = AttackedAndScored(attack=attack, scorer=scorer)
-        predicted = map_images(
-            run, stream_key(key, "sweep"), images, labels, batch_size=batch_size, mesh=mesh
-        )
-        check_classes(predicted, f"PGD at epsilon {epsilon:g}")
-        return int((predicted == labels).sum())
 
-    return [wilson(correct(float(e)), len(dataset)) for e in epsilons or (options.epsilon,)]
+def _share(right: np.ndarray) -> Interval:
+    return wilson(int(right.sum()), len(right))
+
+
+def grid(
+    key: Array,
+    defense: Defense,
+    dataset: Dataset,
+    options: Options,
+    steps: Sequence[int] = GRID[0],
+    samples: Sequence[int] = GRID[1],
+    batch_size: int = 128,
+    mesh: Mesh | None = None,
+) -> Grid:
+    """Accuracy under exact PGD at ``options.epsilon`` for all pairs of attack steps and EOT samples.
+
+    A defense that draws nothing has one sample, whatever is asked for: averages would change nothing.
+
+    Args:
+      steps, samples: increasing, from 1.
+
+    Raises InputError for none, and for what does not increase.
+    """
+    samples = (1,) if defense.is_deterministic else samples
+    for name, values in (("steps", steps), ("samples", samples)):
+        if not values or values[0] < 1 or any(np.diff(values) <= 0):
+            raise InputError(f"{name}: got {list(values)}, expected increasing numbers from 1")
+    right = [
+        [
+            _right(
+                key, defense, dataset, options._replace(steps=n, eot=m),
+                epsilon=options.epsilon, batch_size=batch_size, mesh=mesh,
+            )
+            for m in samples
+        ]
+        for n in steps
+    ]  # fmt: skip
+    changes = {}
+    if len(steps) > 1 and len(dataset) > 1:
+        changes["steps"] = paired_difference(right[-1][-1], right[-2][-1])
+    if len(samples) > 1 and len(dataset) > 1:
+        changes["eot"] = paired_difference(right[-1][-1], right[-1][-2])
+    accuracies = [[_share(each) for each in row] for row in right]
+    return Grid(list(steps), list(samples), accuracies, changes)
 
 
 def _changed(options: Options, name: str, value: int) -> Options:
@@ -103,11 +179,13 @@ def sweep(
     options: Options,
     batch_size: int = 128,
     mesh: Mesh | None = None,
-) -> Curve:
-    """The curve over one setting; InputError for an unknown one."""
-    check_choice("sweep", name, sorted(SWEEPS))
-    points = SWEEPS[name]
+) -> Curve | Grid:
+    """The curve over one setting, or the grid over two; InputError for an unknown one."""
+    check_choice("sweep", name, sorted(NAMES))
     where: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
+    if name == "steps_eot":
+        return grid(key, defense, dataset, options, **where)
+    points = SWEEPS[name]
     if name == "epsilon":
         epsilons = tuple(options.epsilon * factor for factor in points)
         found = attacked_accuracy(key, defense, dataset, options, epsilons=epsilons, **where)

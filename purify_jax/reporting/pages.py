@@ -8,7 +8,7 @@ from typing import Any
 
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import check_file_name
-from purify_jax.evaluation.sweeps import Curve
+from purify_jax.evaluation.sweeps import Curve, Grid
 from purify_jax.models.versions import versions
 from purify_jax.reporting import plots
 from purify_jax.reporting.report import Section, text_table, write_report
@@ -75,8 +75,23 @@ def as_json(content: Any) -> str:
     return numbers.sub(lambda found: "[" + re.sub(r",\s+", ", ", found[1]) + "]", text) + "\n"
 
 
-def curve_figure(curve: Curve) -> bytes:
-    """A sweep's curve as a figure (PNG)."""
+def curve_figure(curve: Curve | Grid) -> bytes:
+    """A sweep's curve, or a grid's curve over the steps for each number of samples, as a figure (PNG)."""
+    if isinstance(curve, Grid):
+        columns = dict(zip(grid_labels(curve), zip(*curve.accuracies, strict=True), strict=True))
+        return plots.curves(
+            curve.steps,
+            {label: [a.value for a in column] for label, column in columns.items()},
+            "attack steps",
+            "accuracy",
+            {label: [(a.low, a.high) for a in column] for label, column in columns.items()},
+            unit_interval=True,
+        )
     bands = {"exact PGD+EOT": [(a.low, a.high) for a in curve.accuracies]}
     lines = {"exact PGD+EOT": [a.value for a in curve.accuracies]}
     return plots.curves(curve.points, lines, curve.name, "accuracy", bands, unit_interval=True)
+
+
+def grid_labels(grid: Grid) -> list[str]:
+    """What each column of a grid is called: its number of EOT samples."""
+    return [f"EOT {n}" for n in grid.samples]

@@ -7,8 +7,9 @@ from typing import Any
 from purify_jax.evaluation import protocol, records
 from purify_jax.evaluation.protocol import Figures
 from purify_jax.evaluation.suite_runs import SuiteResult
+from purify_jax.evaluation.sweeps import Curve, Grid
 from purify_jax.reporting import plots, verdicts
-from purify_jax.reporting.pages import curve_figure, write_results
+from purify_jax.reporting.pages import curve_figure, grid_labels, write_results
 from purify_jax.reporting.report import Section
 
 QUOTE = (
@@ -53,6 +54,7 @@ SWEEP = {
     "epsilon": "Where an attack may change everything, accuracy must come near 0; else the attack is too weak.",
     "eot": "The curve should be level at its end; else more draws would still find more.",
     "steps": "The curve should be level at its end; else more steps would still find more.",
+    "steps_eot": "The curves should meet and be level at their end; else longer attacks would still find more.",
 }
 SHARED = "PGD, shared keys (deterministic white box)"
 
@@ -137,17 +139,7 @@ def write_robustness(
             ),
         )
     if result.curve is not None:
-        curve = result.curve
-        table_of_curve = [
-            [f"{p:g}", str(a)] for p, a in zip(curve.points, curve.accuracies, strict=True)
-        ]
-        sections.append(
-            Section(
-                f"Sweep over {curve.name}", f"Bars: 95% intervals. {SWEEP.get(curve.name, '')}".strip(), [curve.name, "exact PGD+EOT"], table_of_curve,
-                curve_figure(curve), alt=f"Line chart: accuracy over {curve.name}; the table has the numbers.",
-                folded="The numbers",
-            )
-        )  # fmt: skip
+        sections.append(_sweep_section(result.curve))
     content = {
         "settings": dict(settings),
         "rows": {label: records.table(found) for label, found in result.records.items()},
@@ -171,6 +163,27 @@ def write_robustness(
         notes=[*_notes(result), *(f"RED FLAG: {flag}" for flag in result.red_flags)],
         verdict=_verdict(result),
     )
+
+
+def _sweep_section(curve: Curve | Grid) -> Section:
+    explained = f"Bars: 95% intervals. {SWEEP[curve.name]}"
+    if isinstance(curve, Grid):
+        columns, over = ["steps", *grid_labels(curve)], "attack steps and EOT samples"
+        rows = [
+            [str(n), *map(str, row)] for n, row in zip(curve.steps, curve.accuracies, strict=True)
+        ]
+        changes = [f"of {what} by {change}" for what, change in curve.changes.items()]
+        if changes:
+            explained += (
+                f" The last increase changed it, image by image: that {', that '.join(changes)}."
+            )
+    else:
+        columns, over = [curve.name, "exact PGD+EOT"], curve.name
+        rows = [[f"{p:g}", str(a)] for p, a in zip(curve.points, curve.accuracies, strict=True)]
+    return Section(
+        f"Sweep over {over}", explained, columns, rows, curve_figure(curve),
+        alt=f"Line chart: accuracy over {over}; the table has the numbers.", folded="The numbers",
+    )  # fmt: skip
 
 
 def _columns(

@@ -204,9 +204,9 @@ def test_fewer_images_change_nothing_else():
     full = plans.plan("cifar10_defense", None, tables.ROOT / "runs", None)
     fewer = plans.with_fewer_images(full, 300)
     images = lambda plan: [x for p in plan.parts for x in p.command if x.startswith("--images=")]
-    # denoising, clean, paper and honest at Linf, honest at L2, in the order of the plan
-    assert images(full) == [f"--images={n}" for n in (512, 10_000, 512, 512, 256)]
-    assert images(fewer) == [f"--images={n}" for n in (300, 300, 300, 300, 256)]
+    # denoising, clean, paper and honest at Linf, honest at L2, convergence, in the order of the plan
+    assert images(full) == [f"--images={n}" for n in (512, 10_000, 512, 512, 256, 64)]
+    assert images(fewer) == [f"--images={n}" for n in (300, 300, 300, 300, 256, 64)]
     rest = lambda plan: [
         [x for x in p.command if not x.startswith("--images=")] for p in plan.parts
     ]

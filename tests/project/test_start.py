@@ -107,7 +107,7 @@ def constants(module):
 def test_names_said_in_flags_are_those_of_the_library():
     said = constants("evaluate")
     assert sorted(suites.SUITES) == list(said["SUITES"])
-    assert sorted(sweeps.SWEEPS) == sorted(said["SWEEPS"])
+    assert sorted(sweeps.NAMES) == sorted(said["SWEEPS"])
     assert sorted(pj.models.METHODS) == list(constants("common/loading")["METHODS"])
     said = constants("import_weights")
     assert sorted(torch_weights.KINDS) == list(said["NETWORKS"])
