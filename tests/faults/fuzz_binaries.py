@@ -38,7 +38,7 @@ _EVALUATED = {
 _BALL = {"norm": ["l3", "", "2"], "epsilon": _NUMBER, "steps": _COUNT, "eot": _COUNT}
 FLAGS = {
     "evaluate": {**_EVALUATED, **_BALL, "draws": _COUNT, "suite": ["nope", ""], "eot_at_once": _COUNT,
-                 "probe_images": _COUNT[1:], "sweep": ["nope"]},
+                 "probe_images": _COUNT[1:], "sweep": ["nope", "steps,eot"], "undefended": ["maybe"]},
     "detect": {**_EVALUATED, **_BALL, "calibration_images": [*_COUNT, "10000"], "fraction": [*_NUMBER, "1.5"],
                "false_positive_rate": [*_NUMBER, "0", "1", "2"]},
     "certify": {**_EVALUATED, "sigma": [*_NUMBER, "0"], "n0": [*_COUNT, "21"], "n": _COUNT,
@@ -59,7 +59,7 @@ FLAGS = {
         "image_shape": ["", "1", "a,b,c", "0,0,0", "28,28", "-1,2,3", "28,28,1,1", "32,32,3"],
         "head_channels": [*_COUNT, "64"], "out": ["/", "/dev/null/x"],
     },
-    "reproduce": {"suite": ["nope", ""], "budget": ["0", "-1", "nan", "inf", "x"], "parts": ["nope", "", "certification,nope"]},
+    "reproduce": {"suite": ["nope", ""], "images": _COUNT, "budget": ["0", "-1", "nan", "inf", "x"], "parts": ["nope", "", "certification,nope"]},
     "experiments.reproduction.exchange": {"results": _FILE[:1] + _FILE[2:], "out": ["/dev/null/x", str(ROOT / "README.md")]},
     "train_ebm": {"data_dir": [], "config": ["nope.py", "/", str(ROOT / "README.md"), ""], "image_size": ["9", "0", "x"]},
     "train_classifier": {"ebm": [str(ROOT / "pretrained/digits_ebm.safetensors")], "config": ["nope.py", ""]},
