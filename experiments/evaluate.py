@@ -39,6 +39,9 @@ flags.DEFINE_integer("steps", None, "Attack steps (default: the suite's).")
 flags.DEFINE_integer(
     "eot_at_once", None, "EOT samples computed side by side (default: 4, fewer where memory asks)."
 )
+flags.DEFINE_integer(
+    "attack_restarts", None, "Purifier restarts that attacks look through (default: all)."
+)
 flags.DEFINE_integer("probe_images", 48, "Images of the red flags' attacks; 0 for none.")
 flags.DEFINE_enum("sweep", "none", ["none", *SWEEPS], "Also draw a curve over this.")
 flags.DEFINE_integer(
@@ -155,12 +158,18 @@ class _Progress:
 
 def _settings() -> dict:
     more = ("suite", "norm", "epsilon", "draws", "eot", "steps", "block")
-    return loading.settings(*more)
+    # Named only where given: records of before this flag belong to the same settings.
+    given = ("attack_restarts",) if FLAGS.attack_restarts is not None else ()
+    return loading.settings(*more, *given)
 
 
 def _options() -> pj.attacks.suites.Options:
     options = pj.attacks.suites.Options(
-        norm=FLAGS.norm, epsilon=FLAGS.epsilon, steps=FLAGS.steps, eot=FLAGS.eot
+        norm=FLAGS.norm,
+        epsilon=FLAGS.epsilon,
+        steps=FLAGS.steps,
+        eot=FLAGS.eot,
+        restarts=FLAGS.attack_restarts,
     )
     given = FLAGS.eot_at_once
     return options if given is None else options._replace(samples_at_once=given)

@@ -1,12 +1,13 @@
 """A defense: a purifier before a classifier that nobody retrained. Deployed and attacked as one."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from purify_jax.checks import InputError
+from purify_jax.checks import InputError, check_count
 from purify_jax.purifiers.filters import identity
 from purify_jax.purifiers.loop import is_deterministic
 from purify_jax.pytrees import Replaceable, pytree, static
@@ -57,6 +58,22 @@ class Defense(Replaceable):
     def is_deterministic(self) -> bool:
         """Whether the purifier draws nothing, so that EOT and several draws would change nothing."""
         return is_deterministic(self.purifier)
+
+    def with_restarts(self, num_restarts: int) -> "Defense":
+        """The same with another number of noise restarts: one restart is a draw of what more would average.
+
+        A purifier that draws nothing stays as it is. Raises InputError for fewer than one, and for a purifier
+        without a ``num_restarts`` to change.
+        """
+        check_count("num_restarts", num_restarts)
+        if self.is_deterministic:
+            return self
+        if not hasattr(self.purifier, "num_restarts"):
+            raise InputError(
+                f"num_restarts: got {num_restarts} for {type(self.purifier).__name__}, expected a purifier that "
+                "has a number of restarts"
+            )
+        return self.replace(purifier=dataclasses.replace(self.purifier, num_restarts=num_restarts))
 
     def __call__(self, keys: Keys, images: Array) -> Array:
         purified, _ = self.purifier(keys, images)

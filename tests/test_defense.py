@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from conftest import keys_for
 
 import purify_jax as pj
 from purify_jax import attacks, defense, losses, purifiers
+from purify_jax.checks import InputError
 
 
 def test_combinations_against_numpy():
@@ -18,6 +20,24 @@ def test_combinations_against_numpy():
     close(defense.mean_logits(jnp.asarray(logits)), mean / mean.sum(-1, keepdims=True))
     votes = np.stack([(logits.argmax(-1) == c).sum(0) for c in range(4)], -1)
     close(defense.vote(jnp.asarray(logits)), (votes + 0.25) / 8)
+
+
+def test_one_restart_is_the_first_of_more(models, digits_test):
+    images, _ = digits_test.batch(np.arange(5))
+    purifier = pj.models.adp_purifier(models[0], num_steps=2, num_restarts=3)
+    logits_fn = pj.models.logits_fn(models[1])
+    whole = defense.defend(purifier, logits_fn)
+    purified, _ = purifier(keys_for(5), images)
+    expected = jax.nn.log_softmax(logits_fn(purified[0]))
+    found = whole.with_restarts(1)(keys_for(5), images)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    bare = defense.undefended(logits_fn)
+    assert bare.with_restarts(1) is bare
+    with pytest.raises(InputError, match="num_restarts: got 0, expected a whole number >= 1"):
+        whole.with_restarts(0)
+    plain = defense.defend(lambda keys, images: (images[None], None), logits_fn)
+    with pytest.raises(InputError, match="expected a purifier that has a number of restarts"):
+        plain.with_restarts(2)
 
 
 def test_undefended_is_the_classifier_itself(models, digits_test):

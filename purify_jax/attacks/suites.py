@@ -34,7 +34,9 @@ from purify_jax.types import Array, Attack, GradientFn, Keys
 class Options(NamedTuple):
     """norm and epsilon of the ball; steps and eot override the suite's; samples side by side.
 
-    Four samples at once by default, fewer where memory asks; a plain number is kept to.
+    Four samples at once by default, fewer where memory asks; a plain number is kept to. restarts: of the
+    purifier in what attacks look through, all of the defense's by default. One is a draw of the same thing at
+    a fraction of the cost; scoring is by the whole defense whatever it is.
     """
 
     norm: str = "linf"
@@ -42,6 +44,11 @@ class Options(NamedTuple):
     steps: int | None = None
     eot: int | None = None
     samples_at_once: int | None = UpTo(4)
+    restarts: int | None = None
+
+    def seen(self, defense: Defense) -> Defense:
+        """The defense as attacks look through it."""
+        return defense if self.restarts is None else defense.with_restarts(self.restarts)
 
 
 class Entry(NamedTuple):
@@ -95,7 +102,7 @@ def build(name: str, defense: Defense, options: Options) -> list[Entry]:
     for field in ("steps", "eot", "samples_at_once"):
         if getattr(options, field) is not None:
             check_count(field, getattr(options, field))
-    return SUITES[name].build(defense, options)
+    return SUITES[name].build(options.seen(defense), options)
 
 
 def passes(name: str, defense: Defense, options: Options, images: Array) -> dict[str, costs.Passes]:
@@ -104,6 +111,7 @@ def passes(name: str, defense: Defense, options: Options, images: Array) -> dict
     def cost(place: int) -> costs.Passes:
         return costs.count(lambda d: build(name, d, options)[place].attack, defense, images)
 
+    defense, options = options.seen(defense), options._replace(restarts=None)
     entries = build(name, defense, options)
     return {entry.name: cost(place) for place, entry in enumerate(entries)}
 
@@ -142,17 +150,13 @@ def _apgd(name: str, defense: Defense, loss_fn, options: Options, steps: int, eo
 def _standard(defense: Defense, options: Options) -> list[Entry]:
     steps = _steps(options, 100)
     deterministic = defense.is_deterministic
+    ball: dict[str, Any] = {"norm": options.norm, "epsilon": options.epsilon}
     targeted = apgd_targeted(
-        defense,
-        norm=options.norm,
-        epsilon=options.epsilon,
-        num_steps=steps,
-        deterministic=deterministic,
-        num_samples=_eot(defense, options, 1),
-        samples_at_once=options.samples_at_once,
-    )
+        defense, num_steps=steps, deterministic=deterministic, num_samples=_eot(defense, options, 1),
+        samples_at_once=options.samples_at_once, **ball,
+    )  # fmt: skip
     queries = 50 * steps
-    black_box = square(defense, norm=options.norm, epsilon=options.epsilon, num_queries=queries)
+    black_box = square(defense, num_queries=queries, **ball)
     ce = _apgd("APGD-CE", defense, losses.cross_entropy, options, steps, _eot(defense, options, 1))
     return [ce, _entry("APGD-T", targeted, steps), _entry("Square", black_box, queries)]
 
@@ -222,20 +226,14 @@ def _exhaustive(defense: Defense, options: Options) -> list[Entry]:
     gradient = mean_gradient(g.exact(defense), eot, options.samples_at_once)
     shorter = max(steps // 4, 1)
     bare = undefended(defense.logits_fn)
-    transfer = apgd(
-        g.exact(bare), norm=options.norm, epsilon=options.epsilon, num_steps=100, predict=None
-    )
+    ball: dict[str, Any] = {"norm": options.norm, "epsilon": options.epsilon}
+    transfer = apgd(g.exact(bare), num_steps=100, predict=None, **ball)
     draws = 1 if defense.is_deterministic else 4
     queries = 5 * steps
     black_box = square(
-        defense,
-        norm=options.norm,
-        epsilon=options.epsilon,
-        num_queries=queries,
-        num_samples=draws,
-        samples_at_once=options.samples_at_once,
-        rescale_schedule=True,
-    )
+        defense, num_queries=queries, num_samples=draws, samples_at_once=options.samples_at_once,
+        rescale_schedule=True, **ball,
+    )  # fmt: skip
     return [
         _entry("PGD+EOT", _pgd(gradient, options, steps), steps, eot),
         _apgd("APGD-CE+EOT", defense, losses.cross_entropy, options, shorter, eot),

@@ -135,7 +135,7 @@ def probe(
     return {
         "exact": at,
         "exact, any image allowed": at_large,
-        "BPDA": accuracy(gradient=bpda(defense))[0],
+        "BPDA": accuracy(gradient=bpda(options.seen(defense)))[0],
         "transfer": accuracy(gradient=blind(defense.logits_fn))[0],
         "exact, 4x EOT": accuracy(base._replace(eot=16))[0],
         "exact, 4x steps": accuracy(base._replace(steps=80))[0],

@@ -110,7 +110,7 @@ def _right(
     samples = 4 if options.eot is None else options.eot
     samples = 1 if defense.is_deterministic else samples
     steps = 20 if options.steps is None else options.steps
-    chosen = eot(gradient or exact(defense), samples, options.samples_at_once)
+    chosen = eot(gradient or exact(options.seen(defense)), samples, options.samples_at_once)
     scorer = fresh_draws(defense, 1 if defense.is_deterministic else draws)
     attack = pgd(chosen, norm=options.norm, epsilon=epsilon, num_steps=steps)
     predicted = map_images(

@@ -139,6 +139,25 @@ def test_passes_in_closed_form(defense):
     assert costs.count_prediction(defense, images) == (1, 0, restarts, 0)
 
 
+def test_attacks_look_through_as_many_restarts_as_asked_for(defense):
+    images = jnp.zeros((1, 8, 8, 1))
+    restarts = defense.purifier.num_restarts
+    assert restarts > 1
+    options = suites.Options(epsilon=0.15, steps=8, eot=3)
+    whole = suites.passes("honest", defense, options, images)
+    one = suites.passes("honest", defense, options._replace(restarts=1), images)
+    # The same number of passes through the purifier, each of one restart, which is one of the classifier's.
+    for name in ("momentum PGD", "Square"):
+        forward, backward, classifier, classifier_backward = whole[name]
+        assert one[name] == (
+            forward,
+            backward,
+            classifier / restarts,
+            classifier_backward / restarts,
+        )
+    assert one["transfer"] == whole["transfer"]
+
+
 def test_passes_are_those_that_run():
     """Counted in the running program: every call of the classifier, with its batch."""
     calls = []

@@ -92,7 +92,7 @@ TARGETS = [
     _target("square", lambda **k: attacks.square(_defense, **k), **_ball, num_queries=(5, "count"), num_samples=(1, "count")),
     _target("eot", lambda **k: attacks.eot(_gradient, **k), num_samples=(2, "count"), samples_at_once=(1, "count")),
     _target("spsa", lambda **k: attacks.spsa(_defense, **k), num_queries=(4, "count"), delta=(0.01, "positive"), queries_at_once=(2, "count")),
-    _target("suite", lambda **k: suites.build("honest", _defense, suites.Options(**k)), **_ball, steps=(2, "count"), eot=(2, "count"), samples_at_once=(1, "count")),
+    _target("suite", lambda **k: suites.build("honest", _defense, suites.Options(**k)), **_ball, steps=(2, "count"), eot=(2, "count"), samples_at_once=(1, "count"), restarts=(1, "count")),
     _target("ADP", lambda **k: pj.purifier(_score, **k), **_steps, noise_scale=(0.25, "at least 0"), stop_threshold=(0.0, "at least 0")),
     _target("adaptive", lambda **k: purifiers.adaptive(**k), rate=(0.05, "at least 0"), min_step=(1e-5, "at least 0"), max_step=(0.1, "positive")),
     _target("constant", lambda **k: purifiers.constant(**k), step_size=(0.1, "at least 0")),
