@@ -86,6 +86,8 @@ def main(argv: list[str]) -> None:
         f"Suite {FLAGS.suite}, {FLAGS.norm} ε = {FLAGS.epsilon:g}, {FLAGS.images} images, "
         f"{FLAGS.draws} scoring draws."
     )
+    if FLAGS.attack_restarts is not None:
+        summary += f" Attacks look through {FLAGS.attack_restarts} of the purifier's restarts."
     pj.reporting.robustness.write_robustness(workdir, result, summary, _settings(), FLAGS.seed)
     shards.finish()
 

@@ -25,6 +25,13 @@ def backward_passes(part: Result) -> float:
     return part["figures"][label]["cost"][f"{through}_backward"]
 
 
+def spent(part: Result, unit: str = " backward passes") -> str:
+    """The passes in words, and through how few restarts the attacks looked, where they were told so."""
+    restarts = part["settings"].get("attack_restarts")
+    each = "" if restarts is None else f", each through {restarts} restart{'s' * (restarts > 1)}"
+    return f"{backward_passes(part):.0f}{unit}{each}"
+
+
 def certified(part: Result, radius: float) -> dict[str, Sequence[float]]:
     """Label → certified accuracy at the radius of the curve that is nearest."""
     radii = part["radii"]

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.reproduction.figures import backward_passes, judged, span
+from experiments.reproduction.figures import judged, span, spent
 
 HEAD = """# Claimed against re-measured
 
@@ -104,5 +104,5 @@ def _figures(part: dict[str, Any]) -> tuple[str, str, str]:
     if "figures" not in part:
         return f"one draw in union: {span(part['worst_case']['defended'])}", "", ""
     found = part["figures"][judged(part["rows"])]
-    backward = f"{backward_passes(part):.0f}"
-    return span(found["average"]), f"{found['draws']}: {span(found['worst'])}", backward
+    worst = f"{found['draws']}: {span(found['worst'])}"
+    return span(found["average"]), worst, spent(part, unit="")

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reproduction.figures import (
-    backward_passes,
     certified,
     fraction,
     judged,
     read,
     span,
+    spent,
 )
 from experiments.reproduction.rows import ROWS
 from purify_jax.evaluation import paired_difference
@@ -43,11 +43,8 @@ def _letter(note: str) -> str:
 
 
 def _line(note: str, parts: Parts) -> str:
-    passes = (
-        f", {backward_passes(parts[name]):.0f} backward passes"
-        if (name := _name("honest", "linf", 8 / 255)) in parts
-        else ""
-    )
+    name = _name("honest", "linf", 8 / 255)
+    passes = f", {spent(parts[name])}" if name in parts else ""
     cells = [
         f"**{_letter(note)}** {note.split(': ')[1].rstrip('.')}",
         _figure(parts.get("clean"), "average"),

@@ -17,7 +17,7 @@ from absl import flags
 from experiments.common import cli, locks
 from experiments.common.provenance import ROOT
 from experiments.reproduction import leaderboard, row_table
-from experiments.reproduction.figures import backward_passes, certified, judged, read, span
+from experiments.reproduction.figures import certified, judged, read, span, spent
 from experiments.reproduction.rows import ROWS
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
@@ -193,8 +193,7 @@ def _quoted(part: dict[str, Any], ball: str) -> list[str]:
     """The average over fresh draws and the worst of them; see purify_jax/evaluation/protocol.py."""
     suite, label = part["settings"]["suite"], judged(part["rows"])
     found, bare = part["figures"][label], part["figures"].get("undefended")
-    spent = f"{backward_passes(part):.0f} backward passes"
-    rows = (("average", f"**average under `{suite}`, {ball}** ({spent})"),
+    rows = (("average", f"**average under `{suite}`, {ball}** ({spent(part)})"),
             ("worst", f"worst of {found['draws']} draws, {ball}"))  # fmt: skip
     return [
         _row(

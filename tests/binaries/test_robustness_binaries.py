@@ -67,6 +67,28 @@ def test_evaluate_the_defense_alone(run):
     assert alone["shared_keys"] == both["shared_keys"]
 
 
+def test_attacks_through_one_of_two_restarts(run):
+    """A backward pass through the purifier is then one through the classifier, and not two."""
+    ball = ("--norm=linf", "--epsilon=0.05", "--suite=honest", "--steps=4", "--eot=1")
+    args = (
+        *ball,
+        "--images=4",
+        "--draws=2",
+        "--probe_images=0",
+        "--noundefended",
+        "--num_restarts=2",
+    )
+    _, folder = run("evaluate", *args, "--attack_restarts=1")
+    found = json.loads((folder / "results.json").read_text())
+    assert found["settings"]["attack_restarts"] == 1
+    (row,) = [r for r in found["rows"]["defended"] if r["attack"] == "momentum PGD"]
+    _, backward, _, classifier_backward = row["passes"]
+    assert backward == classifier_backward == 4
+    # Attack restarts or not, the whole defense answers: the clean row has both restarts.
+    clean = found["rows"]["defended"][0]["passes"]
+    assert clean[2] == 2 * clean[0] > 0
+
+
 def test_certify_nothing_is_refused(run_binary, model_files, tmp_path):
     done = run_binary(
         "certify", f"--classifier={model_files[1]}", "--noundefended", f"--workdir={tmp_path / 'new'}",

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 from conftest import ROOT
 
-from experiments.reproduction import leaderboard, tables
+from experiments.reproduction import figures, leaderboard, tables
 from purify_jax.checks import InputError
 
 
@@ -65,6 +65,16 @@ def _part(label, settings, average, correct_draws, **more):
         "per_image": {label: {"draws": 2, "correct_draws": correct_draws}},
         "red_flags": [],
     } | more
+
+
+def test_passes_are_told_with_the_restarts_that_each_went_through():
+    part = _part("defended", {"attack_restarts": 1}, [0.5, 0.2, 0.8, 4], [1, 1, 1, 1])
+    assert figures.spent(part) == "900 backward passes, each through 1 restart"
+    assert (
+        figures.spent(part | {"settings": {"attack_restarts": 4}}, "")
+        == "900, each through 4 restarts"
+    )
+    assert figures.spent(part | {"settings": {}}) == "900 backward passes"
 
 
 def test_rows_are_one_table_with_their_paired_difference(tmp_path):
