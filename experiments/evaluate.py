@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 import purify_jax as pj
-from experiments.common import cli, loading, shards
+from experiments.common import cli, flagging, loading, shards
 from experiments.common.adversarial import AdversarialFiles
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError, check_file_name
@@ -41,6 +41,9 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer(
     "attack_restarts", None, "Purifier restarts that attacks look through (default: all)."
+)
+flags.DEFINE_list(
+    "skip", None, "Attacks of the suite to leave out, or 'shared keys': the figure says less."
 )
 flags.DEFINE_integer("probe_images", 48, "Images of the red flags' attacks; 0 for none.")
 flags.DEFINE_enum("sweep", "none", ["none", *SWEEPS], "Also draw a curve over this.")
@@ -65,7 +68,9 @@ def main(argv: list[str]) -> None:
         probe_images=FLAGS.probe_images,
         sweep=None if FLAGS.sweep == "none" else FLAGS.sweep,
         block=FLAGS.block,
+        skip=tuple(FLAGS.skip or ()),
     )
+    flagging.check_chosen("skip")
     shard = shards.chosen()
     if shard != (0, 1) and (FLAGS.save_adversarial or FLAGS.save_images):
         raise InputError("shard: got it beside saved images, expected one or the other")
@@ -86,8 +91,10 @@ def main(argv: list[str]) -> None:
         f"Suite {FLAGS.suite}, {FLAGS.norm} ε = {FLAGS.epsilon:g}, {FLAGS.images} images, "
         f"{FLAGS.draws} scoring draws."
     )
+    if FLAGS.skip:
+        summary += f" Left out: {', '.join(FLAGS.skip)}."
     if FLAGS.attack_restarts is not None:
-        summary += f" Attacks look through {FLAGS.attack_restarts} of the purifier's restarts."
+        summary += f" Restarts that attacks look through: {FLAGS.attack_restarts}."
     pj.reporting.robustness.write_robustness(workdir, result, summary, _settings(), FLAGS.seed)
     shards.finish()
 
@@ -115,7 +122,8 @@ def _run(
 
 
 def _merge(workdir: Path, labels: list[str]) -> None:
-    shared = ["shared_keys"] if FLAGS.suite == "honest" and "defended" in labels else []
+    alone = FLAGS.suite == "honest" and "defended" in labels
+    shared = ["shared_keys"] if alone and "shared keys" not in (FLAGS.skip or ()) else []
     for label in [*labels, *shared]:
         shards.merge(workdir, f"records_{label}.jsonl", _units)
 
@@ -160,8 +168,8 @@ class _Progress:
 
 def _settings() -> dict:
     more = ("suite", "norm", "epsilon", "draws", "eot", "steps", "block")
-    # Named only where given: records of before this flag belong to the same settings.
-    given = ("attack_restarts",) if FLAGS.attack_restarts is not None else ()
+    # Named only where given: records of before these flags belong to the same settings.
+    given = [name for name in ("attack_restarts", "skip") if FLAGS[name].value is not None]
     return loading.settings(*more, *given)
 
 

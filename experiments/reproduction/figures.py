@@ -29,7 +29,13 @@ def spent(part: Result, unit: str = " backward passes") -> str:
     """The passes in words, and through how few restarts the attacks looked, where they were told so."""
     restarts = part["settings"].get("attack_restarts")
     each = "" if restarts is None else f", each through {restarts} restart{'s' * (restarts > 1)}"
-    return f"{backward_passes(part):.0f}{unit}{each}"
+    return f"{backward_passes(part):.0f}{unit}{each}{left_out(part)}"
+
+
+def left_out(part: Result) -> str:
+    """Attacks of the suite that were skipped; the one who knows the keys has no part in a figure."""
+    skipped = [name for name in part["settings"].get("skip") or () if name != "shared keys"]
+    return f", without {', '.join(skipped)}" if skipped else ""
 
 
 def certified(part: Result, radius: float) -> dict[str, Sequence[float]]:

@@ -11,6 +11,7 @@ from experiments.reproduction.figures import (
     certified,
     fraction,
     judged,
+    left_out,
     read,
     span,
     spent,
@@ -45,10 +46,11 @@ def _letter(note: str) -> str:
 def _line(note: str, parts: Parts) -> str:
     name = _name("honest", "linf", 8 / 255)
     passes = f", {spent(parts[name])}" if name in parts else ""
+    paper = parts.get(_name("paper", "linf", 8 / 255))
     cells = [
         f"**{_letter(note)}** {note.split(': ')[1].rstrip('.')}",
         _figure(parts.get("clean"), "average"),
-        _figure(parts.get(_name("paper", "linf", 8 / 255)), "average"),
+        _figure(paper, "average", more=left_out(paper) if paper else ""),
         _figure(parts.get(name), "average", bold=True, more=passes),
         _figure(parts.get(name), "worst"),
         _figure(parts.get(_name("honest", "l2", 0.5)), "average"),

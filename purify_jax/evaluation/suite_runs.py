@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from purify_jax.attacks import costs, suites
-from purify_jax.checks import check_choice, check_count, check_file_name, check_seed
+from purify_jax.checks import InputError, check_choice, check_count, check_file_name, check_seed
 from purify_jax.data import Dataset
 from purify_jax.defense import Defense, undefended
 from purify_jax.devices import sharding
@@ -21,7 +21,10 @@ from purify_jax.evaluation.attacked import evaluate
 from purify_jax.evaluation.protocol import Figures, figures, own_draws
 from purify_jax.evaluation.records import Record, accuracy, worst_case
 from purify_jax.evaluation.statistics import Interval
+from purify_jax.types import Attack
 
+#: What ``SuiteRun.skip`` calls the attack of one who knows the defense's keys.
+SHARED_KEYS = "shared keys"
 #: (model label, attack, images done, records of the batch or None before the first).
 OnProgress = Callable[[str, str, int, list[Record] | None], None]
 
@@ -61,6 +64,7 @@ class SuiteRun:
     sweep: str | None = None
     block: int | None = None
     shard: tuple[int, int] = (0, 1)
+    skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("suite", self.suite, sorted(suites.SUITES))
@@ -94,7 +98,8 @@ def evaluate_suite(
       options: norm, ε, and what overrides the suite's steps and EOT samples.
       run: the suite ("honest", "paper", "rand", "standard", "clean"), scoring draws, batch size,
         images for the red flags' probes (0 for none), a sweep ("epsilon", "eot", "steps",
-        "steps_eot"), images per block, and which shard of the blocks (then there are records alone).
+        "steps_eot"), images per block, which shard of the blocks (then there are records alone), and attacks to
+        leave out by name (what is left says less; "shared keys" for the last row of ``honest``).
       seed: of all randomness.
       models: label → defense, instead of "undefended" and "defended".
       workdir: a folder for ``records_<label>.jsonl``; an evaluation that was killed continues there.
@@ -102,7 +107,8 @@ def evaluate_suite(
       on_progress: called before an attack's first batch (with None) and after every batch.
       keep_images: label → (attack, indices, images) callback, see :func:`evaluate`.
 
-    Returns the records and what follows from them. Raises InputError for an unknown suite or sweep.
+    Returns the records and what follows from them. Raises InputError for an unknown suite or sweep, and
+    for an attack to skip that the suite does not have.
     """
     check_seed(seed)
     key = jax.random.key(seed)
@@ -111,15 +117,15 @@ def evaluate_suite(
         models = {"undefended": undefended(defense.logits_fn), "defended": defense}
     for label in models:
         check_file_name("models", label)
+    chosen = _chosen(run, models, options)
     found: dict[str, list[Record]] = {}
     for label, model in models.items():
-        entries = suites.build(run.suite, model, options)
         draws = 1 if label == "undefended" else run.draws
         notify = functools.partial(on_progress or _silent, label)
         found[label] = evaluate(
             key,
             model,
-            {entry.name: entry.attack for entry in entries},
+            chosen[label],
             dataset,
             draws=draws,
             batch_size=run.batch_size,
@@ -138,7 +144,7 @@ def evaluate_suite(
     target = models.get("defended")
     shared, probes, curve = None, {}, None
     where: dict[str, Any] = {"batch_size": max(run.batch_size, 1), "mesh": mesh}
-    if target is not None and run.suite == "honest":
+    if target is not None and run.suite == "honest" and SHARED_KEYS not in run.skip:
         path = None if workdir is None else Path(workdir) / "records_shared_keys.jsonl"
         shared = _shared_keys(key, target, dataset, options, path, run.block, run.shard, **where)
     if run.shard != (0, 1):  # the rest needs all records
@@ -153,6 +159,24 @@ def evaluate_suite(
     if target is not None:
         flags = red_flags.red_flags(found["defended"], probes, curve=curve)
     return SuiteResult(found, shared, probes, flags, curve)
+
+
+def _chosen(
+    run: SuiteRun, models: Mapping[str, Defense], options: suites.Options
+) -> dict[str, dict[str, Attack]]:
+    """Label → the suite's attacks on that model by name, without those to skip."""
+    built = {
+        label: {e.name: e.attack for e in suites.build(run.suite, model, options)}
+        for label, model in models.items()
+    }
+    known = list(dict.fromkeys(name for attacks in built.values() for name in attacks))
+    known += [SHARED_KEYS] if run.suite == "honest" else []
+    if unknown := [name for name in run.skip if name not in known]:
+        raise InputError(f"skip: got {unknown}, expected some of {known}")
+    return {
+        label: {name: attack for name, attack in attacks.items() if name not in run.skip}
+        for label, attacks in built.items()
+    }
 
 
 def _passes(

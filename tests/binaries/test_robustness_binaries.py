@@ -67,7 +67,7 @@ def test_evaluate_the_defense_alone(run):
     assert alone["shared_keys"] == both["shared_keys"]
 
 
-def test_attacks_through_one_of_two_restarts(run):
+def test_fewer_attacks_through_one_of_two_restarts(run):
     """A backward pass through the purifier is then one through the classifier, and not two."""
     ball = ("--norm=linf", "--epsilon=0.05", "--suite=honest", "--steps=4", "--eot=1")
     args = (
@@ -76,11 +76,18 @@ def test_attacks_through_one_of_two_restarts(run):
         "--draws=2",
         "--probe_images=0",
         "--noundefended",
-        "--num_restarts=2",
     )
-    _, folder = run("evaluate", *args, "--attack_restarts=1")
+    skip = "--skip=Square,shared keys"
+    _, folder = run("evaluate", *args, "--attack_restarts=1", skip)
     found = json.loads((folder / "results.json").read_text())
     assert found["settings"]["attack_restarts"] == 1
+    assert found["settings"]["skip"] == ["Square", "shared keys"]
+    assert [row["attack"] for row in found["rows"]["defended"]] == [
+        "clean", "transfer", "momentum PGD", "momentum PGD, smooth error",
+    ]  # fmt: skip
+    assert found["shared_keys"] is None
+    page = (folder / "report.html").read_text()
+    assert "Left out: Square, shared keys. Restarts that attacks look through: 1." in page
     (row,) = [r for r in found["rows"]["defended"] if r["attack"] == "momentum PGD"]
     _, backward, _, classifier_backward = row["passes"]
     assert backward == classifier_backward == 4

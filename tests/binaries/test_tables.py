@@ -74,6 +74,8 @@ def test_passes_are_told_with_the_restarts_that_each_went_through():
         figures.spent(part | {"settings": {"attack_restarts": 4}}, "")
         == "900, each through 4 restarts"
     )
+    skipped = {"settings": {"skip": ["SPSA", "shared keys"]}}
+    assert figures.spent(part | skipped) == "900 backward passes, without SPSA"
     assert figures.spent(part | {"settings": {}}) == "900 backward passes"
 
 
