@@ -1,6 +1,8 @@
 """What the fuzz and the kills found, each as small as it is."""
 
+import os
 import re
+import subprocess
 import sys
 
 import harness
@@ -86,3 +88,16 @@ def test_a_run_does_not_write_into_git(monkeypatch):
     with pytest.raises(AttributeError):
         provenance.commit()
     assert given[0][:2] == ["git", "--no-optional-locks"]
+
+
+def test_a_reader_who_leaves_gets_one_line():
+    """As ``| head`` does: no page about a broken pipe, at the print or at Python's end."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "experiments.reproduction.tables", "--check"]
+    done = subprocess.run(
+        command, cwd=harness.ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=200
+    )
+    os.close(writing)
+    assert done.returncode == 1
+    assert done.stderr == "error: output: its reader is gone; what was written to files stays\n"
