@@ -36,7 +36,6 @@ FLAGS = flags.FLAGS
 
 #: A model's data set → images of it inside the package.
 IMAGES = {"digits": "digits", "cifar10": "cifar10_photos"}
-SUMMARY = "A model that was trained only to remove noise cleans attacked images, then a classifier predicts. "
 
 
 def main(argv: list[str]) -> None:
@@ -81,7 +80,7 @@ def main(argv: list[str]) -> None:
         results,
         illustrated,
         title=f"Adversarial purification: {FLAGS.model}",
-        summary=SUMMARY + accuracy.THREE_ATTACKS,
+        summary=f"{accuracy.what_ships(ready.card)} {accuracy.THREE_ATTACKS}",
         verdict=[*accuracy.verdict(results), _limits(size, ready.card, ball)],
     )
 

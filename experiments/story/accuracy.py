@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,15 @@ THREE_ATTACKS = (
     "someone who pretends that it were the identity (BPDA+EOT), and by the exact gradient through all of it, "
     "averaged over the defense's randomness (exact+EOT). The last row is the one to believe."
 )
+
+
+def what_ships(card: Mapping[str, Any]) -> str:
+    """One sentence on how a model of this card came by its purifier."""
+    if "defense" in card["files"]["ebm"]:
+        return "A purifier and a classifier, trained together on attacks through both, clean attacked images and predict."
+    return "A model that was trained only to remove noise cleans attacked images, then a classifier predicts."
+
+
 TABLE_NOTE = (
     "Share of test images classified right, with 95% Wilson intervals; every attack scored with "
     "fresh random draws."

@@ -48,6 +48,12 @@ def test_bad_input_is_one_line(run_binary, tmp_path, arguments, message):
     assert message in done.stderr.strip().splitlines()[-1]
 
 
+def test_a_page_says_how_its_model_was_trained():
+    alone = accuracy.what_ships(pj.pretrained.load("digits").card)
+    assert alone.startswith("A model that was trained only to remove noise")
+    assert "trained together on attacks" in accuracy.what_ships(pj.pretrained.load("cifar10").card)
+
+
 def test_larger_models_get_shorter_attacks():
     """A classifier of a known cost behind one blur: the size is the first that the budget pays."""
     test = pj.load_split("cifar10_photos", "test")
