@@ -36,24 +36,16 @@ flags.DEFINE_enum("suite", "honest", SUITES, "Which attacks.")
 flags.DEFINE_integer("draws", 10, "Scoring draws.")
 flags.DEFINE_integer("eot", None, "EOT samples (default: the suite's).")
 flags.DEFINE_integer("steps", None, "Attack steps (default: the suite's).")
-flags.DEFINE_integer(
-    "eot_at_once", None, "EOT samples computed side by side (default: 4, fewer where memory asks)."
-)
-flags.DEFINE_integer(
-    "attack_restarts", None, "Purifier restarts that attacks look through (default: all)."
-)
-flags.DEFINE_list(
-    "skip", None, "Attacks of the suite to leave out, or 'shared keys': the figure says less."
-)
+flags.DEFINE_integer("eot_at_once", None, "EOT samples side by side (default: 4 or fewer).")
+flags.DEFINE_integer("attack_restarts", None, "Restarts that attacks look through (default: all).")
+flags.DEFINE_list("skip", None, "Attacks to leave out, by name ('shared keys' too).")
 flags.DEFINE_integer("probe_images", 48, "Images of the red flags' attacks; 0 for none.")
 flags.DEFINE_enum("sweep", "none", ["none", *SWEEPS], "Also draw a curve over this.")
 flags.DEFINE_integer(
     "block", None, "Images that pass all attacks before the next ones start (default: all)."
 )
 shards.define()
-flags.DEFINE_bool(
-    "save_adversarial", False, "Save adversarial/MODEL/ATTACK.npz, for python -m experiments.score."
-)
+flags.DEFINE_bool("save_adversarial", False, "Save adversarial/MODEL/ATTACK.npz, to be scored.")
 flags.DEFINE_bool("save_images", False, "Save adversarial images (.npz, PNG), checked again.")
 FLAGS = flags.FLAGS
 

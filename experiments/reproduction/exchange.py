@@ -27,6 +27,7 @@ import purify_jax as pj
 from experiments.common import cli, locks
 from experiments.common.provenance import ROOT
 from experiments.reproduction.figures import fraction
+from experiments.reproduction.rows import shipped_as
 from purify_jax.atomic import check_output, write_atomically
 from purify_jax.checks import InputError
 
@@ -54,7 +55,7 @@ def export(results: Path, cards: Path, out: Path) -> list[Path]:
     written = []
     tables: dict[Path, list[Json]] = {}
     for suite, name, part in evaluations(results, cards):
-        card = json.loads((cards / f"{suite}.json").read_text())
+        card = json.loads((cards / f"{shipped_as(suite)}.json").read_text())
         norm = part["settings"]["norm"]
         info = Path(
             "robustbench/model_info", card["data"], ROBUSTBENCH[norm], f"{suite}_{name}.json"
@@ -74,7 +75,7 @@ def export(results: Path, cards: Path, out: Path) -> list[Path]:
 def evaluations(results: Path, cards: Path) -> Iterator[tuple[str, str, Json]]:
     """(suite of results, name, content) of every evaluation in which a model that ships with a card was attacked."""
     for path in sorted(results.glob("*/*.json")):
-        if not (cards / f"{path.parent.name}.json").is_file():
+        if not (cards / f"{shipped_as(path.parent.name)}.json").is_file():
             continue
         part = json.loads(path.read_text())
         if "worst_case" in part and part["settings"]["suite"] != "clean":

@@ -106,6 +106,13 @@ ROWS: Mapping[str, Row] = MappingProxyType(
         ),
     }
 )  # fmt: skip
+
+
+def shipped_as(suite: str) -> str:
+    """The name in pretrained/ of a suite's model: the suite's own, but for a row with another."""
+    return (ROWS[suite].model if suite in ROWS else "") or suite
+
+
 _BALLS = (("linf", 8 / 255), ("l2", 0.5))
 
 
@@ -173,7 +180,7 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
         command = ["experiments.demo", f"--model={row.model}", f"--workdir={folder}"]
         parts.append(Part("photographs", command, folder))
     note = "full plan" if factor == 1 else f"{budget:g} of {row.minutes:g} minutes: {factor:.0%}"
-    return Plan(parts, ebm, classifier, f"{note}. {row.note}", row.model or name)
+    return Plan(parts, ebm, classifier, f"{note}. {row.note}", shipped_as(name))
 
 
 def _add_attacks(

@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT
 
 from experiments.reproduction import exchange, figures
+from experiments.reproduction.rows import shipped_as
 
 RESULTS = ROOT / "results"
 
@@ -17,7 +18,7 @@ def _evaluations():
         for p, v in parts.items()
         if "worst_case" in v
         and v["settings"]["suite"] != "clean"
-        and (ROOT / "pretrained" / f"{p.parent.name}.json").is_file()
+        and (ROOT / "pretrained" / f"{shipped_as(p.parent.name)}.json").is_file()
     }
 
 
@@ -34,7 +35,8 @@ def test_shipped_results_are_exported(run_binary, tmp_path):
         "clean_acc reported autoattack_acc footnote unreliable"
     )
     for path, part in evaluations.items():
-        dataset = json.loads((ROOT / "pretrained" / f"{path.parent.name}.json").read_text())["data"]
+        card = ROOT / "pretrained" / f"{shipped_as(path.parent.name)}.json"
+        dataset = json.loads(card.read_text())["data"]
         norm = {"linf": "Linf", "l2": "L2"}[part["settings"]["norm"]]
         place = tmp_path / "robustbench" / "model_info" / dataset / norm
         info = json.loads((place / f"{path.parent.name}_{path.name}").read_text())
@@ -53,7 +55,7 @@ def test_shipped_results_are_exported(run_binary, tmp_path):
             part["settings"]["epsilon"], abs=1e-6
         )
         assert info["unreliable"] == bool(part["red_flags"])
-    cifar = tmp_path / "robustbench/model_info/cifar10/Linf/cifar10_honest_linf_0.0314.json"
+    cifar = tmp_path / "robustbench/model_info/cifar10/Linf/cifar10_defense_honest_linf_0.0314.json"
     assert json.loads(cifar.read_text())["eps"] == "8/255"
 
     rows = [row for path in tables for row in json.loads(path.read_text())]
