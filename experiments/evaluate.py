@@ -68,11 +68,13 @@ def main(argv: list[str]) -> None:
         raise InputError("shard: got it beside saved images, expected one or the other")
     loaded = loading.load()
     models, dataset = loading.chosen_models(loaded), loaded.dataset.take(FLAGS.images)
+    # Before the folder is claimed: a name that is none must not belong to its settings.
+    pj.evaluation.suite_runs.chosen_attacks(run, models, _options())
     files, keep = _keepers(models, dataset)
     work = lambda place, part: _run(
         models, dataset, dataclasses.replace(run, shard=part), place, keep
     )
-    join = lambda place: _merge(place, list(models))
+    join = lambda place: _merge(place, list(models), run)
     done = shards.run(work, join, _settings(), "evaluation.json")
     if done is None:
         return
@@ -113,9 +115,8 @@ def _run(
         )
 
 
-def _merge(workdir: Path, labels: list[str]) -> None:
-    alone = FLAGS.suite == "honest" and "defended" in labels
-    shared = ["shared_keys"] if alone and "shared keys" not in (FLAGS.skip or ()) else []
+def _merge(workdir: Path, labels: list[str], run: pj.evaluation.suite_runs.SuiteRun) -> None:
+    shared = ["shared_keys"] if run.has_shared_keys and "defended" in labels else []
     for label in [*labels, *shared]:
         shards.merge(workdir, f"records_{label}.jsonl", _units)
 

@@ -68,12 +68,14 @@ class Defense(Replaceable):
         check_count("num_restarts", num_restarts)
         if self.is_deterministic:
             return self
-        if not hasattr(self.purifier, "num_restarts"):
+        purifier: Any = self.purifier
+        has_restarts = dataclasses.is_dataclass(purifier) and hasattr(purifier, "num_restarts")
+        if not has_restarts:
             raise InputError(
-                f"num_restarts: got {num_restarts} for {type(self.purifier).__name__}, expected a purifier that "
+                f"num_restarts: got {num_restarts} for {type(purifier).__name__}, expected a purifier that "
                 "has a number of restarts"
             )
-        return self.replace(purifier=dataclasses.replace(self.purifier, num_restarts=num_restarts))
+        return self.replace(purifier=dataclasses.replace(purifier, num_restarts=num_restarts))
 
     def __call__(self, keys: Keys, images: Array) -> Array:
         purified, _ = self.purifier(keys, images)

@@ -38,6 +38,9 @@ def test_one_restart_is_the_first_of_more(models, digits_test):
     plain = defense.defend(lambda keys, images: (images[None], None), logits_fn)
     with pytest.raises(InputError, match="expected a purifier that has a number of restarts"):
         plain.with_restarts(2)
+    plain.purifier.num_restarts = 3  # said, and not to be changed
+    with pytest.raises(InputError, match="expected a purifier that has a number of restarts"):
+        plain.with_restarts(2)
 
 
 def test_undefended_is_the_classifier_itself(models, digits_test):

@@ -85,8 +85,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         except PermissionError as error:
             fail(f"file: no permission for {error.filename}")
         except BrokenPipeError:  # COMMAND | head
-            # What Python still holds for the pipe goes nowhere, else it complains at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            helping.drop_output()
             fail("output: its reader is gone; what was written to files stays")
         except OSError as error:
             full = {

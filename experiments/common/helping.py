@@ -37,8 +37,13 @@ def answer(arguments: Sequence[str]) -> bool:
     try:
         print(said, flush=True)
     except BrokenPipeError:  # the reader has seen enough: COMMAND --help | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
     return True
+
+
+def drop_output() -> None:
+    """What Python still holds for a reader who left goes nowhere, else it complains at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def text(values: flags.FlagValues, about: str) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import purify_jax as pj
+
 Result = Mapping[str, Any]
 
 
@@ -26,16 +28,23 @@ def backward_passes(part: Result) -> float:
 
 
 def spent(part: Result, unit: str = " backward passes") -> str:
-    """The passes in words, and through how few restarts the attacks looked, where they were told so."""
+    """The passes in words, with what was spared."""
+    return f"{backward_passes(part):.0f}{unit}{spared(part)}"
+
+
+def spared(part: Result) -> str:
+    """Through how few restarts attacks looked, where they were told so, and which of the suite were skipped.
+
+    The one who knows the keys has no part in a figure, skipped or not.
+    """
     restarts = part["settings"].get("attack_restarts")
     each = "" if restarts is None else f", each through {restarts} restart{'s' * (restarts > 1)}"
-    return f"{backward_passes(part):.0f}{unit}{each}{left_out(part)}"
-
-
-def left_out(part: Result) -> str:
-    """Attacks of the suite that were skipped; the one who knows the keys has no part in a figure."""
-    skipped = [name for name in part["settings"].get("skip") or () if name != "shared keys"]
-    return f", without {', '.join(skipped)}" if skipped else ""
+    skipped = [
+        name
+        for name in part["settings"].get("skip") or ()
+        if name != pj.evaluation.suite_runs.SHARED_KEYS
+    ]
+    return each + (f", without {', '.join(skipped)}" if skipped else "")
 
 
 def certified(part: Result, radius: float) -> dict[str, Sequence[float]]:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reproduction.figures import (
+    backward_passes,
     certified,
     fraction,
     judged,
-    left_out,
     read,
     span,
-    spent,
+    spared,
 )
 from experiments.reproduction.rows import ROWS
 from purify_jax.evaluation import paired_difference
@@ -45,12 +45,11 @@ def _letter(note: str) -> str:
 
 def _line(note: str, parts: Parts) -> str:
     name = _name("honest", "linf", 8 / 255)
-    passes = f", {spent(parts[name])}" if name in parts else ""
-    paper = parts.get(_name("paper", "linf", 8 / 255))
+    passes = f", {backward_passes(parts[name]):.0f} backward passes" if name in parts else ""
     cells = [
         f"**{_letter(note)}** {note.split(': ')[1].rstrip('.')}",
         _figure(parts.get("clean"), "average"),
-        _figure(paper, "average", more=left_out(paper) if paper else ""),
+        _figure(parts.get(_name("paper", "linf", 8 / 255)), "average"),
         _figure(parts.get(name), "average", bold=True, more=passes),
         _figure(parts.get(name), "worst"),
         _figure(parts.get(_name("honest", "l2", 0.5)), "average"),
@@ -72,7 +71,7 @@ def _figure(part: Any, which: str, bold: bool = False, more: str = "") -> str:
     share = found[which]
     shown = f"**{span(share)}**" if bold else span(share)
     flags = ", **red flags**" if part.get("red_flags") else ""
-    return f"{shown} ({share[3]}{more}){flags}"
+    return f"{shown} ({share[3]}{more}{spared(part)}){flags}"
 
 
 def _certified(part: Any) -> str:

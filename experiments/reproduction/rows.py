@@ -165,10 +165,10 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
             # An answer is two hundred calls of the network: attacks look through one restart of the ten, in a
             # quarter of the steps, and the shared keys' gradients are not paid for.
             cheap = ("--attack_restarts=1",)
-            settings = (cheap, (*cheap, "--skip=shared keys", *alone))
-            _add_attacks(add, row.images, l2, scaled, 100, 16, settings)
+            honest = (*cheap, "--skip=shared keys", *alone)
+            _add_attacks(add, row.images, l2, scaled, 100, 16, paper=cheap, honest=honest)
         else:
-            _add_attacks(add, row.images, l2, scaled, 400, 32, ((), alone))
+            _add_attacks(add, row.images, l2, scaled, 400, 32, honest=alone)
         if ebm is not None and not many_calls:
             # 4410 gradients an image: hours for each image of a purifier of two hundred calls.
             ball = ("--norm=linf", f"--epsilon={8 / 255:.6g}", f"--images={scaled(64, 16)}")
@@ -184,26 +184,24 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
 
 
 def _add_attacks(
-    add, linf: int, l2: int, scaled, steps: int, probes: int, more: Sequence[Sequence[str]]
-) -> None:
-    """more: further flags of `paper`, and of `honest`; steps, probes: of `honest`."""
+    add, linf: int, l2: int, scaled, steps: int, probes: int,
+    paper: Sequence[str] = (), honest: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """steps, probes: of `honest`. paper, honest: further flags of each."""
     for (norm, epsilon), images in zip(_BALLS, (linf, l2), strict=True):
         ball = (f"--norm={norm}", f"--epsilon={epsilon:.6g}", f"--images={scaled(images, 16)}")
         name = f"{norm}_{epsilon:.3g}"
         if norm == "linf":
             # SPSA asks for 5120 answers an image, more than all the rest; BPDA+EOT found more wherever both ran.
-            paper = (f"--steps={scaled(40, 2)}", f"--eot={scaled(4, 1)}", "--skip=SPSA")
-            add(
-                f"paper_{name}",
-                "evaluate",
-                "--suite=paper",
-                *ball,
-                *paper,
+            short = (
+                f"--steps={scaled(40, 2)}",
+                f"--eot={scaled(4, 1)}",
+                "--skip=SPSA",
                 "--probe_images=0",
-                *more[0],
             )
+            add(f"paper_{name}", "evaluate", "--suite=paper", *ball, *short, *paper)
         limits = (f"--steps={scaled(steps, 8)}", "--eot=1", f"--probe_images={scaled(probes, 4)}")
-        add(f"honest_{name}", "evaluate", "--suite=honest", *ball, *limits, *more[1])
+        add(f"honest_{name}", "evaluate", "--suite=honest", *ball, *limits, *honest)
 
 
 def _needed(row: Row) -> list[str]:

@@ -70,11 +70,10 @@ def rewrite(text: str, results: Path) -> str:
         "flagship": flagship,
         "rows": lambda suite, folder: row_table.table(folder.parent),
     }
-    there = {
-        kind: {p.name for p in results.iterdir() if p.is_dir()} for kind in ("table", "flagship")
-    }
+    folders = {p.name for p in results.iterdir() if p.is_dir()}
     # The rows have a folder each.
-    there["rows"] = {"cifar10"} if there["table"] & set(ROWS) else set()
+    rows = {"cifar10"} if folders & set(ROWS) else set()
+    there = {"table": folders, "flagship": folders, "rows": rows}
 
     def anew(found: re.Match[str]) -> str:
         start, kind, suite, end = found.groups()

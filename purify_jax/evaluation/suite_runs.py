@@ -76,6 +76,11 @@ class SuiteRun:
         if self.block is not None:
             check_count("block", self.block)
 
+    @property
+    def has_shared_keys(self) -> bool:
+        """Whether a purifier is also attacked by one who knows its keys."""
+        return self.suite == "honest" and SHARED_KEYS not in self.skip
+
 
 def evaluate_suite(
     defense: Defense,
@@ -117,7 +122,7 @@ def evaluate_suite(
         models = {"undefended": undefended(defense.logits_fn), "defended": defense}
     for label in models:
         check_file_name("models", label)
-    chosen = _chosen(run, models, options)
+    chosen = chosen_attacks(run, models, options)
     found: dict[str, list[Record]] = {}
     for label, model in models.items():
         draws = 1 if label == "undefended" else run.draws
@@ -144,7 +149,7 @@ def evaluate_suite(
     target = models.get("defended")
     shared, probes, curve = None, {}, None
     where: dict[str, Any] = {"batch_size": max(run.batch_size, 1), "mesh": mesh}
-    if target is not None and run.suite == "honest" and SHARED_KEYS not in run.skip:
+    if target is not None and run.has_shared_keys:
         path = None if workdir is None else Path(workdir) / "records_shared_keys.jsonl"
         shared = _shared_keys(key, target, dataset, options, path, run.block, run.shard, **where)
     if run.shard != (0, 1):  # the rest needs all records
@@ -161,10 +166,10 @@ def evaluate_suite(
     return SuiteResult(found, shared, probes, flags, curve)
 
 
-def _chosen(
+def chosen_attacks(
     run: SuiteRun, models: Mapping[str, Defense], options: suites.Options
 ) -> dict[str, dict[str, Attack]]:
-    """Label → the suite's attacks on that model by name, without those to skip."""
+    """Label → the suite's attacks on that model by name, without those to skip; InputError for one that is none."""
     built = {
         label: {e.name: e.attack for e in suites.build(run.suite, model, options)}
         for label, model in models.items()

@@ -42,6 +42,16 @@ class Curve(NamedTuple):
     points: list[float]
     accuracies: list[Interval]
 
+    @property
+    def varied(self) -> str:
+        """What its points are values of."""
+        return self.name
+
+    @property
+    def lines(self) -> dict[str, list[Interval]]:
+        """Label → accuracies, one at each point."""
+        return {"exact PGD+EOT": self.accuracies}
+
 
 class Grid(NamedTuple):
     """Accuracy over attack steps × EOT samples; where it no longer falls, the attack has converged.
@@ -56,6 +66,21 @@ class Grid(NamedTuple):
     accuracies: list[list[Interval]]
     changes: dict[str, Difference]
     name: str = "steps_eot"
+
+    @property
+    def points(self) -> list[int]:
+        """The attack steps: a line over them for each number of samples."""
+        return self.steps
+
+    @property
+    def varied(self) -> str:
+        """What its points are values of."""
+        return "steps"
+
+    @property
+    def lines(self) -> dict[str, list[Interval]]:
+        """Label → accuracies, one at each point."""
+        return {f"EOT {n}": [row[j] for row in self.accuracies] for j, n in enumerate(self.samples)}
 
 
 @pytree

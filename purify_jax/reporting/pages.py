@@ -76,22 +76,7 @@ def as_json(content: Any) -> str:
 
 
 def curve_figure(curve: Curve | Grid) -> bytes:
-    """A sweep's curve, or a grid's curve over the steps for each number of samples, as a figure (PNG)."""
-    if isinstance(curve, Grid):
-        columns = dict(zip(grid_labels(curve), zip(*curve.accuracies, strict=True), strict=True))
-        return plots.curves(
-            curve.steps,
-            {label: [a.value for a in column] for label, column in columns.items()},
-            "attack steps",
-            "accuracy",
-            {label: [(a.low, a.high) for a in column] for label, column in columns.items()},
-            unit_interval=True,
-        )
-    bands = {"exact PGD+EOT": [(a.low, a.high) for a in curve.accuracies]}
-    lines = {"exact PGD+EOT": [a.value for a in curve.accuracies]}
-    return plots.curves(curve.points, lines, curve.name, "accuracy", bands, unit_interval=True)
-
-
-def grid_labels(grid: Grid) -> list[str]:
-    """What each column of a grid is called: its number of EOT samples."""
-    return [f"EOT {n}" for n in grid.samples]
+    """A sweep's curve, or a grid's over the steps for each number of samples, as a figure (PNG)."""
+    lines = {label: [a.value for a in line] for label, line in curve.lines.items()}
+    bands = {label: [(a.low, a.high) for a in line] for label, line in curve.lines.items()}
+    return plots.curves(curve.points, lines, curve.varied, "accuracy", bands, unit_interval=True)

@@ -9,7 +9,7 @@ from purify_jax.evaluation.protocol import Figures
 from purify_jax.evaluation.suite_runs import SuiteResult
 from purify_jax.evaluation.sweeps import Curve, Grid
 from purify_jax.reporting import plots, verdicts
-from purify_jax.reporting.pages import curve_figure, grid_labels, write_results
+from purify_jax.reporting.pages import curve_figure, write_results
 from purify_jax.reporting.report import Section
 
 QUOTE = (
@@ -166,22 +166,16 @@ def write_robustness(
 
 
 def _sweep_section(curve: Curve | Grid) -> Section:
-    explained = f"Bars: 95% intervals. {SWEEP[curve.name]}"
-    if isinstance(curve, Grid):
-        columns, over = ["steps", *grid_labels(curve)], "attack steps and EOT samples"
-        rows = [
-            [str(n), *map(str, row)] for n, row in zip(curve.steps, curve.accuracies, strict=True)
-        ]
-        changes = [f"of {what} by {change}" for what, change in curve.changes.items()]
-        if changes:
-            explained += (
-                f" The last increase changed it, image by image: that {', that '.join(changes)}."
-            )
-    else:
-        columns, over = [curve.name, "exact PGD+EOT"], curve.name
-        rows = [[f"{p:g}", str(a)] for p, a in zip(curve.points, curve.accuracies, strict=True)]
+    explained, over = f"Bars: 95% intervals. {SWEEP[curve.name]}", curve.name.replace("_", " and ")
+    if isinstance(curve, Grid) and curve.changes:
+        changes = ", ".join(f"that of {what} by {change}" for what, change in curve.changes.items())
+        explained += f" The last increase changed it, image by image: {changes}."
+    rows = [
+        [f"{point:g}", *map(str, found)]
+        for point, *found in zip(curve.points, *curve.lines.values(), strict=True)
+    ]
     return Section(
-        f"Sweep over {over}", explained, columns, rows, curve_figure(curve),
+        f"Sweep over {over}", explained, [curve.varied, *curve.lines], rows, curve_figure(curve),
         alt=f"Line chart: accuracy over {over}; the table has the numbers.", folded="The numbers",
     )  # fmt: skip
 

@@ -96,6 +96,14 @@ def test_fewer_attacks_through_one_of_two_restarts(run):
     assert clean[2] == 2 * clean[0] > 0
 
 
+def test_an_attack_that_is_none_claims_no_folder(run):
+    """So that the corrected command may have it."""
+    done, folder = run("evaluate", "--epsilon=0.05", "--images=4", "--skip=nope", check=False)
+    assert done.returncode == 1
+    assert "skip: got ['nope'], expected some of ['transfer', 'momentum PGD'" in done.stderr
+    assert not list(folder.glob("*.json*"))
+
+
 def test_certify_nothing_is_refused(run_binary, model_files, tmp_path):
     done = run_binary(
         "certify", f"--classifier={model_files[1]}", "--noundefended", f"--workdir={tmp_path / 'new'}",

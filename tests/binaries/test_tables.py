@@ -27,6 +27,22 @@ def test_tables_are_what_results_say(page):
     assert tables.rewrite(text, ROOT / "results") == text
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_first_picture_is_told_as_it_was_measured(page):
+    """The sentence below it is written by hand, the figures are those of results/."""
+    said = " ".join((ROOT / page).read_text().split())
+    shown = json.loads((ROOT / "results/cifar10_defense/photographs.json").read_text())
+    rows = {row["name"]: row for row in shown["attacks"]}
+    right = {name: round(row["defended"] * row["images"]) for name, row in rows.items()}
+    assert {row["images"] for row in rows.values()} == {32}
+    assert f"{right['blind PGD']} of 32 in all" in said
+    assert f"leaves {right['exact+EOT']} of the 32 in ten steps" in said
+    assert rows["exact+EOT"]["steps"] == 10
+    honest = json.loads((ROOT / "results/cifar10_defense/honest_linf_0.0314.json").read_text())
+    average, *_, images = honest["figures"]["defended"]["average"]
+    assert f"{average:.2f} of {images} images in earnest" in said
+
+
 def test_another_suite_in_readmes_one_line_is_another_flagship():
     text = (ROOT / "README.md").read_text()
     other = tables.rewrite(
