@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
         {"name": "ShuffledUNet", "features": (64, 128, 128), "blocks": 1}
     )
     config.ebm.update({"role": "score", "sigma_max": 0.5, "sigma_min": 0.05, "flip": True})
-    config.ebm.update({"learning_rate": 1e-3, "steps": 10_000, "batch_size": 128})
+    config.ebm.update({"learning_rate": 1e-3, "steps": 5000, "batch_size": 128})
     config.ebm.update({"steps_per_dispatch": 20, "checkpoint_every": 100})
     config.purification = ConfigDict(dict(models.PUBLISHED))
     return config
