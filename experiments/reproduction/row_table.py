@@ -1,4 +1,4 @@
-"""The rows A to E of CIFAR-10 as one table, from what results/ has of them.
+"""The rows of CIFAR-10 as one table, from what results/ has of them.
 
 ``<!-- rows: cifar10 -->`` in README.md or docs/results.md, up to ``<!-- end -->``.
 """
@@ -21,18 +21,25 @@ from purify_jax.evaluation import paired_difference
 
 _HEAD = """| row | clean | `paper`, Linf 8/255 | **average under `honest`, Linf 8/255** | worst of 10 draws | average under `honest`, L2 0.5 | certified, L2 0.25 |
 |---|---|---|---|---|---|---|"""
+#: A defense and its control.
+_PAIRS = (
+    ("cifar10_defense", "cifar10_control"),
+    ("cifar10_defense_continued", "cifar10_control_continued"),
+)
 Parts = Mapping[str, Any]
 
 
 def table(results: Path) -> str:
-    """The Markdown: a line per row that has results, then C − D on the images that both were attacked on."""
+    """The Markdown: a line per row that has results, then what purifiers changed, on the images that both were attacked on."""
     found = {name: parts for name in ROWS if (parts := read(results / name))}
     lines = [_HEAD, *(_line(ROWS[name].note, parts) for name, parts in found.items())]
     missing = [_letter(row.note) for name, row in ROWS.items() if name not in found]
     if missing:
         lines += ["", f"Not run yet: {', '.join(missing)}."]
-    if {"cifar10_defense", "cifar10_control"} <= set(found):
-        lines += ["", *_differences(found["cifar10_defense"], found["cifar10_control"])]
+    for pair in _PAIRS:
+        if set(pair) <= set(found):
+            names = [_letter(ROWS[name].note) for name in pair]
+            lines += ["", *_differences(*names, *(found[name] for name in pair))]
     commits = sorted({part["commit"] for parts in found.values() for part in parts.values()})
     files = ", ".join(f"`results/{name}/`" for name in found)
     lines += ["", f"Images in brackets after each figure; {files}; commit {', '.join(commits)}."]
@@ -81,8 +88,8 @@ def _certified(part: Any) -> str:
     return f"{span(shares[judged(shares)])} ({part['settings']['images']})"
 
 
-def _differences(first: Parts, second: Parts) -> list[str]:
-    """C − D for every evaluation that both have, on the images that both have: the first of the split."""
+def _differences(defense: str, control: str, first: Parts, second: Parts) -> list[str]:
+    """Defense − control for every evaluation that both have, on the images that both have: the first of the split."""
     said, means = [], []
     for name in first:
         own, other = _shares(first[name]), _shares(second.get(name, {}))
@@ -98,8 +105,8 @@ def _differences(first: Parts, second: Parts) -> list[str]:
     if not said:
         return []
     return [
-        f"C − D, paired by image: {'; '.join(said)}.",
-        f"C and D on just these images: {'; '.join(means)}.",
+        f"{defense} − {control}, paired by image: {'; '.join(said)}.",
+        f"{defense} and {control} on just these images: {'; '.join(means)}.",
     ]
 
 

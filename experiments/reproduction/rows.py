@@ -1,4 +1,4 @@
-"""The five rows of CIFAR-10 on two CPU cores: what each trains, and how each is attacked.
+"""The rows of CIFAR-10 on two CPU cores: what each trains, and how each is attacked.
 
 A network that several rows need is trained once, in a folder that they share; a row that finds it
 finished goes on from there. docs/experiments.md says what was predicted of each before it ran.
@@ -60,6 +60,20 @@ NETWORKS: Mapping[str, Network] = MappingProxyType(
             {"classifier": "classifier"},
             "classifier.safetensors",
         ),
+        "defense_continued": Network(
+            "train_defense",
+            "cifar10_defense",
+            {"classifier": "control", "ebm": "edm"},
+            "classifier.safetensors",
+            0.25,
+        ),
+        "control_continued": Network(
+            "train_defense",
+            "cifar10_defense",
+            {"classifier": "control"},
+            "classifier.safetensors",
+            0.5,
+        ),
     }
 )
 
@@ -99,6 +113,14 @@ ROWS: Mapping[str, Row] = MappingProxyType(
         "cifar10_control": Row(
             400, "control", None, 512, 10_000,
             "Row D: the control of row C, the same training of the classifier alone.",
+        ),
+        "cifar10_defense_continued": Row(
+            600, "defense_continued", ("defense_continued", "ebm.safetensors"), 512, 10_000,
+            "Row C2: row C's training, begun from row D's classifier.",
+        ),
+        "cifar10_control_continued": Row(
+            400, "control_continued", None, 512, 10_000,
+            "Row D2: the control of row C2, row D's classifier trained alone for as long.",
         ),
         "cifar10_certified": Row(
             600, "denoised", ("edm", "model.safetensors"), 0, 1000,

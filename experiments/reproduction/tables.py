@@ -4,7 +4,7 @@ python -m experiments.reproduction.tables            # rewrites the three: make 
 python -m experiments.reproduction.tables --check    # fails if one differs from what results/ says
 
 ``<!-- table: SUITE -->`` stands for all of a suite, ``<!-- flagship: SUITE -->`` for the few rows that
-say it, ``<!-- rows: cifar10 -->`` for the rows A to E; all end with ``<!-- end -->``. Another suite's name in
+say it, ``<!-- rows: cifar10 -->`` for the rows of CIFAR-10; all end with ``<!-- end -->``. Another suite's name in
 README's one line is another flagship.
 """
 
