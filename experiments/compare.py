@@ -68,7 +68,7 @@ def _purifiers(ebm: pj.models.Model, chain_steps: int):
     chain = functools.partial(pj.models.model_purifier, ebm, num_steps=chain_steps, num_restarts=1)
     return {
         "none": pj.purifiers.identity,
-        "ADP": make(method="adp", num_steps=FLAGS.num_steps),
+        "ADP": make(method="adp", num_steps=FLAGS.num_steps, rate=FLAGS.rate),
         "Langevin": chain(method="langevin"),
         "MALA": chain(method="mala"),
         "one-step (Tweedie)": make(method="tweedie"),

@@ -21,9 +21,7 @@ flags.DEFINE_string("input", None, "Image file, or folder of PNG and JPEG files.
 flags.DEFINE_string("workdir", None, "Folder for the purified images.", required=True)
 flags.DEFINE_integer("seed", 0, "Seed of the noise.")
 flags.DEFINE_integer("batch_size", 64, "Images side by side.")
-flags.DEFINE_integer("num_steps", None, "Purification steps (default: the model's).")
-flags.DEFINE_integer("num_restarts", None, "Noise restarts (default: the model's).")
-flags.DEFINE_float("noise_scale", None, "Noise before the steps (default: the model's).")
+loading.define_purifier()
 FLAGS = flags.FLAGS
 
 
@@ -32,12 +30,7 @@ def main(argv: list[str]) -> None:
     del argv
     check_output("workdir", FLAGS.workdir, folder=True)
     model = loading.read_score_model()
-    purifier = pj.models.model_purifier(
-        model,
-        num_steps=FLAGS.num_steps,
-        num_restarts=FLAGS.num_restarts,
-        noise_scale=FLAGS.noise_scale,
-    )
+    purifier = loading.chosen_purifier(model)
     names, images, skipped = _read(Path(FLAGS.input), model.image_shape)
     locks.hold("workdir", FLAGS.workdir)
     with pj.devices.progress.bar(total=len(images), desc="purifying", unit="image") as bar:

@@ -65,7 +65,9 @@ def main(argv: list[str]) -> None:
 def _settings() -> dict[str, Any]:
     names = ("model", "ebm", "classifier", "images", "draws", "undefended", "batch_size", "seed")
     purifier = ("num_steps", "num_restarts", "noise_scale")
-    return {name: FLAGS[name].value for name in (*names, *purifier)}
+    # Named only where given: folders of before this flag belong to the same settings.
+    given = ("rate",) if FLAGS.rate is not None else ()
+    return {name: FLAGS[name].value for name in (*names, *purifier, *given)}
 
 
 def _write(

@@ -139,6 +139,7 @@ _COUNTS: Mapping[str, int] = {
 #: Flags that are numbers → their bounds.
 _NUMBERS: Mapping[str, tuple[float, float]] = {
     "noise_scale": (0.0, math.inf),
+    "rate": (0.0, math.inf),
     "epsilon": (0.0, math.inf),
     "fraction": (0.0, 1.0),
     "false_positive_rate": (0.0, 1.0),

@@ -52,11 +52,12 @@ def define(images: int, batch_size: int, ebm_required: bool = False) -> None:
 
 
 def define_purifier() -> None:
-    """--method, --num_steps, --num_restarts, --noise_scale."""
+    """--method, --num_steps, --num_restarts, --noise_scale, --rate."""
     flags.DEFINE_enum("method", None, METHODS, "Purification method (default: the model's).")
     flags.DEFINE_integer("num_steps", None, "Purification steps (default: the model's).")
     flags.DEFINE_integer("num_restarts", None, "Purification restarts (default: the model's).")
     flags.DEFINE_float("noise_scale", None, "Purification noise (default: the model's).")
+    flags.DEFINE_float("rate", None, "λ of ADP's steps (default: the model's).")
 
 
 def define_models() -> None:
@@ -177,14 +178,24 @@ def make_defense(
     """The models put together with the purifier's flags; None without a score model."""
     if ebm is None:
         return None
+    return pj.defend(chosen_purifier(ebm), pj.models.logits_fn(classifier))
+
+
+def chosen_purifier(ebm: pj.models.Model) -> pj.purifiers.Purifier:
+    """The model's purifier with the settings that flags give; InputError for --rate without ADP."""
     purifier = pj.models.model_purifier(
         ebm,
         method=FLAGS.method,
         num_steps=FLAGS.num_steps,
         num_restarts=FLAGS.num_restarts,
         noise_scale=FLAGS.noise_scale,
+        rate=FLAGS.rate,
     )
-    return pj.defend(purifier, pj.models.logits_fn(classifier))
+    if FLAGS.rate is not None and not isinstance(purifier, pj.purifiers.ADP):
+        raise InputError(
+            f"rate: got {FLAGS.rate:g} for a purifier without λ, expected --method=adp"
+        )
+    return purifier
 
 
 def key() -> pj.types.Array:
@@ -199,7 +210,7 @@ def settings(*more: str) -> dict[str, Any]:
     common = ("model", "ebm", "classifier", "dataset", "split", "images", "batch_size", "seed")
     purifier = ("num_steps", "num_restarts", "noise_scale")
     # Named only where given: records of before these flags belong to the same settings.
-    given = [name for name in ("image_size", "method") if FLAGS[name].value is not None]
+    given = [name for name in ("image_size", "method", "rate") if FLAGS[name].value is not None]
     return {name: FLAGS[name].value for name in (*common, *purifier, *given, *more)}
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -61,6 +62,22 @@ def test_purify_skips_and_counts_unreadable_images(run_binary, model_files, digi
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_purify_with_settings_of_its_own(run_binary, model_files, digit_images, tmp_path):
+    flags = ("--noise_scale=0", "--num_steps=3", "--num_restarts=1", "--rate=0.05")
+    given = f"--ebm={model_files[0]}", f"--input={digit_images}", f"--workdir={tmp_path}"
+    run_binary("purify", *given, *flags)
+    settings = {"noise_scale": 0.0, "num_steps": 3, "num_restarts": 1}
+    with Image.open(digit_images / "0.png") as image:
+        before = np.asarray(image, np.float32)[None, ..., None] / 255
+    with Image.open(tmp_path / "purified" / "0.png") as image:
+        purified = np.asarray(image) / 255
+    keys = pj.image_keys(jax.random.key(0), range(1))
+    by = lambda rate: pj.models.model_purifier(pj.load_model(model_files[0]), rate=rate, **settings)
+    found = {rate: np.asarray(by(rate)(keys, before)[0][0, 0, ..., 0]) for rate in (0.05, 0.3)}
+    np.testing.assert_allclose(purified, found[0.05], atol=1 / 255)
+    assert np.abs(purified - found[0.3]).max() > 4 / 255
+
+
 def test_evaluate_paper_suite_and_resume(run_binary, model_files, tmp_path):
     command = (
         "evaluate", f"--ebm={model_files[0]}", f"--classifier={model_files[1]}", "--suite=paper",
@@ -96,6 +113,7 @@ def test_evaluate_paper_suite_and_resume(run_binary, model_files, tmp_path):
         ("evaluate", ["--workdir=W", "--classifier=E", "--epsilon=0.1"], "is a energy, expected classifier"),
         ("evaluate", ["--workdir=W", "--classifier=C", "--epsilon=-1"], "epsilon: got -1.0"),
         ("evaluate", ["--workdir=W", "--classifier=C", "--epsilon=1", "--images=0"], "images: got 0"),
+        ("evaluate", ["--workdir=W", "--ebm=E", "--classifier=C", "--epsilon=0", "--method=tweedie", "--rate=0.2"], "rate: got 0.2"),
         ("purify", ["--workdir=W", "--ebm=C", "--input=W"], "is a classifier, expected energy or score"),
         ("purify", ["--workdir=W", "--ebm=E", "--input=W"], "input: .* does not exist"),
         ("purify", ["--workdir=W", "--ebm=E", "--input=E"], "image: .* cannot be read"),

@@ -28,6 +28,7 @@ _FILE = ["/nowhere/x", "/", "/dev/null", str(ROOT / "README.md"), "\x01", "x" * 
 _FLAGS = {
     **dict.fromkeys(("num_steps", "num_restarts", "batch_size"), _COUNT),
     "noise_scale": _NUMBER,
+    "rate": _NUMBER,
     "seed": _SEED,
     "ebm": _FILE,
 }

@@ -46,7 +46,8 @@ def given(monkeypatch):
         ):
             flags.DEFINE_integer(name, None, "", flag_values=own)
         flags.DEFINE_integer("seed", 0, "", flag_values=own)
-        flags.DEFINE_float("noise_scale", None, "", flag_values=own)
+        for name in ("noise_scale", "rate"):
+            flags.DEFINE_float(name, None, "", flag_values=own)
         flags.DEFINE_float("fraction", 0.1, "", flag_values=own)
         flags.DEFINE_list("only", None, "", flag_values=own)
         flagging.define_config(own)
@@ -70,6 +71,7 @@ def given(monkeypatch):
         (f"--seed={2**32 + 1}", "seed: got 4294967297"),
         ("--noise_scale=nan", "noise_scale: got nan"),
         ("--noise_scale=-3", "noise_scale: got -3"),
+        ("--rate=-0.1", "rate: got -0.1"),
         ("--fraction=1.5", "fraction: got 1.5"),
     ],
 )
