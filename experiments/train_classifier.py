@@ -33,6 +33,8 @@ def main(argv: list[str]) -> None:
         raise InputError(
             "ebm: given, but config.classifier.purified is 0, expected the share of images to purify"
         )
+    if "purification" in config.classifier and not FLAGS.ebm:
+        raise InputError("ebm: not given, expected one, as config.classifier.purification is")
     if FLAGS.ebm:
         ebm = pj.models.load_model(FLAGS.ebm, pj.models.SCORE_ROLES)
         if tuple(ebm.image_shape) != tuple(dataset.image_shape):
@@ -40,7 +42,7 @@ def main(argv: list[str]) -> None:
                 f"ebm: made for images {ebm.image_shape}, expected those of {dataset.name}, "
                 f"{tuple(dataset.image_shape)}"
             )
-        purifier = pj.models.model_purifier(ebm, num_restarts=1)
+        purifier = from_config.training_purifier(config, ebm)
     start = None
     if FLAGS.classifier and config.classifier.get("recipe"):
         raise InputError("classifier: given, but this recipe starts at random, expected none")

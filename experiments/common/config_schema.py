@@ -44,7 +44,7 @@ _SECTIONS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "edm": (("network", "steps", "log_sigma_mean", "log_sigma_std", "loss"), SETTINGS),
     "classifier": (
         ("network", "steps"),
-        (*SETTINGS, "label_smoothing", "crop_padding", "purified", "recipe"),
+        (*SETTINGS, "label_smoothing", "crop_padding", "purified", "purification", "recipe"),
     ),
     "airbench": (("network", "steps", "recipe"), RECIPE),
     "defense": (
@@ -105,9 +105,10 @@ def _check_section(section: str, plain: Any) -> None:
         raise InputError(
             f"{where}: got {shown(unknown)}, expected some of {sorted({*needed, *more})}"
         )
+    if "purification" in plain:
+        _is_section(f"{section}.purification", plain["purification"])
+        pj.models.purification.check_settings(plain["purification"], f"{where}.purification")
     if section == "defense":
-        _is_section("defense.purification", plain["purification"])
-        pj.models.purification.check_settings(plain["purification"], "config.defense.purification")
         return
     _is_section(f"{section}.network", plain["network"])
     outputs = {"num_outputs": 2} if section == "classifier" else {}

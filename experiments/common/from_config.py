@@ -90,6 +90,15 @@ def train_ebm(
     )
 
 
+def training_purifier(config: ConfigDict, ebm: pj.models.Model) -> pj.purifiers.Purifier:
+    """What purifies images that ``config.classifier`` trains on: one restart of the model's purifier.
+
+    ``config.classifier.purification``, where it is given, replaces settings of the model.
+    """
+    given = config.classifier.get("purification", {})
+    return pj.models.model_purifier(ebm, **{**given, "num_restarts": 1})
+
+
 def train_classifier(
     config: ConfigDict,
     dataset: pj.data.Dataset,

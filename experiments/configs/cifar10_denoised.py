@@ -13,5 +13,6 @@ from experiments.configs import cifar10_purified
 def get_config() -> ConfigDict:
     """1500 steps: noise of σ = 0.25 and one call of the denoiser, as its model file says."""
     config = cifar10_purified.get_config()
+    del config.classifier.purification
     config.classifier.update({"steps": 1500, "ema_decay": 0.995, "checkpoint_every": 50})
     return config

@@ -32,8 +32,16 @@ class Network(NamedTuple):
 
     def steps(self) -> int:
         """The config's: a budget scales them by flag."""
+        return round(self._configured().steps * self.fraction)
+
+    def purification(self) -> list[str]:
+        """Flags: how the images that a classifier was fine-tuned on were purified, where not as the model says."""
+        given = {} if self.section == "defense" else self._configured().get("purification", {})
+        return [f"--{name}={value}" for name, value in given.items()]
+
+    def _configured(self):
         config = importlib.import_module(f"experiments.configs.{self.config}").get_config()
-        return round(config[self.section].steps * self.fraction)
+        return config[self.section]
 
 
 NETWORKS: Mapping[str, Network] = MappingProxyType(
@@ -82,8 +90,8 @@ class Row(NamedTuple):
     """A row: the networks of the defense that is evaluated, and how.
 
     ebm: the network and its file; None for a classifier alone. images: of `paper` and `honest` at Linf;
-    0 for certification instead. minutes: on two CPU cores, an estimate. model: its name in pretrained/,
-    and it is shown on photographs; "" for the suite's, and it is not.
+    0 for certification instead. minutes: on two CPU cores, an estimate. noise_scales: further (σ, λ) of clean
+    images. model: its name in pretrained/, and it is shown on photographs; "" for the suite's, and it is not.
     """
 
     minutes: float
@@ -92,7 +100,7 @@ class Row(NamedTuple):
     images: int
     clean_images: int
     note: str
-    noise_scales: tuple[float, ...] = ()
+    noise_scales: tuple[tuple[float, float], ...] = ()
     model: str = ""
 
 
@@ -100,11 +108,12 @@ ROWS: Mapping[str, Row] = MappingProxyType(
     {
         "cifar10_adp": Row(
             600, "classifier", ("dsm", "model.safetensors"), 64, 1000,
-            "Row A: the paper's defense, the classifier never retrained.", (0.1,), "cifar10_adp",
+            "Row A: the paper's defense at σ = 0.25, the classifier never retrained.", ((0.1, 0.25),),
+            "cifar10_adp",
         ),
         "cifar10_purified": Row(
             600, "purified", ("dsm", "model.safetensors"), 64, 1000,
-            "Row B: the paper's defense, the classifier fine-tuned on purified images.",
+            "Row B: the paper's defense at σ = 0.1, the classifier fine-tuned on purified images.",
         ),
         "cifar10_defense": Row(
             600, "defense", ("defense", "ebm.safetensors"), 512, 10_000,
@@ -156,7 +165,7 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
     ebm = None if row.ebm is None else shared / row.ebm[0] / row.ebm[1]
     models = [f"--classifier={classifier}", *data]
     if ebm is not None:
-        models.insert(0, f"--ebm={ebm}")
+        models = [f"--ebm={ebm}", *models, *NETWORKS[row.classifier].purification()]
 
     def add(part: str, binary: str, *arguments: str) -> None:
         folder = workdir / part
@@ -170,9 +179,9 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
     count = f"--images={scaled(row.clean_images, 16)}"
     clean = ("--suite=clean", "--epsilon=0", count, "--draws=1", "--probe_images=0")
     add("clean", "evaluate", *clean, "--batch_size=100")
-    for scale in row.noise_scales:
-        noise = f"--noise_scale={scale}"
-        add(f"clean_sigma_{scale}", "evaluate", *clean, "--batch_size=100", noise)
+    for scale, rate in row.noise_scales:
+        noise = (f"--noise_scale={scale}", f"--rate={rate}")
+        add(f"clean_sigma_{scale}", "evaluate", *clean, "--batch_size=100", *noise)
     if not row.images:
         images, samples = f"--images={scaled(100, 4)}", f"--n={scaled(10_000, 100)}"
         denoise = ("--sigma=0.25", "--method=denoise", "--noise_scale=0.25")
@@ -188,7 +197,7 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
             # quarter of the steps, and the shared keys' gradients are not paid for.
             cheap = ("--attack_restarts=1",)
             honest = (*cheap, "--skip=shared keys", *alone)
-            _add_attacks(add, row.images, l2, scaled, 100, 16, paper=cheap, honest=honest)
+            _add_attacks(add, row.images, l2, scaled, 100, 8, paper=cheap, honest=honest)
         else:
             _add_attacks(add, row.images, l2, scaled, 400, 32, honest=alone)
         if ebm is not None and not many_calls:

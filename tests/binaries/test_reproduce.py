@@ -106,6 +106,18 @@ def test_every_row_trains_what_it_evaluates(name):
     )
 
 
+def test_a_fine_tuned_row_is_evaluated_as_it_was_trained():
+    config = importlib.import_module("experiments.configs.cifar10_purified").get_config()
+    trained = config.classifier.purification.to_dict()
+    plan = plans.plan("cifar10_purified", None, tables.ROOT / "runs", "DIR")
+    evaluated = [part for part in plan.parts if part.command[0] == "experiments.evaluate"]
+    assert len(evaluated) == 4
+    for part in evaluated:
+        assert [x for x in part.command if x.startswith(("--noise_scale", "--rate"))] == [
+            f"--{name}={value}" for name, value in trained.items()
+        ]
+
+
 def test_rows_share_their_networks():
     trained = [
         {

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import purify_jax as pj
-from experiments.common import cli, config_schema, flagging, workdirs
+from experiments.common import cli, config_schema, flagging, from_config, workdirs
 from experiments.configs import digits
 from purify_jax.atomic import check_output, write_atomically
 from purify_jax.checks import InputError
@@ -188,6 +188,32 @@ def test_a_purifier_is_made_for_the_images_it_purifies(run_binary, tmp_path):
     done = run_binary("train_classifier", *train, f"--ebm={mnist}", check=False)
     assert "error: ebm: given, but config.classifier.purified is 0" in done.stderr
     assert not (tmp_path / "w").exists()
+
+
+def test_a_config_says_how_training_images_are_purified(run_binary, tmp_path):
+    config = digits.get_config()
+    ebm = pj.load_model(ROOT / "pretrained/digits_ebm.safetensors")
+    as_stored = from_config.training_purifier(config, ebm)
+    config.classifier.purification = {"noise_scale": 0.11, "num_restarts": 7}
+    config_schema.check(config, "classifier")
+    given = from_config.training_purifier(config, ebm)
+    assert given.noise_scale == 0.11 != as_stored.noise_scale
+    assert given.num_restarts == as_stored.num_restarts == 1
+    assert given.num_steps == as_stored.num_steps
+    for wrong, message in (
+        ({"noise_scale": -1}, "config.classifier.purification.noise_scale: got -1"),
+        ({"sigma": 0.1}, "config.classifier.purification: got ['sigma']"),
+        (3, "config.classifier.purification: got 3, expected a section"),
+    ):
+        del config.classifier.purification
+        config.classifier.purification = wrong
+        with pytest.raises(InputError, match=re.escape(message)):
+            config_schema.check(config, "classifier")
+    file = f"--config={ROOT / 'experiments/configs/cifar10_purified.py'}"
+    shared = ["--config.dataset=digits", f"--workdir={tmp_path / 'w'}", "--noprogress"]
+    done = run_binary("train_classifier", file, *shared, check=False)
+    expected = "error: ebm: not given, expected one, as config.classifier.purification is"
+    assert expected in done.stderr
 
 
 def test_the_quickstart_needs_a_whole_config():
