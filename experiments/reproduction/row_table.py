@@ -36,6 +36,8 @@ def table(results: Path) -> str:
     missing = [_letter(row.note) for name, row in ROWS.items() if name not in found]
     if missing:
         lines += ["", f"Not run yet: {', '.join(missing)}."]
+    for name, parts in found.items():
+        lines += _by_attack(_letter(ROWS[name].note), parts)
     for pair in _PAIRS:
         if set(pair) <= set(found):
             names = [_letter(ROWS[name].note) for name in pair]
@@ -55,7 +57,7 @@ def _line(note: str, parts: Parts) -> str:
     passes = f", {backward_passes(parts[name]):.0f} backward passes" if name in parts else ""
     cells = [
         f"**{_letter(note)}** {note.split(': ')[1].rstrip('.')}",
-        _figure(parts.get("clean"), "average"),
+        _clean(parts),
         _figure(parts.get(_name("paper", "linf", 8 / 255)), "average"),
         _figure(parts.get(name), "average", bold=True, more=passes),
         _figure(parts.get(name), "worst"),
@@ -79,6 +81,33 @@ def _figure(part: Any, which: str, bold: bool = False, more: str = "") -> str:
     shown = f"**{span(share)}**" if bold else span(share)
     flags = ", **red flags**" if part.get("red_flags") else ""
     return f"{shown} ({share[3]}{more}{spared(part)}){flags}"
+
+
+def _clean(parts: Parts) -> str:
+    """As the row is attacked, then at other noises."""
+    shown = [_figure(parts.get("clean"), "average")]
+    for name, part in parts.items():
+        if name.startswith("clean_sigma_"):
+            settings = part["settings"]
+            rate = "" if settings.get("rate") is None else f", λ = {settings['rate']:g}"
+            shown.append(f"at σ = {settings['noise_scale']:g}{rate}: {_figure(part, 'average')}")
+    return "; ".join(shown)
+
+
+def _by_attack(letter: str, parts: Parts) -> list[str]:
+    """What papers report, attack by attack, beside the exact gradient, of a purifier of many calls."""
+    claimed = parts.get(_name("paper", "linf", 8 / 255))
+    exact = parts.get(_name("honest", "linf", 8 / 255))
+    if claimed is None or exact is None or judged(claimed["rows"]) == "undefended":
+        return []
+    said = [f"{row['attack']} {span(row['mean'])}" for row in claimed["rows"]["defended"]]
+    average = span(exact["figures"]["defended"]["average"])
+    count = claimed["settings"]["images"]
+    return [
+        "",
+        f"{letter} by attack ({count} images, mean of {claimed['settings']['draws']} draws): {', '.join(said)}; "
+        f"exact gradient (average under `honest`, {exact['settings']['images']} images) {average}.",
+    ]
 
 
 def _certified(part: Any) -> str:

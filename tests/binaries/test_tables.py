@@ -131,6 +131,31 @@ def test_rows_are_one_table_with_their_paired_difference(tmp_path):
     assert "C − D" not in page
 
 
+def test_a_row_says_what_papers_report_beside_the_exact_gradient(tmp_path):
+    ball = {"norm": "linf", "epsilon": 0.0313725, "draws": 2, "images": 4}
+    blind = {"attack": "blind", "one_draw": [0.9, 0.8, 1.0, 4], "mean": [0.7, 0.6, 0.8, 4]}
+    parts = {
+        "clean": ({"suite": "clean"}, 0.75),
+        "clean_sigma_0.1": ({"suite": "clean", "noise_scale": 0.1, "rate": 0.25}, 0.875),
+        "paper_linf_0.0314": (ball | {"suite": "paper"}, 0.5),
+        "honest_linf_0.0314": (ball | {"suite": "honest"}, 0.25),
+    }
+    (tmp_path / "cifar10_adp").mkdir()
+    for name, (settings, share) in parts.items():
+        part = _part("defended", settings, [share, share - 0.1, share + 0.1, 4], [1, 1, 1, 1])
+        part["rows"]["defended"] = [blind]
+        (tmp_path / "cifar10_adp" / f"{name}.json").write_text(json.dumps(part))
+    page = tables.rewrite("<!-- rows: cifar10 --><!-- end -->", tmp_path)
+    clean = "0.750 [0.650, 0.850] (4); at σ = 0.1, λ = 0.25: 0.875 [0.775, 0.975] (4)"
+    assert f"| {clean} | 0.500 [0.400, 0.600] (4) |" in page
+    assert (
+        "A by attack (4 images, mean of 2 draws): blind 0.700 [0.600, 0.800]; "
+        "exact gradient (average under `honest`, 4 images) 0.250 [0.150, 0.350]." in page
+    )
+    (tmp_path / "cifar10_adp" / "honest_linf_0.0314.json").unlink()
+    assert "by attack" not in tables.rewrite("<!-- rows: cifar10 --><!-- end -->", tmp_path)
+
+
 def test_a_classifier_alone_has_a_table_and_a_place_in_the_leaderboard(tmp_path):
     settings = {"suite": "honest", "norm": "linf", "epsilon": 0.0314}
     part = _part("undefended", settings, [0.375, 0.1, 0.7, 4], [1, 2, 0, 0])
