@@ -23,7 +23,7 @@ def load(name: str | Path) -> Pretrained:
     """A purifier and its classifier.
 
     Args:
-      name: of a model that ships ("digits", "digits_best", "mnist", "cifar10", "cifar10_small"); a folder that
+      name: of a model that ships ("digits", "digits_best", "mnist", "cifar10", "cifar10_adp"); a folder that
         :func:`save` wrote; or ``hf:owner/name[@revision]``, which is fetched from the Hugging Face hub and needs the
         package huggingface_hub (``pip install 'purify_jax[hf]'``).
 
