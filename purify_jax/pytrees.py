@@ -12,6 +12,7 @@ function with arguments is ``jax.tree_util.Partial(function, *arrays)``.
 
 import dataclasses
 import functools
+import reprlib
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
@@ -20,7 +21,7 @@ import jax
 from jax.tree_util import Partial, all_leaves
 from typing_extensions import dataclass_transform
 
-__all__ = ["Partial", "UpTo", "as_pytree", "jit", "pytree", "static"]
+__all__ = ["Partial", "UpTo", "as_pytree", "described", "jit", "pytree", "static"]
 
 T = TypeVar("T")
 
@@ -31,10 +32,11 @@ def pytree(cls: type[T]) -> type[T]:
 
     Equality is identity, as of functions, so that ``jax.jit(defense)`` works too (with the arrays
     as constants; :func:`jit` is the one that passes them). A field that is given a plain function
-    keeps it by :func:`as_pytree`.
+    keeps it by :func:`as_pytree`. ``repr`` is one line, :func:`described`.
     """
     cls.__post_init__ = _wrap_plain_functions  # type: ignore[attr-defined]
-    return flax.struct.dataclass(cls, eq=False, kw_only=True)
+    cls.__repr__ = described  # type: ignore[method-assign, assignment]
+    return flax.struct.dataclass(cls, eq=False, kw_only=True, repr=False)
 
 
 def _wrap_plain_functions(self: Any) -> None:
@@ -75,6 +77,53 @@ def as_pytree(function: Callable) -> Any:
     closed over become constants of compiled programs, and another such function compiles anew.
     """
     return Partial(function) if callable(function) and all_leaves([function]) else function
+
+
+def described(value: Any) -> str:
+    """One line about an object, whatever it holds: never the numbers of a network.
+
+    Scalars by value, other arrays by kind and shape, containers of arrays by how many numbers are in them,
+    functions by name, dataclasses (networks, too) field by field.
+
+    >>> import numpy as np
+    >>> described({"kernel": np.zeros((3, 3, 1, 8)), "bias": np.zeros(8)})
+    '<80 numbers in 2 arrays>'
+    >>> described(Partial(np.multiply, np.float32(0.5), np.zeros((2, 3))))
+    'multiply(0.5, float64[2,3])'
+    """
+    if isinstance(value, jax.core.Tracer) or (hasattr(value, "dtype") and hasattr(value, "shape")):
+        return _described_array(value)
+    if isinstance(value, Partial):
+        given = [described(x) for x in value.args]
+        given += [f"{name}={described(x)}" for name, x in value.keywords.items()]
+        name = described(value.func)
+        return f"{name}({', '.join(given)})" if given else name
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [field.name for field in dataclasses.fields(value) if field.repr]
+        held = {name: getattr(value, name, None) for name in fields}
+        if held.get("name", "") is None:  # what flax calls a module that nobody named
+            del held["name"]
+        shown = [f"{name}={described(x)}" for name, x in held.items()]
+        return f"{type(value).__name__}({', '.join(shown)})"
+    arrays = [x for x in jax.tree.leaves(value) if hasattr(x, "shape") and hasattr(x, "dtype")]
+    if arrays:
+        return f"<{sum(x.size for x in arrays):,} numbers in {len(arrays)} arrays>"
+    if callable(value):
+        return getattr(value, "__name__", None) or reprlib.repr(value)
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+def _described_array(value: Any) -> str:
+    traced = isinstance(value, jax.core.Tracer)
+    if value.ndim or traced or getattr(value, "is_deleted", bool)():
+        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return str(value.dtype)
+    return f"{value.item():g}" if value.dtype.kind == "f" else str(value.item())
 
 
 def call(function: Callable, *arguments: Any) -> Any:

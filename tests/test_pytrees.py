@@ -160,3 +160,29 @@ def test_sigma_and_lambda_may_be_differentiated():
     slope = jax.grad(total)(score_fn.replace(noise_scale=0.1))
     assert np.isfinite(slope.noise_scale)
     assert float(slope.step_rule.rate) != 0
+
+
+def test_what_is_printed_is_one_line_and_never_a_network_s_numbers():
+    ready = pj.pretrained.load("digits")
+    attack = attacks.pgd(attacks.exact(ready.defense), epsilon=0.125, num_steps=3)
+    for value in (ready, ready.defense, ready.ebm, ready.classifier, attack):
+        assert "\n" not in repr(value)
+        assert len(repr(value)) < 1200
+    counts = {
+        n: sum(x.size for x in jax.tree.leaves(getattr(ready, n).variables))
+        for n in ("ebm", "classifier")
+    }
+    assert f"NetworkEnergy(params=<{counts['ebm']:,} numbers in 6 arrays>" in repr(ready)
+    assert f"variables=<{counts['classifier']:,} numbers in " in repr(ready.defense)
+    assert "num_steps=5, num_restarts=4" in repr(attack)
+    assert "noise_scale=0.25" in repr(attack)
+    assert "epsilon=0.125" in repr(attack)
+    seen = []
+    jax.jit(lambda e: seen.append(repr(attack.replace(epsilon=e))) or e)(0.1)
+    assert "epsilon=float32[]" in seen[0]
+    described = pj.pytrees.described
+    assert described(jax.random.key(0)) == "key<fry>"
+    assert described(jnp.zeros((2, 3), jnp.bfloat16)) == "bfloat16[2,3]"
+    gone = jnp.zeros(())
+    gone.delete()
+    assert described(gone) == "float32[]"

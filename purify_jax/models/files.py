@@ -22,10 +22,11 @@ from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError, shown
 from purify_jax.models.headers import ROLES, Header
 from purify_jax.networks.fields import least_layers
+from purify_jax.pytrees import described
 from purify_jax.types import Params
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Model:
     """A network with its variables and what is needed to use it.
 
@@ -41,6 +42,7 @@ class Model:
     variables: Mapping[str, Params]
     image_shape: tuple[int, int, int]
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    __repr__ = described
 
     @property
     def params(self) -> Params:

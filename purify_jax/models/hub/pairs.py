@@ -12,6 +12,7 @@ from purify_jax.models.files import Model, load_model
 from purify_jax.models.methods import model_purifier
 from purify_jax.models.settings import logits_fn
 from purify_jax.purifiers import Purifier
+from purify_jax.pytrees import described
 from purify_jax.types import LogitsFn
 
 #: Role in a card → what its model may be.
@@ -26,6 +27,10 @@ class Pretrained(NamedTuple):
     ebm: Model
     classifier: Model
     card: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        purifier, logits_fn = described(self.purifier), described(self.logits_fn)
+        return f"Pretrained(data={self.card.get('data')!r}, purifier={purifier}, logits_fn={logits_fn})"
 
     @property
     def defense(self) -> Defense:
