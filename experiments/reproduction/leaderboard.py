@@ -13,7 +13,7 @@ from experiments.reproduction.figures import judged, span, spent
 HEAD = """# Claimed against re-measured
 
 Purification defenses, as claimed and as later attacked by others, and what this library measured. Made
-by `make tables`; RobustBench lists no randomised defense, so there is no other place to look this up. An entry
+by `make tables`; RobustBench lists no randomised defense, so the sources of what is claimed are papers (* not peer reviewed). An entry
 "measured here" names its file in `results/`, which holds command, commit, versions and the passes it took.
 Nothing is measured here on the published CIFAR-10 checkpoints yet: `experiments.import_weights` loads them
 ([diffusion.md](diffusion.md)), and running `evaluate --suite=honest` on them needs a GPU.
@@ -48,7 +48,7 @@ class Claim(NamedTuple):
     later_by: str
 
 
-#: Sources: the papers named; * not peer reviewed. Rows of one defense may use different classifiers.
+#: Sources: the papers named. Rows of one defense may use different classifiers.
 CLAIMS = (
     Claim(
         "ADP, σ = 0.25, WideResNet-28-10", "86.14", "70.01", "BPDA+EOT (Yoon et al. 2021)",

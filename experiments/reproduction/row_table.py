@@ -3,7 +3,7 @@
 ``<!-- rows: cifar10 -->`` in README.md or docs/results.md, up to ``<!-- end -->``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,12 @@ from experiments.reproduction.figures import (
 from experiments.reproduction.rows import ROWS
 from purify_jax.evaluation import paired_difference
 
-_HEAD = """| row | clean | `paper`, Linf 8/255 | **average under `honest`, Linf 8/255** | worst of 10 draws | average under `honest`, L2 0.5 | certified, L2 0.25 |
-|---|---|---|---|---|---|---|"""
+_HEAD = (
+    "row", "clean", "`paper`, Linf 8/255", "**average under `honest`, Linf 8/255**", "worst of 10 draws",
+    "average under `honest`, L2 0.5", "certified, L2 0.25",
+)  # fmt: skip
+#: Steps of `honest` where none are given; fewer are named beside the figure.
+_FULL_STEPS = 400
 #: A defense and its control.
 _PAIRS = (
     ("cifar10_defense", "cifar10_control"),
@@ -32,10 +36,10 @@ Parts = Mapping[str, Any]
 def table(results: Path) -> str:
     """The Markdown: a line per row that has results, then what purifiers changed, on the images that both were attacked on."""
     found = {name: parts for name in ROWS if (parts := read(results / name))}
-    lines = [_HEAD, *(_line(ROWS[name].note, parts) for name, parts in found.items())]
+    lines = _grid([_HEAD, *(_cells(ROWS[name].note, parts) for name, parts in found.items())])
     missing = [_letter(row.note) for name, row in ROWS.items() if name not in found]
     if missing:
-        lines += ["", f"Not run yet: {', '.join(missing)}."]
+        lines += ["", f"Not evaluated yet: {', '.join(missing)}. An empty cell was not run."]
     for name, parts in found.items():
         lines += _by_attack(_letter(ROWS[name].note), parts)
     for pair in _PAIRS:
@@ -52,19 +56,35 @@ def _letter(note: str) -> str:
     return note.split(":")[0].removeprefix("Row ")
 
 
-def _line(note: str, parts: Parts) -> str:
-    name = _name("honest", "linf", 8 / 255)
+def _grid(rows: list[Sequence[str]]) -> list[str]:
+    """Lines of Markdown, without the columns that are empty in every row; the first row is the head."""
+    columns = [c for c in zip(*rows, strict=True) if any(c[1:]) or len(rows) == 1]
+    head, *body = (f"| {' | '.join(cells)} |" for cells in zip(*columns, strict=True))
+    return [head, "|---" * len(columns) + "|", *body]
+
+
+def _cells(note: str, parts: Parts) -> list[str]:
+    claimed, name = _name("paper", "linf", 8 / 255), _name("honest", "linf", 8 / 255)
     passes = f", {backward_passes(parts[name]):.0f} backward passes" if name in parts else ""
-    cells = [
+    return [
         f"**{_letter(note)}** {note.split(': ')[1].rstrip('.')}",
         _clean(parts),
-        _figure(parts.get(_name("paper", "linf", 8 / 255)), "average"),
-        _figure(parts.get(name), "average", bold=True, more=passes),
+        _figure(parts.get(claimed), "average", more=_effort(parts.get(claimed))),
+        _figure(parts.get(name), "average", bold=True, more=_effort(parts.get(name)) + passes),
         _figure(parts.get(name), "worst"),
         _figure(parts.get(_name("honest", "l2", 0.5)), "average"),
         _certified(parts.get("certification")),
     ]
-    return f"| {' | '.join(cells)} |"
+
+
+def _effort(part: Any) -> str:
+    """How long the attacks were, where that is not as the suite has it by default."""
+    settings = {} if part is None else part["settings"]
+    steps, eot = settings.get("steps"), settings.get("eot")
+    if not steps or (settings["suite"] == "honest" and steps == _FULL_STEPS):
+        return ""
+    draws = judged(part["rows"]) == "defended" and settings["suite"] == "paper"
+    return f", {steps} steps" + (f" × {eot} draws" if draws else "")
 
 
 def _name(suite: str, norm: str, epsilon: float) -> str:
@@ -101,12 +121,14 @@ def _by_attack(letter: str, parts: Parts) -> list[str]:
     if claimed is None or exact is None or judged(claimed["rows"]) == "undefended":
         return []
     said = [f"{row['attack']} {span(row['mean'])}" for row in claimed["rows"]["defended"]]
-    average = span(exact["figures"]["defended"]["average"])
-    count = claimed["settings"]["images"]
+    reported, left = (span(part["figures"]["defended"]["average"]) for part in (claimed, exact))
+    count, draws = (claimed["settings"][name] for name in ("images", "draws"))
+    same = count == exact["settings"]["images"]
+    images = "" if same else f", {exact['settings']['images']} images"
     return [
         "",
-        f"{letter} by attack ({count} images, mean of {claimed['settings']['draws']} draws): {', '.join(said)}; "
-        f"exact gradient (average under `honest`, {exact['settings']['images']} images) {average}.",
+        f"{letter} by attack ({count} images, the mean prediction of {draws} draws): {', '.join(said)}. "
+        f"Averages over single draws, after all attacks: `paper` {reported}, `honest` (exact gradients{images}) {left}.",
     ]
 
 

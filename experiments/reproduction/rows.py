@@ -235,7 +235,8 @@ def _add_attacks(
         ball = (f"--norm={norm}", f"--epsilon={epsilon:.6g}", f"--images={scaled(images, 16)}")
         name = f"{norm}_{epsilon:.3g}"
         if norm == "linf":
-            # SPSA asks for 5120 answers an image, more than all the rest; BPDA+EOT found more wherever both ran.
+            # SPSA asks for 5120 answers an image, more than all the rest; with ADP BPDA+EOT found more wherever
+            # both ran.
             short = (
                 f"--steps={scaled(40, 2)}",
                 f"--eot={scaled(4, 1)}",

@@ -33,10 +33,11 @@ def test_the_first_picture_is_told_as_it_was_measured(page):
     said = " ".join((ROOT / page).read_text().split())
     shown = json.loads((ROOT / "results/cifar10_defense/photographs.json").read_text())
     rows = {row["name"]: row for row in shown["attacks"]}
-    right = {name: round(row["defended"] * row["images"]) for name, row in rows.items()}
+    count = lambda name, label: round(rows[name][label] * rows[name]["images"])
     assert {row["images"] for row in rows.values()} == {32}
-    assert f"{right['blind PGD']} of 32 in all" in said
-    assert f"leaves {right['exact+EOT']} of the 32 in ten steps" in said
+    bare, defended = (count("blind PGD", label) for label in ("undefended", "defended"))
+    assert f"right on {bare} of 32, the defense on {defended}" in said
+    assert f"leaves {count('exact+EOT', 'defended')} of the 32 in ten steps" in said
     assert rows["exact+EOT"]["steps"] == 10
     honest = json.loads((ROOT / "results/cifar10_defense/honest_linf_0.0314.json").read_text())
     average, *_, images = honest["figures"]["defended"]["average"]
@@ -117,7 +118,7 @@ def test_rows_are_one_table_with_their_paired_difference(tmp_path):
     )
     assert "(4, 400 backward passes), **red flags** | as the average |" in page
     assert "| 0.550 [0.450, 0.640] (100) |" in page
-    assert "Not run yet: A, B, C2, D2." in page
+    assert "Not evaluated yet: A, B, C2, D2. An empty cell was not run." in page
     d = np.array([0.5, 0.0, 0.5, 0.0])
     half = 3.182446 * d.std(ddof=1) / 2
     shown = f"+0.250 [{0.25 - half:+.3f}, {0.25 + half:+.3f}]"
@@ -137,8 +138,8 @@ def test_a_row_says_what_papers_report_beside_the_exact_gradient(tmp_path):
     parts = {
         "clean": ({"suite": "clean"}, 0.75),
         "clean_sigma_0.1": ({"suite": "clean", "noise_scale": 0.1, "rate": 0.25}, 0.875),
-        "paper_linf_0.0314": (ball | {"suite": "paper"}, 0.5),
-        "honest_linf_0.0314": (ball | {"suite": "honest"}, 0.25),
+        "paper_linf_0.0314": (ball | {"suite": "paper", "steps": 40, "eot": 4}, 0.5),
+        "honest_linf_0.0314": (ball | {"suite": "honest", "steps": 100}, 0.25),
     }
     (tmp_path / "cifar10_adp").mkdir()
     for name, (settings, share) in parts.items():
@@ -147,10 +148,13 @@ def test_a_row_says_what_papers_report_beside_the_exact_gradient(tmp_path):
         (tmp_path / "cifar10_adp" / f"{name}.json").write_text(json.dumps(part))
     page = tables.rewrite("<!-- rows: cifar10 --><!-- end -->", tmp_path)
     clean = "0.750 [0.650, 0.850] (4); at σ = 0.1, λ = 0.25: 0.875 [0.775, 0.975] (4)"
-    assert f"| {clean} | 0.500 [0.400, 0.600] (4) |" in page
+    assert f"| {clean} | 0.500 [0.400, 0.600] (4, 40 steps × 4 draws) |" in page
+    assert "(4, 100 steps, 900 backward passes)" in page
+    assert "L2 0.5" not in page  # no row has it: no column
     assert (
-        "A by attack (4 images, mean of 2 draws): blind 0.700 [0.600, 0.800]; "
-        "exact gradient (average under `honest`, 4 images) 0.250 [0.150, 0.350]." in page
+        "A by attack (4 images, the mean prediction of 2 draws): blind 0.700 [0.600, 0.800]. Averages over single draws, "
+        "after all attacks: `paper` 0.500 [0.400, 0.600], `honest` (exact gradients) 0.250 [0.150, 0.350]."
+        in page
     )
     (tmp_path / "cifar10_adp" / "honest_linf_0.0314.json").unlink()
     assert "by attack" not in tables.rewrite("<!-- rows: cifar10 --><!-- end -->", tmp_path)
