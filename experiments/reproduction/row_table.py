@@ -25,11 +25,7 @@ _HEAD = (
 )  # fmt: skip
 #: Steps of `honest` where none are given; fewer are named beside the figure.
 _FULL_STEPS = 400
-#: A defense and its control.
-_PAIRS = (
-    ("cifar10_defense", "cifar10_control"),
-    ("cifar10_defense_continued", "cifar10_control_continued"),
-)
+_DEFENSE_AND_CONTROL = ("cifar10_defense", "cifar10_control")
 Parts = Mapping[str, Any]
 
 
@@ -39,13 +35,13 @@ def table(results: Path) -> str:
     lines = _grid([_HEAD, *(_cells(ROWS[name].note, parts) for name, parts in found.items())])
     missing = [_letter(row.note) for name, row in ROWS.items() if name not in found]
     if missing:
-        lines += ["", f"Not evaluated yet: {', '.join(missing)}. An empty cell was not run."]
+        lines += ["", f"Not evaluated yet: {', '.join(missing)}."]
+    lines += ["", "An empty cell was not run."]
     for name, parts in found.items():
         lines += _by_attack(_letter(ROWS[name].note), parts)
-    for pair in _PAIRS:
-        if set(pair) <= set(found):
-            names = [_letter(ROWS[name].note) for name in pair]
-            lines += ["", *_differences(*names, *(found[name] for name in pair))]
+    if set(_DEFENSE_AND_CONTROL) <= set(found):
+        names = [_letter(ROWS[name].note) for name in _DEFENSE_AND_CONTROL]
+        lines += ["", *_differences(*names, *(found[name] for name in _DEFENSE_AND_CONTROL))]
     commits = sorted({part["commit"] for parts in found.values() for part in parts.values()})
     files = ", ".join(f"`results/{name}/`" for name in found)
     lines += ["", f"Images in brackets after each figure; {files}; commit {', '.join(commits)}."]

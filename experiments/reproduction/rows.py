@@ -30,11 +30,6 @@ class Network(NamedTuple):
         """The config's section that trains it."""
         return {"train_ebm": "ebm", "train_classifier": "classifier"}.get(self.binary, "defense")
 
-    def file(self, flag: str) -> str:
-        """Of the files it writes, the one for --classifier or --ebm: adversarial training writes both."""
-        both = self.section == "defense" and "ebm" in self.given
-        return "ebm.safetensors" if flag == "ebm" and both else self.model
-
     def steps(self) -> int:
         """The config's: a budget scales them by flag."""
         return round(self._configured().steps * self.fraction)
@@ -72,27 +67,6 @@ NETWORKS: Mapping[str, Network] = MappingProxyType(
             "cifar10_defense",
             {"classifier": "classifier"},
             "classifier.safetensors",
-        ),
-        "defense_continued": Network(
-            "train_defense",
-            "cifar10_defense",
-            {"classifier": "control", "ebm": "edm"},
-            "classifier.safetensors",
-            0.25,
-        ),
-        "defense_longer": Network(
-            "train_defense",
-            "cifar10_defense",
-            {"classifier": "defense_continued", "ebm": "defense_continued"},
-            "classifier.safetensors",
-            0.6,
-        ),
-        "control_continued": Network(
-            "train_defense",
-            "cifar10_defense",
-            {"classifier": "control"},
-            "classifier.safetensors",
-            1.7,  # of the time of both trainings above
         ),
     }
 )
@@ -134,14 +108,6 @@ ROWS: Mapping[str, Row] = MappingProxyType(
         "cifar10_control": Row(
             400, "control", None, 512, 10_000,
             "Row D: the control of row C, the same training of the classifier alone.",
-        ),
-        "cifar10_defense_continued": Row(
-            600, "defense_longer", ("defense_longer", "ebm.safetensors"), 512, 10_000,
-            "Row C2: row C's training, begun from row D's classifier and longer.",
-        ),
-        "cifar10_control_continued": Row(
-            400, "control_continued", None, 512, 10_000,
-            "Row D2: the control of row C2, row D's classifier trained alone for as long.",
         ),
         "cifar10_certified": Row(
             600, "denoised", ("edm", "model.safetensors"), 0, 1000,
@@ -268,8 +234,7 @@ def _training(network: str, shared: Path, data: list[str], steps: int) -> Part:
     made = NETWORKS[network]
     folder = shared / network
     given = [
-        f"--{flag}={shared / other / NETWORKS[other].file(flag)}"
-        for flag, other in made.given.items()
+        f"--{flag}={shared / other / NETWORKS[other].model}" for flag, other in made.given.items()
     ]
     command = [
         f"experiments.{made.binary}",
@@ -280,6 +245,6 @@ def _training(network: str, shared: Path, data: list[str], steps: int) -> Part:
         f"--workdir={folder}",
     ]
     shipped = {made.model: f"cifar10_row_{network}.safetensors"}
-    if made.file("ebm") != made.model:
+    if "ebm" in made.given and made.binary == "train_defense":
         shipped["ebm.safetensors"] = f"cifar10_row_{network}_ebm.safetensors"
     return Part(network, command, folder, True, made.model, shipped, shared.name)

@@ -155,18 +155,6 @@ def test_a_training_of_two_networks_ships_both():
     ]
 
 
-def test_a_training_goes_on_from_both_networks_of_another():
-    networks = tables.ROOT / "runs/cifar10_networks"
-    row = "cifar10_defense_continued"
-    parts = plans.plan(row, None, tables.ROOT / "runs" / row, None).parts
-    command = next(p.command for p in parts if p.name == "defense_longer")
-    assert f"--classifier={networks}/defense_continued/classifier.safetensors" in command
-    assert f"--ebm={networks}/defense_continued/ebm.safetensors" in command
-    first = next(p.command for p in parts if p.name == "defense_continued")
-    assert f"--classifier={networks}/control/classifier.safetensors" in first
-    assert f"--ebm={networks}/edm/model.safetensors" in first
-
-
 def test_a_network_is_published_alone(models, tmp_path):
     """What a training part made is stored beside the models that ship, and read back as it was."""
     source, target = tmp_path / "model.safetensors", tmp_path / "shipped.safetensors"
