@@ -1,6 +1,7 @@
 """Tables and leaderboard are what results/ says, and every result says where it is from."""
 
 import json
+import re
 
 import numpy as np
 import PIL.Image
@@ -42,6 +43,15 @@ def test_the_first_picture_is_told_as_it_was_measured(page):
     honest = json.loads((ROOT / "results/cifar10_defense/honest_linf_0.0314.json").read_text())
     average, *_, images = honest["figures"]["defended"]["average"]
     assert f"{average:.2f} of {images} images in earnest" in said
+
+
+def test_the_sentence_on_rows_c_and_d_is_what_the_table_says():
+    text = (ROOT / "README.md").read_text()
+    said, table = text.split("<!-- rows: cifar10 -->")
+    found = re.search(r"C − D is (\S+)\s+under `paper` and (\S+) under exact gradients", said)
+    line = next(x for x in table.splitlines() if x.startswith("C − D, paired"))
+    assert f"`paper`, linf 8/255 {found[1]} [" in line
+    assert f"`honest`, linf 8/255 {found[2]} [" in line
 
 
 def test_another_suite_in_readmes_one_line_is_another_flagship():
