@@ -74,7 +74,7 @@ def _cells(note: str, parts: Parts) -> list[str]:
 
 
 def _effort(part: Any) -> str:
-    """How long the attacks were, where that is not as the suite has it by default."""
+    """How long the attacks were; nothing where `honest` took all its steps."""
     settings = {} if part is None else part["settings"]
     steps, eot = settings.get("steps"), settings.get("eot")
     if not steps or (settings["suite"] == "honest" and steps == _FULL_STEPS):
