@@ -86,6 +86,8 @@ def _run(part: plans.Part, plan: plans.Plan, results: Path) -> None:
         return
     print(f"{part.name}: {shlex.join(part.command)}", flush=True)
     commit = provenance.commit()
+    # Then the seconds are of the last piece.
+    continued = part.folder.is_dir() and any(part.folder.iterdir())
     started = time.monotonic()
     extra = [] if FLAGS.progress else ["--noprogress"]
     # As ``python -m experiments.NAME``, and where the package is installed too.
@@ -104,6 +106,7 @@ def _run(part: plans.Part, plan: plans.Plan, results: Path) -> None:
         "commit": commit,
         "budget": plan.note,
         "seconds": round(time.monotonic() - started, 1),
+        **({"continued": True} if continued else {}),
         **{k: provenance.without_paths(v) for k, v in content.items() if k != "seconds"},
     }
     if part.is_training:

@@ -32,6 +32,7 @@ class Plan(NamedTuple):
     """The parts in order, the models they make, and what the budget did to them.
 
     ebm: None where a classifier alone is evaluated. model: the name in pretrained/ that the two ship by.
+    limits: what its card says that the figures do not cover.
     """
 
     parts: list[Part]
@@ -39,3 +40,4 @@ class Plan(NamedTuple):
     classifier: Path
     note: str
     model: str
+    limits: str = ""

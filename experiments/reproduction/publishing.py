@@ -38,6 +38,8 @@ def publish(plan: Plan, results: Path, folder: Path) -> list[Path]:
     card = {
         "data": model.metadata["dataset"],
         "budget": plan.note,
+        "limits": plan.limits,
+        "training": _trainings(plan, results),
         "purification": model.metadata["purification"],
         "commands": {name: part["command"] for name, part in parts.items()},
         "commits": sorted({part["commit"] for part in parts.values()}),
@@ -70,6 +72,30 @@ def publish_network(source: Path, path: Path) -> dict[str, Any]:
         # A network that adversarial training went on with has both records.
         **{k: model.metadata[k] for k in ("training", "defense") if k in model.metadata},
     }
+
+
+def _trainings(plan: Plan, results: Path) -> dict[str, Any]:
+    """Training → its command, commit and hours, of those that have a record.
+
+    hours: None where the record's seconds are of the last piece of several and nobody wrote down the whole.
+    """
+    found = {}
+    for part in plan.parts:
+        folder = results.parent / part.shared if part.shared else results
+        record = folder / f"{part.name}.json"
+        if not part.is_training or not record.is_file():
+            continue
+        made = json.loads(record.read_text())
+        whole = None if made.get("continued") else round(made["seconds"] / 3600, 2)
+        device = made["versions"]["device"]
+        found[part.name] = {
+            "command": made["command"],
+            "commit": made["commit"],
+            "hours": made.get("hours", whole),
+            "device": "two CPU cores" if device == "cpu" else device,
+            **({"note": made["note"]} if "note" in made else {}),
+        }
+    return found
 
 
 def _is_there(path: Path, model: pj.models.Model, dtype: Any) -> bool:

@@ -131,9 +131,11 @@ def block(suite: str, folder: Path) -> str:
     any_part = next(iter(parts.values()))
     commits = ", ".join(sorted({p["commit"] for p in parts.values()}))
     versions = any_part["versions"]
-    minutes = sum(p["seconds"] for p in parts.values()) / 60
+    minutes = f"{sum(p['seconds'] for p in parts.values()) / 60:.0f} minutes"
+    if any(p.get("continued") for p in parts.values()):
+        minutes = f"at least {minutes}"  # of what was stopped, the last piece is counted
     lines.append(
-        f"{any_part['budget'].rstrip('. ')}; {minutes:.0f} minutes on {versions['device']}, jax {versions['jax']}; "
+        f"{any_part['budget'].rstrip('. ')}; {minutes} on {versions['device']}, jax {versions['jax']}; "
         f"commit {commits}; files in `results/{suite}/`."
     )
     if PUBLISHED.get(suite):

@@ -32,6 +32,7 @@ def test_a_part_is_marked_and_not_repeated(run_binary, tmp_path):
     assert "0.3 of 15 minutes" in found["budget"]
     assert len(found["commit"]) >= 7
     assert found["seconds"] > 0
+    assert "continued" not in found
     assert found["networks"] == "as shipped in pretrained/"
     (figure,) = (results / "figures").glob("certification_*.png")
     with PIL.Image.open(figure) as image:
@@ -42,6 +43,12 @@ def test_a_part_is_marked_and_not_repeated(run_binary, tmp_path):
     done = run_binary("reproduce", *args)
     assert "certification: done before" in done.stdout
     assert (results / "certification.json").stat().st_mtime_ns == before
+    # Without its result, the part goes on from its records: the seconds are no longer all of it.
+    (results / "certification.json").unlink()
+    run_binary("reproduce", *args)
+    again = json.loads((results / "certification.json").read_text())
+    assert again.pop("continued") is True
+    assert again["certified_accuracy"] == found["certified_accuracy"]
 
 
 def test_a_result_without_an_average_is_made_anew():
@@ -91,8 +98,7 @@ def test_every_row_trains_what_it_evaluates(name):
             module = Path(flags["config"]).stem
             config = importlib.import_module(f"experiments.configs.{module}").get_config()
             # A step of a purifier with its classifier costs twice one of the classifier alone.
-            shares = {"defense": 0.5, "defense_continued": 0.25, "control_continued": 0.5}
-            share = shares.get(part.name, 1)
+            share = 0.5 if part.name == "defense" else 1
             assert int(flags[steps]) == share * config[section].steps
             config_schema.check(config, section)
     shown = [part for part in plan.parts if part.name == "photographs"]
@@ -175,10 +181,28 @@ def test_a_row_is_published_under_the_names_of_its_networks(models, tmp_path):
     (tmp_path / "results" / "clean.json").write_text(json.dumps(result))
     shipped = tmp_path / "pretrained"
     shipped.mkdir()
+    # Of a run in pieces the seconds are of the last; its hours are written down by hand, or not known.
+    trained = {"command": "python -m y", "commit": "def", "versions": {"device": "cpu"}}
+    networks = tmp_path / "cifar10_networks"
+    networks.mkdir(exist_ok=True)
+    for name, measured in {
+        "classifier": {"seconds": 900.0, "continued": True, "hours": 0.5, "note": "In two pieces."},
+        "edm": {"seconds": 900.0, "continued": True},
+        "defense": {"seconds": 1800.0},
+    }.items():
+        (networks / f"{name}.json").write_text(json.dumps({**trained, **measured}))
     made = publishing.publish(plan, tmp_path / "results", shipped)
     names = ("cifar10_row_defense_ebm.safetensors", "cifar10_row_defense.safetensors")
     assert [path.name for path in made] == [*names, "cifar10.json"]
-    files = json.loads(made[-1].read_text())["files"]
+    card = json.loads(made[-1].read_text())
+    assert card["limits"] == rows.ROWS["cifar10_defense"].limits
+    of = {"command": "python -m y", "commit": "def", "device": "two CPU cores"}
+    assert card["training"] == {
+        "classifier": {**of, "hours": 0.5, "note": "In two pieces."},
+        "edm": {**of, "hours": None},
+        "defense": {**of, "hours": 0.5},
+    }
+    files = card["files"]
     assert tuple(files[role]["name"] for role in ("ebm", "classifier")) == names
 
 

@@ -92,6 +92,19 @@ def test_the_card_says_what_the_hub_reads(folder):
     assert 'pj.pretrained.load("THIS_FOLDER")' in text
 
 
+def test_the_card_says_how_long_training_took_and_what_the_figures_do_not_cover(tmp_path):
+    ready = pj.pretrained.load("cifar10")
+    pj.pretrained.save(tmp_path / "c", ready)
+    text = (tmp_path / "c" / "README.md").read_text()
+    assert f"## Limits\n\n{ready.card['limits']}\n" in text
+    made = ready.card["training"]["edm"]
+    line = f"- edm: {made['hours']} h, two CPU cores, commit {made['commit']}: `{made['command']}`."
+    assert line in text.splitlines()
+    card = {**ready.card, "image_shape": [32, 32, 3]}
+    card["training"]["edm"]["hours"] = None
+    assert "- edm: hours not recorded, two CPU cores" in hub.cards.readme(card)
+
+
 def test_own_models_as_a_folder(tmp_path):
     ebm, classifier = pj.pretrained.load("digits")[2:4]
     pj.pretrained.save(tmp_path / "mine", (ebm, classifier))

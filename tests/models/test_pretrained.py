@@ -27,6 +27,10 @@ def test_what_ships_loads_and_fits_its_card(digits_test):
         assert ready.ebm.image_shape == ready.classifier.image_shape
         assert ready.card["commands"]
         assert ready.card["commits"]
+        if name.startswith("cifar10"):
+            hours = [training["hours"] for training in ready.card["training"].values()]
+            assert 0.5 < sum(hours) < 10
+            assert "trained once" in ready.card["limits"]
     ready = pj.pretrained.load("digits")
     images, labels = digits_test.batch(np.arange(100))
     predicted = jax.jit(ready.defense)(keys_for(100), jnp.asarray(images)).argmax(-1)

@@ -49,6 +49,10 @@ def readme(card: Mapping[str, Any], license: str | None = None) -> str:
                 f"{int(defended[3])} |"
             )
         lines.append("")
+    if card.get("limits"):
+        lines += ["## Limits", "", " ".join(str(card["limits"]).split()), ""]
+    if card.get("training"):
+        lines += ["## Training", "", *map(_training, card["training"].items()), ""]
     if card.get("purification"):
         lines += ["## Purification", "", _json_block(card["purification"])]
     if card.get("commands"):
@@ -100,6 +104,14 @@ def _figures(card: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
         for what, models in kinds.items():
             if "defended" in models:
                 yield evaluation, what, models.get("undefended"), models["defended"]
+
+
+def _training(item: tuple[str, Mapping[str, Any]]) -> str:
+    name, made = item
+    command = " ".join(str(made["command"]).split())
+    hours = "hours not recorded" if made.get("hours") is None else f"{made['hours']:.2g} h"
+    note = f" {made['note']}" if made.get("note") else ""
+    return f"- {name}: {hours}, {made['device']}, commit {made['commit']}: `{command}`.{note}"
 
 
 def _interval(found: Any) -> str:
