@@ -59,6 +59,12 @@ def _grid(rows: list[Sequence[str]]) -> list[str]:
     return [head, "|---" * len(columns) + "|", *body]
 
 
+def figures(note: str, parts: Parts) -> dict[str, str]:
+    """What was measured of a row: the head of its column → the figure."""
+    cells = zip(_HEAD[1:], _cells(note, parts)[1:], strict=True) if parts else ()
+    return {head.replace("*", ""): cell.replace("*", "") for head, cell in cells if cell}
+
+
 def _cells(note: str, parts: Parts) -> list[str]:
     claimed, name = _name("paper", "linf", 8 / 255), _name("honest", "linf", 8 / 255)
     passes = f", {backward_passes(parts[name]):.0f} backward passes" if name in parts else ""

@@ -1,6 +1,6 @@
-"""results/ → the tables between the markers of README.md and docs/results.md, and docs/leaderboard.md.
+"""results/ → the tables between the markers of README.md and docs/results.md, docs/leaderboard.md, pretrained/README.md.
 
-python -m experiments.reproduction.tables            # rewrites the three: make tables
+python -m experiments.reproduction.tables            # rewrites them: make tables
 python -m experiments.reproduction.tables --check    # fails if one differs from what results/ says
 
 ``<!-- table: SUITE -->`` stands for all of a suite, ``<!-- flagship: SUITE -->`` for the few rows that
@@ -16,7 +16,7 @@ from absl import flags
 
 from experiments.common import cli, locks
 from experiments.common.provenance import ROOT
-from experiments.reproduction import leaderboard, row_table
+from experiments.reproduction import leaderboard, model_list, row_table
 from experiments.reproduction.figures import certified, judged, read, span, spent
 from experiments.reproduction.rows import ROWS
 from purify_jax.atomic import write_atomically
@@ -42,13 +42,15 @@ TITLES = {
 
 
 def main(argv: list[str]) -> None:
-    """results/ in, README.md, docs/results.md and docs/leaderboard.md out."""
+    """results/ in, the four pages out."""
     del argv
     if not FLAGS.check:
         locks.hold("results", ROOT / "results")
     marked = (ROOT / "README.md", ROOT / "docs" / "results.md")
     pages = {path: rewrite(path.read_text(), ROOT / "results") for path in marked}
     pages[ROOT / "docs" / "leaderboard.md"] = leaderboard.page(ROOT / "results")
+    shipped = ROOT / "pretrained"
+    pages[shipped / "README.md"] = model_list.page(ROOT / "results", shipped)
     for path, after in pages.items():
         name = str(path.relative_to(ROOT))
         if not FLAGS.check:

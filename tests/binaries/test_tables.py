@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 from conftest import ROOT
 
-from experiments.reproduction import figures, leaderboard, tables
+from experiments.reproduction import figures, leaderboard, model_list, tables
 from purify_jax.checks import InputError
 
 
@@ -20,6 +20,33 @@ def test_the_leaderboard_is_what_results_say():
         shown.get("figures", {}).get("defended", {}).get("average", shown["worst_case"]["defended"])
     )
     assert f"{share[0]:.3f} [{share[1]:.3f}, {share[2]:.3f}]" in text
+
+
+def test_the_page_of_models_names_every_file_that_ships():
+    shipped = ROOT / "pretrained"
+    text = (shipped / "README.md").read_text()
+    assert model_list.page(ROOT / "results", shipped) == text
+    for path in shipped.glob("*.safetensors"):
+        assert f"`{path.name}`" in text
+    clean = json.loads((ROOT / "results/cifar10_purified/clean.json").read_text())
+    share = figures.span(clean["figures"]["defended"]["average"])
+    row = text.split("\n**B: ")[1].split("\n**C: ")[0]
+    assert f"- Figures: clean {share} (1000)" in row
+    assert "`cifar10_row_purified.safetensors`, with `--noise_scale=0.1 --rate=0.25`." in row
+    assert (
+        "| control | `cifar10_row_control.safetensors` | `cifar10_defense` | classifier | 1.3 |"
+        in text
+    )
+
+
+def test_the_page_of_models_does_not_guess_hours(tmp_path):
+    """Of a training in pieces the seconds are those of the last."""
+    (tmp_path / "cifar10_networks").mkdir()
+    record = {"seconds": 60.0, "continued": True, "commit": "abc"}
+    (tmp_path / "cifar10_networks" / "edm.json").write_text(json.dumps(record))
+    page = model_list.page(tmp_path, tmp_path)
+    assert "| edm | `cifar10_row_edm.safetensors` | `cifar10_edm` |  | not recorded | abc |" in page
+    assert "| dsm |" not in page
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
