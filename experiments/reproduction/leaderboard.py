@@ -59,18 +59,24 @@ CLAIMS = (
         "42.5; worst of 10: 22.7", "DiffHammer, 512 images (NeurIPS 2024)",
     ),
     Claim(
-        "GDMP", "", "", "", "41.6; worst of 10: 27.5", "DiffHammer, 512 images (NeurIPS 2024)",
+        "GDMP (Wang et al. 2022, arXiv 2205.14969)", "", "", "", "41.6; worst of 10: 27.5", "DiffHammer, 512 images (NeurIPS 2024)",
     ),
     Claim(
-        "likelihood maximisation (LM)", "", "", "",
+        "likelihood maximisation (LM; Chen et al. 2024, arXiv 2305.15241)", "", "", "",
         "16.2; worst of 10: 8.0", "DiffHammer, 512 images (NeurIPS 2024)",
     ),
     Claim(
-        "ScoreOpt", "93.75", "59-66", "PGD+EOT", "22.07*", "exact PGD+EOT, 512 images",
+        "ScoreOpt", "93.75", "59-66", "PGD+EOT (Zhang et al., NeurIPS 2023)",
+        "22.07*", "exact PGD+EOT, 512 images; source not recorded",
     ),
-    Claim("PuriFlow", "94.14", "60.76", "PGD+EOT", "", ""),
-    Claim("ADBM", "91.9", "", "", "47.7*", "exact gradients, 512 images"),
-    Claim("ADDT", "89.9", "", "", "55.8*", "exact gradients, 512 images"),
+    Claim(
+        "ADBM (Li et al. 2024, arXiv 2408.00315)", "91.9", "", "",
+        "47.7*", "exact gradients, 512 images; source not recorded",
+    ),
+    Claim(
+        "ADDT (Liu et al. 2024, arXiv 2404.14309)", "89.9", "", "",
+        "55.8*", "exact gradients, 512 images; source not recorded",
+    ),
     Claim(
         "a Langevin-EBM defense", "", "54.9", "as published", "6.1", "full gradients (MEFA, arXiv 2605.06357)",
     ),
