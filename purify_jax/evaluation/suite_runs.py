@@ -136,7 +136,7 @@ def evaluate_suite(
             batch_size=run.batch_size,
             passes=_passes(run.suite, model, options, dataset, draws),
             path=None if workdir is None else Path(workdir) / f"records_{label}.jsonl",
-            header={"suite": run.suite, "norm": options.norm, "epsilon": options.epsilon},
+            header={"suite": run.suite, **_identity(options)},
             drop_fallen=suites.SUITES[run.suite].drop_fallen,
             ball=(options.norm, options.epsilon),
             mesh=mesh,
@@ -164,6 +164,13 @@ def evaluate_suite(
     if target is not None:
         flags = red_flags.red_flags(found["defended"], probes, curve=curve)
     return SuiteResult(found, shared, probes, flags, curve)
+
+
+def _identity(options: suites.Options) -> dict[str, Any]:
+    """What tells attacks apart whose names are the same; only what was given, so that other files stay as they are."""
+    given = {name: getattr(options, name) for name in ("steps", "eot", "restarts")}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return {"norm": options.norm, "epsilon": options.epsilon, **chosen}
 
 
 def chosen_attacks(
@@ -222,7 +229,7 @@ def _shared_keys(
         draws=1,
         batch_size=batch_size,
         path=path,
-        header={"norm": options.norm, "epsilon": options.epsilon},
+        header=_identity(options),
         shared_keys=True,
         ball=(options.norm, options.epsilon),
         mesh=mesh,

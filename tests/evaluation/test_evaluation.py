@@ -13,7 +13,7 @@ import purify_jax as pj
 from purify_jax import attacks, evaluation
 from purify_jax.attacks.suites import Options
 from purify_jax.checks import InputError
-from purify_jax.evaluation import records, red_flags
+from purify_jax.evaluation import records, red_flags, suite_runs
 from purify_jax.types import PurifyInfo
 
 pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
@@ -102,6 +102,25 @@ def test_killed_five_times_and_resumed_gives_identical_bytes(digits_test, tmp_pa
             drop_fallen=True,
         )
     assert whole.read_bytes() == content
+
+
+def test_a_suite_does_not_go_on_from_attacks_of_another_length(digits_test, tmp_path):
+    """The attacks' names are the same whatever their steps: their records must not be mixed."""
+    weights = jax.random.normal(jax.random.key(0), (64, 10))
+    logits_fn = lambda images: images.reshape(-1, 64) @ weights
+    defense = pj.defend(pj.purifiers.identity, logits_fn)
+    run = suite_runs.SuiteRun(
+        "standard", draws=1, batch_size=8, probe_images=0, skip=("APGD-T", "Square")
+    )
+    again = lambda **given: suite_runs.evaluate_suite(
+        defense, digits_test.take(8), Options(epsilon=0.1, **given), run, workdir=tmp_path
+    )
+    first = again(steps=2).records
+    assert again(steps=2).records == first
+    with pytest.raises(InputError, match="belongs to another evaluation .steps: 2 there, 3 now"):
+        again(steps=3)
+    with pytest.raises(InputError, match="steps: 2 there, None now"):
+        again()
 
 
 def test_fallen_images_are_dropped_and_counted(defense, digits_test):
