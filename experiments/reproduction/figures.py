@@ -15,6 +15,13 @@ def read(folder: Path) -> dict[str, Any]:
     return {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))}
 
 
+def hours(record: Result) -> float | None:
+    """What a training took; None where its seconds are of the last of several pieces and nobody wrote down the whole."""
+    if "hours" in record:
+        return record["hours"]
+    return None if record.get("continued") else record["seconds"] / 3600
+
+
 def judged(labels: Collection[str]) -> str:
     """Which of an evaluation's labels it is about: of a classifier without a purifier, itself."""
     return "defended" if "defended" in labels else "undefended"

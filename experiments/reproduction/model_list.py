@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reproduction import row_table, rows
-from experiments.reproduction.figures import read
+from experiments.reproduction.figures import hours, read
 
 _HEAD = """\
 # Models that ship
@@ -62,10 +62,10 @@ def _networks(records: Path) -> Iterator[str]:
         if not record.is_file():
             continue
         found = json.loads(record.read_text())
-        hours = found.get("hours", None if found.get("continued") else found["seconds"] / 3600)
+        taken = hours(found)
         files = " and ".join(f"`{file}`" for file in trainings[name].shipped.values())
         given = ", ".join(made.given.values())
-        shown = "not recorded" if hours is None else f"{hours:.2g}"
+        shown = "not recorded" if taken is None else f"{taken:.2g}"
         yield f"| {name} | {files} | `{made.config}` | {given} | {shown} | {found['commit']} |"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import purify_jax as pj
-from experiments.reproduction.figures import read
+from experiments.reproduction.figures import hours, read
 from experiments.reproduction.plans import Plan
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
@@ -75,10 +75,7 @@ def publish_network(source: Path, path: Path) -> dict[str, Any]:
 
 
 def _trainings(plan: Plan, results: Path) -> dict[str, Any]:
-    """Training → its command, commit and hours, of those that have a record.
-
-    hours: None where the record's seconds are of the last piece of several and nobody wrote down the whole.
-    """
+    """Training → its command, commit and hours, of those that have a record."""
     found = {}
     for part in plan.parts:
         folder = results.parent / part.shared if part.shared else results
@@ -86,12 +83,12 @@ def _trainings(plan: Plan, results: Path) -> dict[str, Any]:
         if not part.is_training or not record.is_file():
             continue
         made = json.loads(record.read_text())
-        whole = None if made.get("continued") else round(made["seconds"] / 3600, 2)
+        taken = hours(made)
         device = made["versions"]["device"]
         found[part.name] = {
             "command": made["command"],
             "commit": made["commit"],
-            "hours": made.get("hours", whole),
+            "hours": None if taken is None else round(taken, 2),
             "device": "two CPU cores" if device == "cpu" else device,
             **({"note": made["note"]} if "note" in made else {}),
         }

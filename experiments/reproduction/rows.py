@@ -95,7 +95,7 @@ class Row(NamedTuple):
 _SMALL = "Photographs of 32×32 pixels in the ten classes of CIFAR-10; each network was trained once, from seed 0. "
 _FEW = (
     "The paper's method with networks far smaller than its own. It does not hold against an attacker who "
-    "differentiates through it: quote `honest`, not `paper`. Both are of few images, and look through one "
+    "differentiates through it: quote `honest`, not `paper`. Attacks met few images, and looked through one "
     "restart of the ten at a time. An answer takes 200 calls of the purifier's network."
 )
 
