@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
 
     from experiments.story import accuracy, illustrations, page
 
-    key = jax.random.key(config.seed + 2)
+    key = jax.random.key(config.seed)
     logits_fn = pj.models.logits_fn(classifier)
     defense = pj.defend(pj.models.adp_purifier(ebm), logits_fn)
     attacks = accuracy.attacks(defense, config.attack, steps=FLAGS.steps, num_samples=FLAGS.eot)

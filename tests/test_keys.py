@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from conftest import keys_for
 
-import purify_jax
-from purify_jax import attacks, keys, losses, noise, purifiers
+import purify_jax as pj
+from purify_jax import attacks, keys, losses, networks, noise, purifiers, training
 from purify_jax.defense import defend
 from purify_jax.evaluation import certification, detection, fresh_draws
 from purify_jax.evaluation.sweeps import AttackedAndScored
@@ -21,8 +21,8 @@ from purify_jax.training.augmentation import crop_and_purify
 pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
 
 #: By its folder: a checkout, with the environment inside it, may well be called purify_jax too.
-PACKAGE = str(Path(purify_jax.__file__).parent) + os.sep
-DRAWS = ("normal", "uniform", "bernoulli", "randint", "rademacher", "laplace")
+PACKAGE = str(Path(pj.__file__).parent) + os.sep
+DRAWS = ("normal", "truncated_normal", "uniform", "bernoulli", "randint", "rademacher", "laplace")
 #: So few images, steps and samples that everything runs in seconds.
 IMAGES = np.linspace(0.1, 0.9, 2 * 4 * 4).reshape(2, 4, 4, 1).astype(np.float32)
 LABELS = np.array([0, 1])
@@ -162,6 +162,35 @@ def test_training(recorder):
     losses.denoising_score_matching(
         _score, keys_for(2), IMAGES, levels, perturb=noise.patterns(0.2)
     )
+    recorder.check()
+
+
+def test_networks_that_are_trained_with_neighbouring_seeds_share_no_key(recorder):
+    """As it was, seed 0's classifier and seed 1's score model had one key, drawn from and folded."""
+    images = np.linspace(0, 1, 4 * 16).reshape(4, 4, 4, 1).astype(np.float32)
+    data = pj.data.Dataset("tiny", "train", images, np.array([0, 1, 0, 1]), 2)
+    more = {"progress": False}
+    score, convnet = (
+        networks.MLP(features=(4,)),
+        networks.ConvNet(features=(2,), hidden=4, num_outputs=2),
+    )
+    for seed in (0, 1):
+        settings = training.Settings(1, 2, seed=seed, flip=True, steps_per_dispatch=1)
+        model = training.train_score_model(score, data, settings, sigmas=(0.1, 0.5), **more).model
+        classifier = training.train_classifier(
+            convnet,
+            data,
+            settings,
+            crop_padding=1,
+            purifier=_purifiers()["adp"],
+            purified=0.5,
+            **more,
+        ).model
+        training.train_denoiser(networks.MLP(features=(5,)), data, settings, **more)
+        training.train_defense(
+            classifier, data, settings, training.adversarial.Attack(0.1, num_steps=2), ebm=model,
+            purification={"noise_scale": 0.1, "num_steps": 1}, probe_images=1, probe_steps=1, **more,
+        )  # fmt: skip
     recorder.check()
 
 

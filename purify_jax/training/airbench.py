@@ -17,12 +17,12 @@ import optax
 
 from purify_jax.checks import InputError, check_at_least, check_count, check_number, check_seed
 from purify_jax.data import Dataset, to_float
-from purify_jax.keys import image_keys
+from purify_jax.keys import image_keys, stream_key
 from purify_jax.models.files import Model
 from purify_jax.models.versions import versions
 from purify_jax.training.loop import fit
 from purify_jax.training.muon import optimizer
-from purify_jax.training.settings import Trained
+from purify_jax.training.settings import Trained, run_key
 from purify_jax.training.step import TrainState, init_state
 from purify_jax.types import Array, Keys, Params
 
@@ -231,15 +231,16 @@ def train_airbench(
         head_rate=head_rate,
         weight_decay=weight_decay,
     )
-    key = jax.random.key(seed)
-    state = init_state(network, transform, key, dataset.image_shape)
+    key = run_key(seed, "classifier")
+    first = stream_key(key, "initial parameters")
+    state = init_state(network, transform, first, dataset.image_shape)
     state = state.replace(ema_params={}, ema_batch_stats={})  # type: ignore[attr-defined]
     shown = to_float(dataset.images[: min(whitening_images, len(dataset))])
     state, finished = fit(
         scan_steps(
             network,
             transform,
-            jax.random.fold_in(key, 1),
+            stream_key(key, "steps"),
             label_smoothing=label_smoothing,
             crop_padding=crop_padding,
             microbatches=microbatches,

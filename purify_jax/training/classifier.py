@@ -76,7 +76,7 @@ def train_classifier(
         network,
         data,
         settings,
-        runs.run_key(settings, 1),
+        runs.run_key(settings.seed, "classifier"),
         workdir=workdir,
         description="classifier",
         progress=progress,

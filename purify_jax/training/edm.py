@@ -139,7 +139,7 @@ def train_denoiser(
         network,
         data,
         settings,
-        runs.run_key(settings, 0),
+        runs.run_key(settings.seed, "denoiser"),
         workdir=workdir,
         description="denoiser",
         progress=progress,

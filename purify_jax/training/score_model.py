@@ -89,7 +89,7 @@ def train_score_model(
         network,
         data,
         settings,
-        runs.run_key(settings, 0),
+        runs.run_key(settings.seed, "score model"),
         workdir=workdir,
         description="energy model" if role == "energy" else "score network",
         progress=progress,

@@ -19,6 +19,7 @@ from purify_jax.checks import (
 )
 from purify_jax.data import Batches, Dataset
 from purify_jax.devices import sharding
+from purify_jax.keys import stream_key
 from purify_jax.models.files import Model
 from purify_jax.training.loop import FitResult, fit
 from purify_jax.training.step import TrainState, adam, init_state, scan_steps, start_state
@@ -114,7 +115,8 @@ def run(
     """
     optimizer = settings.optimizer()
     if start is None:
-        state = init_state(network, optimizer, key, dataset.image_shape)
+        first = stream_key(key, "initial parameters")
+        state = init_state(network, optimizer, first, dataset.image_shape)
     else:
         state = start_state(start, optimizer)
     return run_from(
@@ -154,7 +156,7 @@ def run_from(
     steps = scan_steps(
         loss_fn,
         settings.optimizer(),
-        jax.random.fold_in(key, 1),
+        stream_key(key, "steps"),
         flip=settings.flip,
         ema_decay=settings.ema_decay,
         mesh=mesh,
@@ -186,6 +188,6 @@ def name_of(data: Dataset | Batches) -> dict[str, str]:
     return {"dataset": data.name} if isinstance(data, Dataset) else {}
 
 
-def run_key(settings: Settings, offset: int) -> jax.Array:
-    """The key of a run; ``offset`` tells the networks of one seed apart."""
-    return jax.random.key(settings.seed + offset)
+def run_key(seed: int, part: str) -> jax.Array:
+    """The key of one part of a run ("classifier", "score model", ...): no two parts or seeds share it."""
+    return stream_key(jax.random.key(seed), f"training: {part}")

@@ -111,7 +111,7 @@ def train_defense(
         state,
         dataset.take(count),
         settings,
-        runs.run_key(settings, 2),
+        runs.run_key(settings.seed, "defense"),
         workdir=workdir,
         description="defense",
         progress=progress,
@@ -122,7 +122,7 @@ def train_defense(
             loss,
             probe,
             dataclasses.replace(attack, num_steps=probe_steps, step_size=None, start_noise=0.0),
-            runs.run_key(settings, 3),
+            runs.run_key(settings.seed, "probe"),
         ),
     )
     trained = {**frozen, **state.ema_params}
