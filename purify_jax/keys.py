@@ -34,7 +34,8 @@ _NAMES = (
     "radius",  # of a random point in a ball
     "random start",  # of an attack
     "choice",  # of targets, and of the best result
-    "direction",  # of SPSA
+    "direction",  # of SPSA, and of a measured slope
+    "projection",  # of a purifier's output to one number
     "predict",  # a prediction, beside a statistic of the same image
     "level",  # a random noise level, and
     "noise",  # the noise of that level

@@ -23,7 +23,7 @@ from purify_jax.devices.batches import map_images
 from purify_jax.evaluation.records import Record, attack_names, of_attack
 from purify_jax.evaluation.statistics import Interval
 from purify_jax.evaluation.sweeps import Curve, Grid, attacked_accuracy
-from purify_jax.keys import stream_key
+from purify_jax.keys import normal_like, stream, stream_key
 from purify_jax.pytrees import pytree
 from purify_jax.types import Array, Keys
 
@@ -56,7 +56,8 @@ class Health:
         purified, pull_back = jax.vjp(lambda x: defense.purifier(keys, x)[0], images)
         loss_of = lambda x: jnp.sum(losses.cross_entropy(defense.classify(x), labels))
         at_purified = jax.grad(loss_of)(purified)
-        random = jax.random.normal(jax.random.key(0), purified.shape, purified.dtype)
+        projection = normal_like(stream(keys, "projection"), jnp.moveaxis(purified, 0, 1))
+        random = jnp.moveaxis(projection, 1, 0)
         through = pull_back(random)[0]
         zero = lambda g, axes: jnp.all(g == 0, axis=axes)
         # Along the gradient's own signs, so that the slope is as large as rounding allows.
@@ -68,7 +69,8 @@ class Health:
         wrong = jnp.abs(measured - claimed) > 0.5 * larger + 0.02
         # A stopped branch has no part in those signs. So the purifier alone, along random ones: what
         # comes back from a random cotangent is off by about as much as there should be.
-        signs = jax.random.rademacher(jax.random.key(1), images.shape, images.dtype)
+        draw = lambda key: jax.random.rademacher(key, images.shape[1:], images.dtype)
+        signs = jax.vmap(draw)(stream(keys, "direction"))
         project = lambda x: jnp.sum(random * defense.purifier(keys, x)[0], axis=(0, 2, 3, 4))
         error = _slope(project, images, signs) - jnp.sum(through * signs, axis=(1, 2, 3))
         wrong |= jnp.abs(error) > 0.3 * jnp.sqrt(jnp.sum(through**2, axis=(1, 2, 3)))
