@@ -18,6 +18,7 @@ from purify_jax.arrays import dot, l2_norm, per_image
 from purify_jax.checks import InputError, check_at_least, check_number, is_traced
 from purify_jax.evaluation.predictions import check_classes, predicted_class
 from purify_jax.evaluation.statistics import Interval, wilson
+from purify_jax.keys import stream
 from purify_jax.purifiers import ADP
 from purify_jax.pytrees import Partial, as_pytree, pytree
 from purify_jax.types import Array, EnergyFn, GradientFn, Keys, PredictFn, ScoreFn
@@ -201,10 +202,9 @@ class Judge:
     threshold: float
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> Verdict:
-        predicted, values = (
-            predicted_class(self.defense(keys, images)),
-            self.statistic(keys, images),
-        )
+        # The statistic may purify as well: the defense has draws of its own.
+        predicted = predicted_class(self.defense(stream(keys, "predict"), images))
+        values = self.statistic(keys, images)
         if not is_traced(predicted, values):
             check_classes(predicted, "defense")
             _checked(values, "statistic")
@@ -232,7 +232,7 @@ class Evading:
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> tuple[Array, Array]:
         def fooling(x: Array) -> tuple[Array, Array]:
-            margin = losses.margin(self.defense(keys, x), labels)
+            margin = losses.margin(self.defense(stream(keys, "predict"), x), labels)
             return jnp.sum(margin), margin
 
         def detecting(x: Array) -> tuple[Array, Array]:
