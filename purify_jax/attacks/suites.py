@@ -26,6 +26,7 @@ from purify_jax.attacks.square_search import square
 from purify_jax.attacks.targeted import apgd_targeted
 from purify_jax.checks import check_choice, check_count
 from purify_jax.defense import Defense, undefended
+from purify_jax.keys import stream
 from purify_jax.purifiers import score_of
 from purify_jax.pytrees import UpTo, pytree, static
 from purify_jax.types import Array, Attack, GradientFn, Keys
@@ -270,7 +271,8 @@ class SharedKeys:
             epsilon=self.epsilon,
             num_steps=self.steps,
         )
-        return attack(keys, images, labels)
+        # The attack's own draws (its start) are not those of the defense, which has ``keys`` themselves.
+        return attack(stream(keys, "attack"), images, labels)
 
 
 def white_box(defense: Defense, options: Options) -> Entry:
