@@ -24,7 +24,7 @@ def measure(names: list[str], images: int, data_dir: str | None) -> list[dict[st
         data = shipped.card["data"]
         dataset = pj.data.load_split(data, f"test[:{images}]", data_dir)
         epsilon = _EPSILON[data]
-        blind = attacks.pgd(
+        blind = attacks.PGD(
             attacks.blind(shipped.logits_fn), epsilon=epsilon, step_size=epsilon / 8, num_steps=20
         )
         found = {}

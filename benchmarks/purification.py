@@ -14,9 +14,9 @@ from purify_jax.keys import image_keys
 
 #: Label → curvature estimate; network calls a step.
 CURVATURES: dict[str, tuple[Callable, int]] = {
-    "finite difference": (purifiers.finite_difference, 2),
-    "Jacobian-vector product": (purifiers.jacobian_vector_product, 3),
-    "secant": (purifiers.secant, 1),
+    "finite difference": (purifiers.FiniteDifference, 2),
+    "Jacobian-vector product": (purifiers.JacobianVectorProduct, 3),
+    "secant": (purifiers.Secant, 1),
 }
 
 
@@ -25,7 +25,7 @@ def purifier(settings: Settings, curvature: Callable, dtype: str = "float32", **
     network, params, _ = settings.jax_network(dtype)
     return purifiers.purifier(
         energy.score_from_network(network, params["params"]),
-        purifiers.adaptive(0.05, curvature()),
+        purifiers.Adaptive(0.05, curvature()),
         num_steps=settings.steps,
         **{"num_restarts": settings.restarts, "noise_scale": 0.25, **changes},
     )

@@ -164,7 +164,7 @@ def _rows(loaded, dataset, everything, chosen, workdir, shard) -> dict:
 def _measure(name, defense, dataset, changed, kept) -> dict:
     atk, evaluation, key = pj.attacks, pj.evaluation, loading.key()
     samples = 1 if defense.is_deterministic else FLAGS.eot
-    pgd = lambda gradient, eot: atk.pgd(
+    pgd = lambda gradient, eot: atk.PGD(
         atk.eot(gradient, eot, pj.pytrees.UpTo(4)),
         norm=FLAGS.norm,
         epsilon=FLAGS.epsilon,

@@ -118,7 +118,7 @@ def _attacked_images(key, chosen, dataset, workdir, shard) -> dict[str, np.ndarr
 def _attacks(bare, rule, norm, threshold):
     """The blind attack, the exact one on the decision rule, and two that evade the detector."""
     atk, evading = pj.attacks, pj.evaluation.detection.evading
-    pgd = lambda gradient: atk.pgd(
+    pgd = lambda gradient: atk.PGD(
         gradient,
         norm=FLAGS.norm,
         epsilon=FLAGS.epsilon,

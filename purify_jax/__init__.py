@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from purify_jax.evaluation import accuracy, certify, evaluate, worst_case
     from purify_jax.keys import fold_keys, image_keys, stream_key
     from purify_jax.models import load_model, pretrained, save_model
-    from purify_jax.purifiers import adaptive, purifier
+    from purify_jax.purifiers import Adaptive, purifier
     from purify_jax.pytrees import Partial, as_pytree, jit
     from purify_jax.training import train_classifier, train_score_model
 
@@ -54,7 +54,7 @@ _FROM = {
     "InputError": "checks",
     "Partial": "pytrees",
     "accuracy": "evaluation",
-    "adaptive": "purifiers",
+    "Adaptive": "purifiers",
     "as_pytree": "pytrees",
     "certify": "evaluation",
     "defend": "defense",
@@ -79,10 +79,10 @@ _FROM = {
 _FOUNDATIONS = ("arrays", "atomic", "checks", "devices", "passes", "pytrees")
 
 __all__ = [
+    "Adaptive",
     "InputError",
     "Partial",
     "accuracy",
-    "adaptive",
     "as_pytree",
     "attacks",
     "bridges",

@@ -52,7 +52,7 @@ class Defense(Replaceable):
 
     purifier: Any
     logits_fn: Any
-    combine: Combine = static(mean_probabilities)
+    combine: Combine = static(default=mean_probabilities)
 
     @property
     def is_deterministic(self) -> bool:

@@ -5,9 +5,10 @@ compiled program takes its parameters as arguments instead of holding them as co
 checkpoint of the same network, another σ, λ or ε compiles nothing, and 2 GB of parameters are not
 copied into a program.
 
-There is one way to write one: a frozen dataclass under :func:`pytree` with ``__call__``, whose fields
-are arrays, numbers or further pytrees, or :func:`static` (integers, names, linen modules). A plain
-function with arguments is ``jax.tree_util.Partial(function, *arrays)``.
+There is one way to write one: a subclass of :class:`Pytree` with ``__call__``, whose fields are arrays,
+numbers or further pytrees, or :func:`static` (integers, names, linen modules). The class is what a user
+calls; its docstring describes the fields, and ``__post_init__`` checks them. A plain function with
+arguments is ``jax.tree_util.Partial(function, *arrays)``.
 """
 
 import dataclasses
@@ -21,9 +22,83 @@ import jax
 from jax.tree_util import Partial, all_leaves
 from typing_extensions import dataclass_transform
 
-__all__ = ["Partial", "UpTo", "as_pytree", "described", "jit", "pytree", "static"]
+__all__ = ["Partial", "Pytree", "UpTo", "as_pytree", "described", "jit", "pytree", "static"]
 
 T = TypeVar("T")
+
+
+def static(*, default: Any = dataclasses.MISSING) -> Any:
+    """A keyword that is part of the structure: hashable, and a new value compiles anew."""
+    return dataclasses.field(default=default, kw_only=True, metadata={"pytree_node": False})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static,))
+class Pytree:
+    """Base class of functions that carry arrays: every subclass is a frozen dataclass and a pytree.
+
+    Fields are leaves or further pytrees unless they are :func:`static`. A field that is given a plain
+    function keeps it by :func:`as_pytree`. ``__post_init__`` checks the fields, and :meth:`fill` completes
+    them. Both run when a user constructs an object or calls :meth:`replace`, not when a transformation of
+    JAX rebuilds one from its leaves.
+
+    Equality is identity, as of functions, so that ``jax.jit(defense)`` works too (with the arrays as
+    constants; :func:`jit` is the one that passes them). ``repr`` is one line, :func:`described`.
+
+    >>> class Scaled(Pytree):
+    ...     factor: float
+    ...     times: int = static(default=1)
+    ...     def __call__(self, x):
+    ...         return self.factor**self.times * x
+    >>> doubled = jax.tree.map(lambda leaf: 2 * leaf, Scaled(3.0, times=2))
+    >>> doubled, doubled(1.0)
+    (Scaled(factor=6.0, times=2), 36.0)
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+        constructed = cls.__init__
+
+        @functools.wraps(constructed)
+        def construct(self: Any, *arguments: Any, **settings: Any) -> None:
+            constructed(self, *arguments, **settings)
+            _wrap_plain_functions(self)
+
+        cls.__init__ = construct  # type: ignore[method-assign]
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        leaves = [f.name for f in fields if f.metadata.get("pytree_node", True)]
+        statics = [f.name for f in fields if f.name not in leaves]
+
+        def structure(self: Any) -> tuple:
+            return tuple([getattr(self, name) for name in statics])
+
+        def flatten(self: Any) -> tuple:
+            return [getattr(self, name) for name in leaves], structure(self)
+
+        def flatten_with_keys(self: Any) -> tuple:
+            keyed = [(jax.tree_util.GetAttrKey(n), getattr(self, n)) for n in leaves]
+            return keyed, structure(self)
+
+        def unflatten(held: tuple, children: Any) -> Any:
+            # Not by ``__init__``: children may be tracers, or objects that stand for leaves.
+            made = object.__new__(cls)
+            made.fill(**dict(zip(statics, held, strict=True)))
+            made.fill(**dict(zip(leaves, children, strict=True)))
+            return made
+
+        jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+
+    def fill(self, **values: Any) -> None:
+        """Sets fields of an object that is being constructed, for ``__post_init__``."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, checked like a new one."""
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    def __repr__(self) -> str:
+        return described(self)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -53,13 +128,6 @@ class Replaceable:
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
-
-
-def static(default: Any = ..., **more: Any) -> Any:
-    """A dataclass field that is part of the structure: hashable, and a new value compiles anew."""
-    if default is not ...:
-        more["default"] = default
-    return flax.struct.field(pytree_node=False, **more)
 
 
 class UpTo(int):

@@ -63,11 +63,11 @@ def test_exact_gradient_against_central_differences_in_float64(models, digits_te
         rng = np.random.default_rng(0)
         directions = jnp.asarray(rng.normal(size=(4, *images.shape)))
         for curvature in (
-            purifiers.secant(),
-            purifiers.finite_difference(),
-            purifiers.jacobian_vector_product(),
+            purifiers.Secant(),
+            purifiers.FiniteDifference(),
+            purifiers.JacobianVectorProduct(),
         ):
-            rule = purifiers.adaptive(0.3, curvature, max_step=0.9)
+            rule = purifiers.Adaptive(0.3, curvature, max_step=0.9)
             purifier = purifiers.purifier(
                 score_fn, rule, num_steps=5, noise_scale=0.05, num_restarts=2
             )

@@ -161,10 +161,10 @@ def _attacks():
     spsa = attacks.spsa(defense, num_queries=8, queries_at_once=4)
     l2 = {"epsilon": 0.5, "norm": "l2"}
     return {
-        "pgd l2": attacks.pgd(gradient, **ball, norm="l2"),
-        "pgd l1": attacks.pgd(attacks.joint_full(defense), **ball, norm="l1"),
-        "spsa": attacks.pgd(spsa, **ball),
-        "grafted": attacks.pgd(attacks.grafted(defense, 3, step=0.02), **ball),
+        "pgd l2": attacks.PGD(gradient, **ball, norm="l2"),
+        "pgd l1": attacks.PGD(attacks.joint_full(defense), **ball, norm="l1"),
+        "spsa": attacks.PGD(spsa, **ball),
+        "grafted": attacks.PGD(attacks.grafted(defense, 3, step=0.02), **ball),
         "apgd restarts": attacks.apgd(gradient, **ball, num_restarts=2),
         "apgd targeted": attacks.apgd_targeted(
             defense, **ball, num_targets=2, num_samples=2, deterministic=False
@@ -197,7 +197,7 @@ def test_an_attack_and_the_defense_inside_it_share_no_key(recorder, name):
 
 def test_scoring_shares_no_key_with_the_attack(recorder):
     defense = defend(_purifiers()["adp"], _logits)
-    attack = attacks.pgd(attacks.exact(defense), epsilon=0.1, num_steps=12)
+    attack = attacks.PGD(attacks.exact(defense), epsilon=0.1, num_steps=12)
     run = AttackedAndScored(attack=attack, scorer=fresh_draws(defense, 5))
     run(keys_for(2), IMAGES, LABELS)
     recorder.check()

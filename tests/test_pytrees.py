@@ -43,7 +43,7 @@ def _defense(seed, **changes):
     settings = {"num_steps": 2, "num_restarts": 2, "noise_scale": 0.2, "rate": 0.1, **changes}
     rate = settings.pop("rate")
     purifier = pj.purifier(
-        pj.energy.score_from_network(score, params), pj.adaptive(rate=rate), **settings
+        pj.energy.score_from_network(score, params), pj.Adaptive(rate=rate), **settings
     )
     variables = classifier.init(jax.random.key(seed + 1), images)
     return pj.defend(purifier, pj.models.network_logits(classifier, variables))
@@ -51,7 +51,7 @@ def _defense(seed, **changes):
 
 def _attack(defense, epsilon=0.1):
     gradient = attacks.eot(attacks.exact(defense), 2)
-    return attacks.pgd(gradient, epsilon=epsilon, num_steps=2)
+    return attacks.PGD(gradient, epsilon=epsilon, num_steps=2)
 
 
 def _evaluate(defense, epsilon=0.1):
@@ -164,7 +164,7 @@ def test_sigma_and_lambda_may_be_differentiated():
 
 def test_what_is_printed_is_one_line_and_never_a_network_s_numbers():
     ready = pj.pretrained.load("digits")
-    attack = attacks.pgd(attacks.exact(ready.defense), epsilon=0.125, num_steps=3)
+    attack = attacks.PGD(attacks.exact(ready.defense), epsilon=0.125, num_steps=3)
     for value in (ready, ready.defense, ready.ebm, ready.classifier, attack):
         assert "\n" not in repr(value)
         assert len(repr(value)) < 1200

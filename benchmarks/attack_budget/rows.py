@@ -43,7 +43,7 @@ def table(epsilon: float, norm: str, budget: int) -> dict[str, Build]:
 
     def plain(eot: int, steps: int) -> Build:
         gradient = lambda d: attacks.eot(attacks.exact(d), eot, 4)
-        return alone(lambda d: attacks.pgd(gradient(d), num_steps=max(1, steps), **ball))
+        return alone(lambda d: attacks.PGD(gradient(d), num_steps=max(1, steps), **ball))
 
     def auto(eot: int, loss) -> Build:
         gradient = lambda d: attacks.eot(attacks.exact(d, loss), eot, 4)

@@ -39,7 +39,7 @@ def _digits(curvature: Callable, **changes: Any) -> pj.defense.Defense:
     params, variables = denoiser.init(key, images)["params"], classifier.init(key, images)
     made = purifiers.purifier(
         pj.energy.score_from_energy_network(denoiser, params),
-        purifiers.adaptive(0.3, curvature(), max_step=1.0),
+        purifiers.Adaptive(0.3, curvature(), max_step=1.0),
         **changes,
     )
     return pj.defend(made, lambda x: classifier.apply(variables, x))

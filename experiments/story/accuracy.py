@@ -63,7 +63,7 @@ def attacks(
 
     def named(name: str, gradient: Any, eot: int) -> NamedAttack:
         def make(epsilon: float, num_steps: int = steps) -> Attack:
-            return atk.pgd(
+            return atk.PGD(
                 atk.eot(gradient, eot, 4),
                 norm=config.norm,
                 epsilon=epsilon,
@@ -131,7 +131,7 @@ def run_attacks(
         on_blind = _replaced(attacked, adversarial[named[0].name])
         undefended = [evaluation.accuracy(evaluate(bare, {}, on_blind), "clean")] * len(named)
     else:
-        white = lambda steps: atk.pgd(
+        white = lambda steps: atk.PGD(
             atk.exact(bare), norm=config.norm, epsilon=config.epsilon, num_steps=steps
         )
         alone = evaluate(bare, {entry.name: white(entry.steps) for entry in named}, attacked)

@@ -15,11 +15,12 @@ from purify_jax.attacks.gradients import (
 )
 from purify_jax.attacks.grafting import grafted
 from purify_jax.attacks.momentum import momentum_pgd
-from purify_jax.attacks.projected_gradient import pgd
+from purify_jax.attacks.projected_gradient import PGD
 from purify_jax.attacks.square_search import square
 from purify_jax.attacks.targeted import apgd_targeted
 
 __all__ = [
+    "PGD",
     "apgd",
     "apgd_targeted",
     "average_draws",
@@ -35,7 +36,6 @@ __all__ = [
     "joint_score",
     "momentum_pgd",
     "norms",
-    "pgd",
     "saved",
     "spsa",
     "square",

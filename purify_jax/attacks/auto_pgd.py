@@ -65,7 +65,7 @@ class APGD:
     rho: float
     norm: str = static()
     num_steps: int = static()
-    num_restarts: int = static(1)
+    num_restarts: int = static(default=1)
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> Array:
         check_images(images)

@@ -18,7 +18,7 @@ class MeanGradient:
 
     gradient: Any
     num_samples: int = static()
-    samples_at_once: int | None = static(None)
+    samples_at_once: int | None = static(default=None)
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> tuple[Array, Array]:
         one = lambda index: self.gradient(fold_keys(keys, index), images, labels)
@@ -52,7 +52,7 @@ class MeanPrediction:
 
     defense: Any
     num_samples: int = static()
-    samples_at_once: int | None = static(None)
+    samples_at_once: int | None = static(default=None)
 
     def __call__(self, keys: Keys, images: Array) -> Array:
         one = jax.checkpoint(lambda index: self.defense(fold_keys(keys, index), images))

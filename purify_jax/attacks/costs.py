@@ -49,7 +49,7 @@ def count(build: Callable[[Defense], Attack], defense: Defense, images: Array) -
     """The passes of an attack on one image, which ``build`` makes for a defense.
 
     Args:
-      build: defense → attack, as in ``lambda d: pgd(exact(d), epsilon=0.1, num_steps=10)``.
+      build: defense → attack, as in ``lambda d: PGD(exact(d), epsilon=0.1, num_steps=10)``.
       defense: what is attacked.
       images: images of the shape in question ``[batch, h, w, c]``; the first one's is used.
 

@@ -15,7 +15,7 @@ from purify_jax.checks import InputError, check_at_least, check_count
 from purify_jax.defense import Defense, undefended
 from purify_jax.keys import fold_keys, stream
 from purify_jax.losses import cross_entropy
-from purify_jax.purifiers import ADP, held_constant, is_deterministic, score_of
+from purify_jax.purifiers import ADP, HeldConstant, is_deterministic, score_of
 from purify_jax.pytrees import pytree, static
 from purify_jax.types import (
     Array,
@@ -60,7 +60,7 @@ def exact_held_steps(defense: Defense, loss_fn: LossFn = cross_entropy) -> Gradi
         raise InputError(
             f"defense: its purifier is a {type(purifier).__name__}, expected one with a step rule (ADP)"
         )
-    held = purifier.replace(step_rule=held_constant(purifier.step_rule))
+    held = purifier.replace(step_rule=HeldConstant(purifier.step_rule))
     return exact(defense.replace(purifier=held), loss_fn)
 
 

@@ -61,7 +61,7 @@ class Grafted:
     step: Any
     norm: str = static()
     num_samples: int = static()
-    samples_at_once: int | None = static(None)
+    samples_at_once: int | None = static(default=None)
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> tuple[Array, Array]:
         purify = lambda draw_keys, x: self.defense.purifier(draw_keys, x)[0]

@@ -1,5 +1,6 @@
 """Projected gradient descent: one loop for every gradient, norm and number of steps."""
 
+from dataclasses import KW_ONLY
 from typing import Any
 
 import jax
@@ -9,37 +10,62 @@ from purify_jax.arrays import per_image
 from purify_jax.attacks.norms import check_epsilon, get, project_into
 from purify_jax.checks import check_at_least, check_count, check_images
 from purify_jax.keys import fold_keys
-from purify_jax.pytrees import pytree, static
-from purify_jax.types import BOUNDS, Array, Attack, GradientFn, Keys
+from purify_jax.pytrees import Pytree, static
+from purify_jax.types import BOUNDS, Array, GradientFn, Keys
 
 
-@pytree
-class PGD:
-    """See :func:`pgd`; ε and the step size are leaves, so that another ball compiles nothing."""
+class PGD(Pytree):
+    """PGD (Madry et al. 2018, arXiv 1706.06083): x ← project(x + η·steepest(∇L)).
 
-    gradient: Any
+    An ``Attack``: (keys ``[batch]``, images, labels) → adversarial images. ε and η are leaves, so that
+    another ball does not recompile. A gradient that is not finite moves nothing.
+
+    gradient: (keys, images, labels) → (gradient, loss); every step gets fresh keys.
+    epsilon: radius of the ball ≥ 0, in units of a pixel's range (and of the norm).
+    step_size: η, in the same units; None for 2.5·ε/min(num_steps, 40).
+    norm: "linf", "l2" or "l1".
+    num_steps: ≥ 1.
+    random_start: start at a random point of the ball instead of the clean image.
+    best_iterate: return the iterate of highest loss, the last one included (which costs one more loss
+      evaluation), instead of the last.
+
+    Raises InputError for ε < 0, a negative step size, zero steps or an unknown norm.
+    """
+
+    gradient: GradientFn
+    _: KW_ONLY
     epsilon: float
-    step_size: float
-    norm: str = static()
+    step_size: float | None = None
+    norm: str = static(default="linf")
     num_steps: int = static()
-    random_start: bool = static(True)
-    best_iterate: bool = static(True)
+    random_start: bool = static(default=True)
+    best_iterate: bool = static(default=True)
+
+    def __post_init__(self) -> None:
+        check_epsilon(self.epsilon)
+        check_count("num_steps", self.num_steps)
+        if self.step_size is None:
+            self.fill(step_size=default_step_size(self.epsilon, self.num_steps))
+        check_at_least("step_size", self.step_size, 0.0)
+        self.fill(norm=get(self.norm).name)
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> Array:
         check_images(images)
-        ball, gradient, epsilon = get(self.norm), self.gradient, self.epsilon
+        norm, gradient, epsilon = get(self.norm), self.gradient, self.epsilon
+        step_size = self.step_size
+        assert step_size is not None  # __post_init__ has set it
         start = images
         if self.random_start:
             # Beyond the steps and the loss after the last one, which take 0 to num_steps.
-            moved = ball.random(fold_keys(keys, self.num_steps + 1), images, epsilon)
+            moved = norm.random(fold_keys(keys, self.num_steps + 1), images, epsilon)
             start = jnp.clip(images + moved, *BOUNDS)
 
         def step(carry: tuple[Array, Array, Array], index: Array) -> tuple[tuple, None]:
             current, best, best_loss = carry
             grads, loss = gradient(fold_keys(keys, index), current, labels)
             best, best_loss = _keep_better(best, best_loss, current, loss)
-            direction = ball.steepest(jnp.where(jnp.isfinite(grads), grads, 0.0))
-            moved = project_into(ball, images, current + self.step_size * direction, epsilon)
+            direction = norm.steepest(jnp.where(jnp.isfinite(grads), grads, 0.0))
+            moved = project_into(norm, images, current + step_size * direction, epsilon)
             return (moved, best, best_loss), None
 
         carry = (start, start, jnp.full(images.shape[0], -jnp.inf, images.dtype))
@@ -48,47 +74,6 @@ class PGD:
             return last
         _, loss = gradient(fold_keys(keys, self.num_steps), last, labels)
         return _keep_better(best, best_loss, last, loss)[0]
-
-
-def pgd(
-    gradient: GradientFn,
-    *,
-    norm: str = "linf",
-    epsilon: float,
-    step_size: float | None = None,
-    num_steps: int,
-    random_start: bool = True,
-    best_iterate: bool = True,
-) -> Attack:
-    """PGD (Madry et al. 2018, arXiv 1706.06083): x ← project(x + η·steepest(∇L)).
-
-    Args:
-      gradient: (keys, images, labels) → (gradient, loss); every step gets fresh keys.
-      norm: "linf", "l2" or "l1".
-      epsilon: radius of the ball ≥ 0, in units of a pixel's range (and of the norm).
-      step_size: η, in the same units; None for 2.5·ε/min(num_steps, 40).
-      num_steps: ≥ 1.
-      random_start: start at a random point of the ball instead of the clean image.
-      best_iterate: return the iterate of highest loss, the last one included (which costs one
-        more loss evaluation), instead of the last.
-
-    Returns an ``Attack``: (keys ``[batch]``, images, labels) → adversarial images. A gradient
-    that is not finite moves nothing. Raises InputError for ε < 0 or zero steps.
-    """
-    check_epsilon(epsilon)
-    check_count("num_steps", num_steps)
-    if step_size is None:
-        step_size = default_step_size(epsilon, num_steps)
-    check_at_least("step_size", step_size, 0.0)
-    return PGD(
-        gradient=gradient,
-        norm=get(norm).name,
-        epsilon=epsilon,
-        step_size=step_size,
-        num_steps=num_steps,
-        random_start=random_start,
-        best_iterate=best_iterate,
-    )
 
 
 def default_step_size(epsilon: Any, num_steps: int) -> Any:

@@ -21,7 +21,7 @@ from purify_jax.attacks.auto_pgd import apgd
 from purify_jax.attacks.averages import eot as mean_gradient
 from purify_jax.attacks.momentum import momentum_pgd
 from purify_jax.attacks.norms import check_epsilon, get
-from purify_jax.attacks.projected_gradient import pgd
+from purify_jax.attacks.projected_gradient import PGD
 from purify_jax.attacks.square_search import square
 from purify_jax.attacks.targeted import apgd_targeted
 from purify_jax.checks import check_choice, check_count
@@ -134,7 +134,7 @@ def _entry(name: str, attack: Attack, steps: int, eot: int = 1) -> Entry:
 def _pgd(
     gradient: GradientFn, options: Options, steps: int, step_size: float | None = None
 ) -> Attack:
-    return pgd(
+    return PGD(
         gradient, norm=options.norm, epsilon=options.epsilon, step_size=step_size, num_steps=steps
     )
 
@@ -265,7 +265,7 @@ class SharedKeys:
     steps: int = static()
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> Array:
-        attack = pgd(
+        attack = PGD(
             g.exact(FixedKeys(defense=self.defense, keys=keys)),
             norm=self.norm,
             epsilon=self.epsilon,

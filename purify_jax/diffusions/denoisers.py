@@ -164,7 +164,7 @@ class EDM(Diffusion):
     """
 
     network: NetworkFn
-    sigma_data: float = static(0.5)
+    sigma_data: float = static(default=0.5)
 
     def noise(self, images: Array, sigma: Array) -> Array:
         scale = per_image(jnp.sqrt(sigma**2 + self.sigma_data**2), images)
@@ -182,7 +182,7 @@ class VP(Diffusion):
     """
 
     network: NetworkFn
-    schedule: LinearSchedule = static(LinearSchedule())
+    schedule: LinearSchedule = static(default=LinearSchedule())
 
     def noise(self, images: Array, sigma: Array) -> Array:
         return self.noise_at(images / per_image(_root(sigma), images), self.schedule.time(sigma))
@@ -201,7 +201,7 @@ class DiscreteVP(Diffusion):
     """
 
     network: NetworkFn
-    schedule: LinearSchedule = static(LinearSchedule())
+    schedule: LinearSchedule = static(default=LinearSchedule())
 
     def noise(self, images: Array, sigma: Array) -> Array:
         output = self.network(images / per_image(_root(sigma), images), self.step(sigma))

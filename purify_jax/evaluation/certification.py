@@ -87,7 +87,7 @@ class ClassCounts:
     sigma: float
     num_samples: int = static()
     samples_at_once: int = static()
-    bounds: tuple[float, float] | None = static(BOUNDS)
+    bounds: tuple[float, float] | None = static(default=BOUNDS)
 
     def __call__(self, keys: Keys, images: Array, first: Array) -> Array:
         batch, at_once = images.shape[0], self.samples_at_once

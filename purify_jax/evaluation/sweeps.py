@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from purify_jax.attacks import eot, exact, pgd
+from purify_jax.attacks import PGD, eot, exact
 from purify_jax.attacks.suites import Options
 from purify_jax.checks import InputError, check_choice
 from purify_jax.data import Dataset
@@ -137,7 +137,7 @@ def _right(
     steps = 20 if options.steps is None else options.steps
     chosen = eot(gradient or exact(options.seen(defense)), samples, options.samples_at_once)
     scorer = fresh_draws(defense, 1 if defense.is_deterministic else draws)
-    attack = pgd(chosen, norm=options.norm, epsilon=epsilon, num_steps=steps)
+    attack = PGD(chosen, norm=options.norm, epsilon=epsilon, num_steps=steps)
     predicted = map_images(
         AttackedAndScored(attack=attack, scorer=scorer), stream_key(key, "sweep"), images, labels,
         batch_size=batch_size, mesh=mesh,

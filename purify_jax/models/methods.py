@@ -14,18 +14,18 @@ from purify_jax.models.purification import PUBLISHED, check_amounts, check_setti
 from purify_jax.models.settings import diffusion, noise_score, score_fn, smallest_sigma
 from purify_jax.purifiers import (
     ADP,
+    Adaptive,
+    Constant,
+    FiniteDifference,
+    JacobianVectorProduct,
     Purifier,
+    Secant,
     StepRule,
-    adaptive,
-    constant,
     diffpure,
     diffusion_purifier,
-    finite_difference,
     guidance,
-    jacobian_vector_product,
     likelihood,
     purifier,
-    secant,
 )
 from purify_jax.pytrees import Partial
 from purify_jax.types import Array, EnergyFn, NoiseScore, ScoreFn
@@ -33,9 +33,9 @@ from purify_jax.types import Array, EnergyFn, NoiseScore, ScoreFn
 Builder: TypeAlias = Callable[[Model, Mapping[str, Any]], Purifier]
 
 _CURVATURES: Mapping[str, Callable[[], Any]] = {
-    "finite_difference": finite_difference,
-    "jacobian_vector_product": jacobian_vector_product,
-    "secant": secant,
+    "finite_difference": FiniteDifference,
+    "jacobian_vector_product": JacobianVectorProduct,
+    "secant": Secant,
 }
 
 
@@ -43,10 +43,10 @@ def step_rule(settings: Mapping[str, Any]) -> StepRule:
     """The step rule that settings describe: a curvature estimate by name, or "constant"."""
     name = settings["curvature"]
     if name == "constant":
-        return constant(settings["rate"])
+        return Constant(settings["rate"])
     if name not in _CURVATURES:
         raise InputError(f"curvature: got {name!r}, expected one of {[*_CURVATURES, 'constant']}")
-    return adaptive(settings["rate"], _CURVATURES[name](), max_step=settings["max_step"])
+    return Adaptive(settings["rate"], _CURVATURES[name](), max_step=settings["max_step"])
 
 
 def model_purifier(model: Model, **overrides: Any) -> Purifier:

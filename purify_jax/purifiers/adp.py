@@ -19,7 +19,7 @@ from purify_jax.arrays import l2_norm, per_image
 from purify_jax.checks import check_at_least, check_count
 from purify_jax.keys import normal_like
 from purify_jax.purifiers.loop import SteppedPurifier
-from purify_jax.purifiers.step_rules import StepRule, adaptive
+from purify_jax.purifiers.step_rules import Adaptive, StepRule
 from purify_jax.pytrees import pytree
 from purify_jax.types import BOUNDS, Array, Keys, ScoreFn
 
@@ -94,7 +94,7 @@ def purifier(
 
     Args:
       score_fn: images → same shape; raw network output or −∇E.
-      step_rule: step sizes; the published :func:`adaptive` rule by default.
+      step_rule: step sizes; the published :class:`Adaptive` rule by default.
       num_steps: T ≥ 1.
       noise_scale: σ ≥ 0 of the Gaussian noise before the steps, in units of a pixel's range,
         or a function images → σ ``[batch]`` (a detector's decision, say).
@@ -118,7 +118,7 @@ def purifier(
         check_count("restarts_at_once", restarts_at_once)
     return ADP(
         score_fn=score_fn,
-        step_rule=adaptive() if step_rule is None else step_rule,
+        step_rule=Adaptive() if step_rule is None else step_rule,
         num_steps=num_steps,
         noise_scale=noise_scale,
         num_restarts=num_restarts,

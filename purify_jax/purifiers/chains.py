@@ -21,7 +21,7 @@ class Langevin(SteppedPurifier):
     score_fn: ScoreFn
     step_size: float
     temperature: float
-    bounds: tuple[float, float] | None = static(BOUNDS)
+    bounds: tuple[float, float] | None = static(default=BOUNDS)
 
     def check(self, images: Array) -> None:
         if self.bounds is not None:

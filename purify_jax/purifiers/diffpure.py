@@ -209,10 +209,10 @@ class DiffusionPurifier(Replaceable):
 
     diffusion: Diffusion
     method: Callable[..., Trace] = static()
-    settings: tuple[tuple[str, Any], ...] = static(())
-    num_restarts: int = static(1)
-    restarts_at_once: int | None = static(None)
-    is_deterministic: bool = static(False)
+    settings: tuple[tuple[str, Any], ...] = static(default=())
+    num_restarts: int = static(default=1)
+    restarts_at_once: int | None = static(default=None)
+    is_deterministic: bool = static(default=False)
 
     @property
     def score_fn(self) -> ScoreFn:

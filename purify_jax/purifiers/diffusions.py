@@ -32,7 +32,7 @@ class LadderPurifier(SteppedPurifier):
 
     score: NoiseScore
     levels: Array
-    bounds: tuple[float, float] | None = static(BOUNDS)
+    bounds: tuple[float, float] | None = static(default=BOUNDS)
 
     @property
     def score_fn(self) -> ScoreFn:
@@ -59,7 +59,7 @@ class Annealed(LadderPurifier):
 
     rate: float
     temperature: float
-    steps_per_level: int = static(1)
+    steps_per_level: int = static(default=1)
 
     def step(self, keys: Keys, carry: Any, index: Array) -> tuple[Any, tuple[Array, Array]]:
         (x,) = carry
@@ -132,7 +132,7 @@ def tweedie(score: NoiseScore, sigma: float, *, num_restarts: int = 1) -> Probab
 class OneDenoising(ProbabilityFlow):
     """See :func:`denoise`."""
 
-    is_deterministic: bool = static(True)
+    is_deterministic: bool = static(default=True)
 
     def start(self, keys: Keys, images: Array) -> Any:
         return (images,)
@@ -180,7 +180,7 @@ def reverse_sde(
 class GradualNoise(LadderPurifier):
     """See :func:`gradual`; ``levels`` is a table, a row for each stage."""
 
-    steps_per_stage: int = static(4)
+    steps_per_stage: int = static(default=4)
 
     def _positive(self) -> Array:
         return self.levels[:, :-1]

@@ -49,10 +49,10 @@ class SteppedPurifier(Replaceable):
     restarts_at_once: restarts computed side by side, all of them by default; fewer take less memory.
     """
 
-    num_steps: int = static(1)
-    num_restarts: int = static(1)
-    restarts_at_once: int | None = static(None)
-    is_deterministic: bool = static(False)
+    num_steps: int = static(default=1)
+    num_restarts: int = static(default=1)
+    restarts_at_once: int | None = static(default=None)
+    is_deterministic: bool = static(default=False)
 
     def start(self, keys: Keys, images: Array) -> Any:
         """The carry before the first step of one restart; its first element are images."""
@@ -125,10 +125,10 @@ class Filter:
     """
 
     function: Any
-    bounds: tuple[float, float] | None = static(BOUNDS)
-    num_restarts: int = static(1)
-    is_deterministic: bool = static(True)
-    score_fn: None = static(None)
+    bounds: tuple[float, float] | None = static(default=BOUNDS)
+    num_restarts: int = static(default=1)
+    is_deterministic: bool = static(default=True)
+    score_fn: None = static(default=None)
 
     def __call__(self, keys: Keys, images: Array) -> tuple[Array, PurifyInfo]:
         """(keys, which are not looked at, images) → (purified ``[1, batch, h, w, c]``, info)."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from purify_jax.arrays import dot
 from purify_jax.checks import check_at_least, check_number
-from purify_jax.pytrees import pytree
+from purify_jax.pytrees import Pytree
 from purify_jax.types import Array, ScoreFn
 
 
@@ -45,11 +45,18 @@ def _safe_divide(numerator: Array, denominator: Array) -> Array:
     return jnp.where(nonzero, numerator / jnp.where(nonzero, denominator, 1.0), 0.0)
 
 
-@pytree
-class FiniteDifference:
-    """See :func:`finite_difference`."""
+class FiniteDifference(Pytree):
+    """κ from one more network call at x + δs, as published.
+
+    The published code forms z = ⟨s, s(x+δs)⟩/⟨s, s⟩ and κ = (1 − z)/δ. The difference of the
+    two scores is taken here before the inner product: the same number, with fewer digits lost.
+    Raises InputError unless δ > 0.
+    """
 
     delta: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_number("delta", self.delta, 0.0, open_low=True)
 
     def init(self, images: Array) -> Any:
         return ()
@@ -61,20 +68,12 @@ class FiniteDifference:
         return -_safe_divide(dot(score, change), dot(score, score)) / self.delta, state
 
 
-def finite_difference(delta: float = 1e-3) -> FiniteDifference:
-    """κ from one more network call at x + δs, as published.
+class JacobianVectorProduct(Pytree):
+    """κ exactly, by forward-mode differentiation: the limit δ → 0.
 
-    The published code forms z = ⟨s, s(x+δs)⟩/⟨s, s⟩ and κ = (1 − z)/δ. The difference of the
-    two scores is taken here before the inner product: the same number, with fewer digits lost.
-    Raises InputError unless δ > 0.
+    It costs three network calls a step to finite differences' two, because forward mode computes
+    the score once more.
     """
-    check_number("delta", delta, 0.0, open_low=True)
-    return FiniteDifference(delta=delta)
-
-
-@pytree
-class JacobianVectorProduct:
-    """See :func:`jacobian_vector_product`."""
 
     def init(self, images: Array) -> Any:
         return ()
@@ -86,20 +85,18 @@ class JacobianVectorProduct:
         return -_safe_divide(dot(score, change), dot(score, score)), state
 
 
-def jacobian_vector_product() -> JacobianVectorProduct:
-    """κ exactly, by forward-mode differentiation: the limit δ → 0.
+class Secant(Pytree):
+    """κ from the last two iterates, −⟨Δx, Δs⟩/⟨Δx, Δx⟩: no network call of its own.
 
-    It costs three network calls a step to finite differences' two, because forward mode computes
-    the score once more.
+    One step behind the other two: along Δx = αs of the last step. The first step, and any
+    step after one that did not move, uses the last known curvature, at first
+    ``initial_curvature`` (1 is the value of a score that is a displacement, ``per_variance``).
     """
-    return JacobianVectorProduct()
-
-
-@pytree
-class Secant:
-    """See :func:`secant`."""
 
     initial_curvature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("initial_curvature", self.initial_curvature)
 
     def init(self, images: Array) -> Any:
         curvature = jnp.full(images.shape[0], self.initial_curvature, images.dtype)
@@ -117,25 +114,24 @@ class Secant:
         return curvature, (images, score, curvature)
 
 
-def secant(initial_curvature: float = 1.0) -> Secant:
-    """κ from the last two iterates, −⟨Δx, Δs⟩/⟨Δx, Δx⟩: no network call of its own.
+class Adaptive(Pytree):
+    """α = clip(λ/κ, α_min, α_max) with λ = ``rate`` (ADP, equation 8); κ by finite difference.
 
-    One step behind the other two: along Δx = αs of the last step. The first step, and any
-    step after one that did not move, uses the last known curvature, at first
-    ``initial_curvature`` (1 is the value of a score that is a displacement, ``per_variance``).
+    Where κ ≤ 0 (the energy is concave along the score) the quotient is negative and α is
+    α_min, as in the published code; κ = 0 gives α_max.
+
+    Raises InputError for a negative rate or step, or ``min_step > max_step``.
     """
-    check_number("initial_curvature", initial_curvature)
-    return Secant(initial_curvature=initial_curvature)
 
+    rate: float = 0.05
+    curvature: Curvature = FiniteDifference()
+    min_step: float = 1e-5
+    max_step: float = 1e-1
 
-@pytree
-class Adaptive:
-    """See :func:`adaptive`."""
-
-    rate: float
-    curvature: Any
-    min_step: float
-    max_step: float
+    def __post_init__(self) -> None:
+        check_at_least("rate", self.rate, 0.0)
+        check_at_least("min_step", self.min_step, 0.0)
+        check_at_least("max_step", self.max_step, self.min_step)
 
     def init(self, images: Array) -> Any:
         return self.curvature.init(images)
@@ -149,31 +145,13 @@ class Adaptive:
         return jnp.clip(quotient, self.min_step, self.max_step), state
 
 
-def adaptive(
-    rate: float = 0.05,
-    curvature: Curvature | None = None,
-    min_step: float = 1e-5,
-    max_step: float = 1e-1,
-) -> Adaptive:
-    """α = clip(λ/κ, α_min, α_max) with λ = ``rate`` (ADP, equation 8); κ by finite difference.
-
-    Where κ ≤ 0 (the energy is concave along the score) the quotient is negative and α is
-    α_min, as in the published code; κ = 0 gives α_max.
-
-    Raises InputError for a negative rate or step, or ``min_step > max_step``.
-    """
-    check_at_least("rate", rate, 0.0)
-    check_at_least("min_step", min_step, 0.0)
-    check_at_least("max_step", max_step, min_step)
-    estimator = finite_difference() if curvature is None else curvature
-    return Adaptive(rate=rate, curvature=estimator, min_step=min_step, max_step=max_step)  # type: ignore[arg-type]
-
-
-@pytree
-class Constant:
-    """See :func:`constant`."""
+class Constant(Pytree):
+    """The same α = ``alpha`` ≥ 0 for every image and step."""
 
     alpha: float
+
+    def __post_init__(self) -> None:
+        check_at_least("alpha", self.alpha, 0.0)
 
     def init(self, images: Array) -> Any:
         return ()
@@ -184,17 +162,10 @@ class Constant:
         return jnp.full(images.shape[0], self.alpha, images.dtype), state
 
 
-def constant(step_size: float) -> Constant:
-    """The same α for every image and step."""
-    check_at_least("step_size", step_size, 0.0)
-    return Constant(alpha=step_size)
+class HeldConstant(Pytree):
+    """The step sizes of a rule, as constants in the backward pass (the published attack's gradient)."""
 
-
-@pytree
-class HeldConstant:
-    """See :func:`held_constant`."""
-
-    rule: Any
+    rule: StepRule
 
     def init(self, images: Array) -> Any:
         return self.rule.init(images)
@@ -205,8 +176,3 @@ class HeldConstant:
         frozen = jax.lax.stop_gradient((images, score))
         alpha, state = self.rule.step_size(score_fn, state, *frozen)
         return jax.lax.stop_gradient((alpha, state))
-
-
-def held_constant(rule: StepRule) -> HeldConstant:
-    """The same step sizes, as constants in the backward pass (the published attack's gradient)."""
-    return HeldConstant(rule=rule)

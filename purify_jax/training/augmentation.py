@@ -35,7 +35,7 @@ class CropAndPurify:
 
     purifier: Any
     share: float
-    crop_padding: int = static(0)
+    crop_padding: int = static(default=0)
 
     def __call__(self, keys: Keys, images: Array) -> Array:
         if self.crop_padding:

@@ -32,7 +32,7 @@ def test_pgd_agrees_with_foolbox_step_for_step(golden_classifier, norm, epsilon)
     for steps in (1, 2, 5, 10):
         attack = theirs(steps=steps, abs_stepsize=epsilon / 4, random_start=False)
         expected, _, _ = attack(model, images, labels, epsilons=epsilon)
-        ours = attacks.pgd(
+        ours = attacks.PGD(
             attacks.blind(logits_fn),
             norm=norm,
             epsilon=epsilon,
@@ -107,7 +107,7 @@ def test_pgd_finds_the_corner_of_a_linear_model():
     model = lambda keys, x: jnp.stack([jnp.sum(x * weights, (1, 2, 3)), jnp.zeros(len(x))], -1)
     images, labels = jnp.full((2, 3, 3, 1), 0.5), jnp.zeros(2, jnp.int32)
     gradient = attacks.exact(model, losses.margin)
-    attack = attacks.pgd(gradient, epsilon=0.1, step_size=0.2, num_steps=1, random_start=False)
+    attack = attacks.PGD(gradient, epsilon=0.1, step_size=0.2, num_steps=1, random_start=False)
     np.testing.assert_allclose(
         attack(keys_for(2), images, labels),
         0.5 - 0.1 * jnp.sign(weights)[None].repeat(2, 0),
@@ -120,7 +120,7 @@ def test_best_iterate_is_kept():
     loss = lambda log_probs, labels: log_probs[:, 0]
     model = lambda keys, x: -jnp.abs(x.mean((1, 2, 3)) - 0.62)[:, None]
     images, labels = jnp.full((1, 2, 2, 1), 0.5), jnp.zeros(1, jnp.int32)
-    make = lambda best: attacks.pgd(
+    make = lambda best: attacks.PGD(
         attacks.exact(model, loss), epsilon=0.4, step_size=0.1, num_steps=4,
         random_start=False, best_iterate=best,
     )  # fmt: skip
@@ -133,7 +133,7 @@ def test_targeted_attack_reaches_its_target(golden_classifier):
     logits_fn, images, labels = golden_classifier
     targets = (labels + 1) % 10
     loss = losses.targeted(losses.cross_entropy)
-    attack = attacks.pgd(attacks.blind(logits_fn, loss), epsilon=0.5, step_size=0.05, num_steps=40)
+    attack = attacks.PGD(attacks.blind(logits_fn, loss), epsilon=0.5, step_size=0.05, num_steps=40)
     adversarial = jax.jit(attack)(keys_for(200), images, targets)
     assert jnp.mean(logits_fn(adversarial).argmax(-1) == targets) > 0.95
 
@@ -141,7 +141,7 @@ def test_targeted_attack_reaches_its_target(golden_classifier):
 def test_gradients_that_are_not_finite_move_nothing():
     gradient = lambda keys, x, y: (jnp.full_like(x, jnp.nan), jnp.zeros(len(x)))
     images = jnp.full((2, 2, 2, 1), 0.5)
-    attack = attacks.pgd(gradient, epsilon=0.1, step_size=0.1, num_steps=3, random_start=False)
+    attack = attacks.PGD(gradient, epsilon=0.1, step_size=0.1, num_steps=3, random_start=False)
     np.testing.assert_array_equal(attack(keys_for(2), images, jnp.zeros(2, jnp.int32)), images)
 
 

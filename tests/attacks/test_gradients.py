@@ -49,7 +49,7 @@ def test_held_steps_share_the_loss_but_not_the_gradient(defense, batch):
 
 
 def test_held_steps_equal_exact_for_a_constant_step(defense, batch):
-    rule = pj.purifiers.constant(0.1)
+    rule = pj.purifiers.Constant(0.1)
     fixed = defense.replace(purifier=defense.purifier.replace(step_rule=rule))
     exact, _ = attacks.exact(fixed)(*batch)
     held, _ = attacks.exact_held_steps(fixed)(*batch)

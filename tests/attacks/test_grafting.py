@@ -20,7 +20,7 @@ LABELS = np.zeros(3, np.int32)
 def _noise_alone(restarts=1, sigma=0.02):
     """A purifier that only adds noise: its Jacobian is the identity."""
     return purifiers.purifier(
-        lambda x: jnp.zeros_like(x), purifiers.constant(0.1), num_steps=1,
+        lambda x: jnp.zeros_like(x), purifiers.Constant(0.1), num_steps=1,
         noise_scale=sigma, num_restarts=restarts,
     )  # fmt: skip
 
@@ -34,7 +34,7 @@ def _square_of_norm(images):
 def _curved(restarts=1):
     """A defense whose Jacobian depends on the noise: a pull towards 0.5 that grows with the distance."""
     purifier = purifiers.purifier(
-        lambda x: 0.3 * (0.5 - x) + 4 * (0.5 - x) ** 3, purifiers.constant(0.5), num_steps=2,
+        lambda x: 0.3 * (0.5 - x) + 4 * (0.5 - x) ** 3, purifiers.Constant(0.5), num_steps=2,
         noise_scale=0.05, num_restarts=restarts,
     )  # fmt: skip
     weights = jax.random.normal(jax.random.key(3), (4, 3))
@@ -67,7 +67,7 @@ def test_grafting_pulls_back_through_one_draw():
     apart = float(jnp.abs(four - mean).max() / jnp.abs(mean).max())
     assert 1e-3 < apart < 0.5  # the Jacobians differ, a little
     for step in (None, 0.05):
-        attack = lambda d, step=step: attacks.pgd(
+        attack = lambda d, step=step: attacks.PGD(
             attacks.grafted(d, 6, step=step, samples_at_once=3),
             epsilon=0.1, num_steps=1, best_iterate=False,
         )  # fmt: skip

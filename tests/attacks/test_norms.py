@@ -71,7 +71,7 @@ def attack_table():
     gradient = attacks.exact(model)
     table = {}
     for ball in BALLS:
-        make = lambda e, b=ball: attacks.pgd(
+        make = lambda e, b=ball: attacks.PGD(
             gradient, norm=b, epsilon=e, step_size=0.4 * e, num_steps=5
         )
         table[f"pgd {ball.name}"] = (ball, make)
@@ -122,4 +122,4 @@ def test_bad_arguments_are_named():
     ):
         given = {"epsilon": 0.1, "step_size": 0.1, "num_steps": 3, **arguments}
         with pytest.raises(InputError, match=message):
-            attacks.pgd(gradient, **given)
+            attacks.PGD(gradient, **given)

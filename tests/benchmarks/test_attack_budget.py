@@ -22,7 +22,7 @@ OTHERS = {"exhaustive": 6080 / 400, "honest": 1000 / 400}
 
 def _defense():
     purifier = purifiers.purifier(
-        lambda x: 0.3 * (0.5 - x), purifiers.constant(0.1), num_steps=1, num_restarts=1
+        lambda x: 0.3 * (0.5 - x), purifiers.Constant(0.1), num_steps=1, num_restarts=1
     )
     return defend(purifier, lambda x: x.reshape(len(x), -1)[:, :3])
 

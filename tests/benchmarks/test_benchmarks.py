@@ -75,7 +75,7 @@ def test_pytorch_network_purification_and_gradients_are_the_librarys(twins):
     # Without noise both are deterministic; a large rate, so that something moves.
     steps, rate = 2, 0.5
     purifier = purifiers.purifier(
-        score_fn, purifiers.adaptive(rate), num_steps=steps, noise_scale=0.0, num_restarts=1
+        score_fn, purifiers.Adaptive(rate), num_steps=steps, noise_scale=0.0, num_restarts=1
     )
     options = {"steps": steps, "noise_scale": 0.0, "rate": rate}
     theirs = torch_published.purify_restarts(module, x, 1, **options)

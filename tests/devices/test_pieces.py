@@ -47,7 +47,7 @@ from purify_jax.devices import pieces, sharding
 weights = jax.random.normal(jax.random.key(0), (3, 64))
 score = lambda weights, x: jnp.tanh(x @ weights) @ weights.T - x
 logits = lambda weights, x: jnp.mean(x, axis=(1, 2)) @ weights[:, :10]  # of all restarts, in little memory
-purifier = pj.purifier(pj.Partial(score, weights), pj.purifiers.constant(0.1), num_restarts=16)
+purifier = pj.purifier(pj.Partial(score, weights), pj.purifiers.Constant(0.1), num_restarts=16)
 defense = pj.defend(purifier, pj.Partial(logits, weights))
 images, keys = np.full((6, 32, 32, 3), 0.5, np.float32), pj.image_keys(jax.random.key(1), np.arange(6))
 found = pieces.over_images(defense, sharding.data_mesh())(keys, images)
@@ -186,7 +186,7 @@ def test_records_do_not_know_of_it(made, monkeypatch, tmp_path):
     """Their header is the same, the numbers too, and a file is continued with another budget."""
     defense, images, labels = made
     data = pj.data.Dataset("made", "test", images[:16], labels[:16].astype(np.int32), 10)
-    attack = attacks.pgd(attacks.eot(attacks.exact(defense), 2), epsilon=0.05, num_steps=2)
+    attack = attacks.PGD(attacks.eot(attacks.exact(defense), 2), epsilon=0.05, num_steps=2)
     path = tmp_path / "records.jsonl"
     run = lambda path=None: pj.evaluate(
         jax.random.key(0), defense, {"pgd": attack}, data, draws=2, batch_size=16, path=path

@@ -41,7 +41,7 @@ classifier, _ = from_config.train_classifier(config, train, None, progress=False
 mesh = sharding.default_mesh()
 purifier = pj.models.model_purifier(ebm, num_steps=2, num_restarts=2)
 defense = pj.defend(purifier, pj.models.logits_fn(classifier))
-attack = attacks.pgd(attacks.exact(defense), epsilon=0.1, step_size=0.05, num_steps=2)
+attack = attacks.PGD(attacks.exact(defense), epsilon=0.1, step_size=0.05, num_steps=2)
 found = {"devices": jax.device_count(), "norm": float(sum(
     np.sum(np.abs(np.asarray(x, np.float64))) for x in jax.tree.leaves(ebm.variables)))}
 if images:

@@ -123,7 +123,7 @@ def test_evasion_is_found_where_it_exists(models, digits_test):
         "plain": pj.attacks.exact(bare),
         "evading": detection.evading(bare, norm, threshold),
     }.items():
-        attack = pj.attacks.pgd(gradient, epsilon=0.15, step_size=0.015, num_steps=25)
+        attack = pj.attacks.PGD(gradient, epsilon=0.15, step_size=0.015, num_steps=25)
         found = judge(keys_for(40), jax.jit(attack)(keys_for(40), images, labels), labels)
         assert (found.evaded == (found.misclassified & ~found.detected)).all()
         evaded[name] = float(found.evaded.mean())

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
 
 def _pgd(defense, epsilon=0.15):
     gradient = attacks.eot(attacks.exact(defense), 2)
-    return attacks.pgd(gradient, epsilon=epsilon, step_size=epsilon / 3, num_steps=4)
+    return attacks.PGD(gradient, epsilon=epsilon, step_size=epsilon / 3, num_steps=4)
 
 
 def test_wilson_interval_in_closed_form():

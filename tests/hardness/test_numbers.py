@@ -74,7 +74,7 @@ def test_bounds_are_open_or_closed_as_said():
         lambda v: pj.purifier(SCORE, num_steps=v),
         lambda v: pj.purifier(SCORE, restarts_at_once=1.5 if v is None else v),
         lambda v: purifiers.langevin(SCORE, step_size=0.1, num_steps=v),
-        lambda v: attacks.pgd(SCORE, epsilon=0.1, num_steps=v),
+        lambda v: attacks.PGD(SCORE, epsilon=0.1, num_steps=v),
         lambda v: attacks.eot(SCORE, v),
         lambda v: attacks.square(SCORE, epsilon=0.1, num_queries=v),
         lambda v: purifiers.jpeg(v),
@@ -100,10 +100,10 @@ def test_counts_are_whole_everywhere(call, value):
     [
         lambda v: pj.purifier(SCORE, noise_scale=v),
         lambda v: pj.purifier(SCORE, stop_threshold=v),
-        lambda v: step_rules.adaptive(rate=v),
-        lambda v: step_rules.constant(v),
-        lambda v: step_rules.finite_difference(v),
-        lambda v: attacks.pgd(SCORE, epsilon=v, num_steps=1),
+        lambda v: step_rules.Adaptive(rate=v),
+        lambda v: step_rules.Constant(v),
+        lambda v: step_rules.FiniteDifference(v),
+        lambda v: attacks.PGD(SCORE, epsilon=v, num_steps=1),
         lambda v: attacks.apgd(SCORE, epsilon=v),
         lambda v: attacks.square(SCORE, epsilon=0.1, initial_share=v),
         lambda v: build("honest", pj.undefended(SCORE), Options(epsilon=v)),
@@ -128,7 +128,7 @@ def test_numbers_are_in_range_everywhere(call, value):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: step_rules.adaptive(min_step=0.2, max_step=0.1), "max_step: got 0.1, .* >= 0.2"),
+        (lambda: step_rules.Adaptive(min_step=0.2, max_step=0.1), "max_step: got 0.1, .* >= 0.2"),
         (lambda: noise.geometric(0.1, 1.0, 3), "sigmas: got 0.1 to 1.0, expected largest >= smallest"),
         (
             lambda: likelihood_maximisation(None, None, None, sigma_range=(0.3, 0.2)),

@@ -89,7 +89,7 @@ def test_from_a_pytorch_file_to_a_figure(tmp_path, monkeypatch, capsys):
     torch.save(module, "classifier.pt")
     blur = pj.purifiers.gaussian_blur(0.5)
     monkeypatch.setattr(pj.pretrained, "load", lambda name: SimpleNamespace(purifier=blur))
-    short = functools.partial(pj.attacks.pgd, num_steps=2)
+    short = functools.partial(pj.attacks.PGD, num_steps=2)
     monkeypatch.setattr(
         pj.attacks, "pgd", lambda gradient, epsilon, num_steps: short(gradient, epsilon=epsilon)
     )
@@ -121,7 +121,7 @@ def test_a_called_back_classifier_is_evaluated(both, defense, golden_classifier)
     data = pj.data.Dataset("golden", "test", np.asarray(images[:16]), np.asarray(labels[:16]), 10)
     tables = []
     for f in (called, converted):
-        attack = pj.attacks.pgd(pj.attacks.blind(f), epsilon=0.1, step_size=0.03, num_steps=5)
+        attack = pj.attacks.PGD(pj.attacks.blind(f), epsilon=0.1, step_size=0.03, num_steps=5)
         model = pj.defend(defense.purifier, f)
         tables.append(
             pj.evaluation.evaluate(jax.random.key(0), model, {"blind": attack}, data, draws=2)

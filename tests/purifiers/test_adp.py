@@ -25,7 +25,7 @@ def test_the_published_update_rule(golden, name, threshold, monkeypatch):
     monkeypatch.setattr(adp, "normal_like", lambda keys, images: noise)
     purifier = pur.purifier(
         lambda v: gain * jnp.tanh(a * (mu - v)),
-        pur.adaptive(rate=0.05),
+        pur.Adaptive(rate=0.05),
         num_steps=10,
         noise_scale=0.25,
         num_restarts=1,
@@ -60,13 +60,13 @@ def test_curvature_estimates_agree_on_a_quadratic():
     score = np.asarray(score_fn(images)).reshape(6, 4)
     expected = (score**2 * scales).sum(1) / (score**2).sum(1)
     for estimator, tolerance in (
-        (pur.finite_difference(), 2e-3),
-        (pur.jacobian_vector_product(), 1e-5),
+        (pur.FiniteDifference(), 2e-3),
+        (pur.JacobianVectorProduct(), 1e-5),
     ):
         kappa, _ = _curvatures(estimator, score_fn, images)
         np.testing.assert_allclose(kappa, expected, rtol=tolerance)
     # The secant between x and x + αs sees the curvature along s at x, exactly.
-    secant = pur.secant()
+    secant = pur.Secant()
     first, state = _curvatures(secant, score_fn, images)
     np.testing.assert_array_equal(first, np.ones(6))
     moved = images + 0.1 * score_fn(images)
@@ -80,7 +80,7 @@ def test_curvature_estimates_agree_on_a_quadratic():
 def test_rate_over_curvature_walks_a_quadratic_in_closed_form():
     """On ½c‖x − μ‖² the step is λ/c, so each step leaves 1 − λ of the distance."""
     score_fn = _quadratic([3.0] * 4)
-    rule = pur.adaptive(rate=0.25, curvature=pur.jacobian_vector_product(), max_step=1.0)
+    rule = pur.Adaptive(rate=0.25, curvature=pur.JacobianVectorProduct(), max_step=1.0)
     purifier = pur.purifier(score_fn, rule, num_steps=4, noise_scale=0.0, num_restarts=1)
     images = jax.random.uniform(jax.random.key(1), (5, 2, 2, 1))
     purified, info = purifier(keys_for(5), images)
@@ -99,7 +99,7 @@ def test_negative_and_zero_curvature_follow_the_published_clamp():
         (lambda x: jnp.ones_like(x), 0.1),
         (jnp.zeros_like, 0.1),
     ):
-        rule = pur.adaptive()
+        rule = pur.Adaptive()
         alpha, _ = rule.step_size(score_fn, rule.init(images), images, score_fn(images))
         np.testing.assert_allclose(alpha, expected, rtol=1e-6)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import purify_jax as pj
-from purify_jax.purifiers.step_rules import constant
+from purify_jax.purifiers.step_rules import Constant
 from purify_jax.reporting import gallery as galleries
 from purify_jax.reporting import report
 
@@ -21,7 +21,7 @@ def brightness_gallery(names=("dark", "bright")):
     """A classifier of brightness, and a purifier that makes 4×4 images brighter without noise."""
     logits = lambda x: 50 * (x.mean((1, 2, 3))[:, None] - 0.5) * jnp.array([-1.0, 1.0])
     brighter = pj.purifier(
-        lambda x: jnp.full_like(x, 0.5), constant(0.2), num_steps=2, noise_scale=0.0, num_restarts=3
+        lambda x: jnp.full_like(x, 0.5), Constant(0.2), num_steps=2, noise_scale=0.0, num_restarts=3
     )
     flat = lambda column: np.stack([np.full((4, 4, 1), row[column], np.float32) for row in IMAGES])
     labels = np.array([row[2] for row in IMAGES])
@@ -75,7 +75,7 @@ def test_pages_stay_below_three_megabytes(shape, tmp_path):
     images = np.random.default_rng(0).random((count, *shape), np.float32)
     labels = np.zeros(count, int)
     keys = pj.image_keys(jax.random.key(0), range(count))
-    purifier = pj.purifier(jnp.zeros_like, constant(0.1), num_steps=5, num_restarts=1)
+    purifier = pj.purifier(jnp.zeros_like, Constant(0.1), num_steps=5, num_restarts=1)
     defense = pj.defend(purifier, lambda x: x.reshape(len(x), -1)[:, :10])
     found = galleries.gallery(defense, keys, images, labels, {"a": images})
     page = report.write_report(tmp_path / "r.html", "T", "", [report.Section("G", gallery=found)])

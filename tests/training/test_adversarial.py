@@ -58,7 +58,7 @@ def test_the_loss_is_that_of_an_attack_through_everything(shipped, train):
     # The same from the library's own pieces: FGSM of 1.25 ε from a random start, fresh noise after it.
     purifier = pj.models.model_purifier(shipped.ebm, **ONE_STEP, num_restarts=1)
     defense = pj.defend(purifier, pj.models.logits_fn(shipped.classifier))
-    attack = attacks.pgd(
+    attack = attacks.PGD(
         attacks.exact(defense), epsilon=EPSILON, num_steps=1, step_size=1.25 * EPSILON,
         best_iterate=False,
     )  # fmt: skip
@@ -94,7 +94,7 @@ def _attacked_accuracy(classifier, ebm, dataset, count=128):
         defense = pj.undefended(logits_fn)
     else:
         defense = pj.defend(pj.models.model_purifier(ebm), logits_fn)
-    attack = attacks.pgd(attacks.exact(defense), epsilon=EPSILON, num_steps=10)
+    attack = attacks.PGD(attacks.exact(defense), epsilon=EPSILON, num_steps=10)
     images, labels = (jnp.asarray(a) for a in dataset.batch(np.arange(count)))
     keys = pj.image_keys(jax.random.key(5), np.arange(count))
     adversarial_images = pj.jit(attack)(keys, images, labels)

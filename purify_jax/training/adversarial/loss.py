@@ -62,7 +62,7 @@ class Attack:
 
     def on(self, defense: Defense) -> Any:
         """As an attack by the exact gradient of a defense, one draw a step."""
-        pgd = attacks.pgd(
+        pgd = attacks.PGD(
             attacks.exact(defense),
             norm=self.norm,
             epsilon=self.epsilon,
@@ -121,7 +121,7 @@ class DefenseLoss:
     label_smoothing: float
     parts: Parts = static()
     attack: Attack = static()
-    crop_padding: int = static(0)
+    crop_padding: int = static(default=0)
 
     def __call__(self, params, batch_stats, keys, images, labels):
         if self.crop_padding:
