@@ -171,11 +171,11 @@ def _attacks():
         ),
         "momentum": attacks.momentum_pgd(gradient, **ball),
         "momentum warm start": attacks.momentum_pgd(
-            gradient, **ball, start=attacks.pgd(attacks.blind(_logits), **ball)
+            gradient, **ball, start=attacks.PGD(attacks.blind(_logits), **ball)
         ),
-        "joint (score)": attacks.pgd(attacks.joint_score(_score, _logits), **ball),
-        "mean prediction": attacks.pgd(attacks.exact(attacks.average_draws(defense, 2, 1)), **ball),
-        "evading": attacks.pgd(_evading(defense), **ball),
+        "joint (score)": attacks.PGD(attacks.joint_score(_score, _logits), **ball),
+        "mean prediction": attacks.PGD(attacks.exact(attacks.average_draws(defense, 2, 1)), **ball),
+        "evading": attacks.PGD(_evading(defense), **ball),
         "shared keys": attacks.suites.white_box(
             defense, attacks.suites.Options(epsilon=0.1, steps=2)
         ).attack,
