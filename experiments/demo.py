@@ -111,10 +111,8 @@ def _limits(size: budget.Size, card: Any, ball: Any) -> str:
     text = f"This is a demo: {_words(size)}; longer attacks leave fewer images right."
     whole = f"honest_{ball.norm}_{ball.epsilon:.3g}"
     try:
-        found = card["figures"][whole]
-        # The average is the figure to quote; cards of before it have the union's.
-        average = found.get("figures", {}).get("defended", {}).get("average")
-        quoted = pj.evaluation.Interval(*(average or found["worst_case"]["defended"]))
+        found = card["figures"][whole]["figures"]["defended"]
+        quoted = pj.evaluation.Interval(*found["average"])
         share = pj.reporting.verdicts.share(quoted)
         return (
             f"{text} The whole evaluation left {share} ({quoted.images} images, the model's card)."

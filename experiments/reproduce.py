@@ -21,10 +21,11 @@ from absl import flags
 import purify_jax as pj
 from experiments.common import cli, flagging, locks, provenance
 from experiments.reproduction import plans, publishing
+from experiments.reproduction.parts import Part, Plan
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 
-flags.DEFINE_enum("suite", "mnist", plans.NAMES, "Which data set, or row of one.")
+flags.DEFINE_enum("suite", "mnist", plans.NAMES, "Which data set, or defense of one.")
 flags.DEFINE_float("budget", None, "Minutes on two CPU cores (default: the suite's full plan).")
 flags.DEFINE_string("workdir", None, "Folder for training and records (default runs/<suite>).")
 flags.DEFINE_string("results", None, "Folder for results (default results/<suite>).")
@@ -41,6 +42,7 @@ FLAGS = flags.FLAGS
 
 #: In a training part's folder, it says that the network was not trained there.
 SHIPPED = "shipped.txt"
+PRETRAINED = Path("pretrained")
 
 
 def main(argv: list[str]) -> None:
@@ -63,57 +65,56 @@ def main(argv: list[str]) -> None:
     for part in plan.parts:
         if FLAGS.parts is None or part.name in FLAGS.parts:
             _run(part, plan, results)
-            if FLAGS.publish_networks and part.is_training and part.shipped:
-                for file, name in part.shipped.items():
-                    made = publishing.publish_network(part.folder / file, Path("pretrained") / name)
-                    print(f"published: {made['name']}, {made['bytes']} bytes, {made['stored_as']}")
+            for file, name in part.shipped.items() if FLAGS.publish_networks else ():
+                made = publishing.publish_network(part.folder / file, PRETRAINED / name)
+                print(f"published: {made['name']}, {made['bytes']} bytes, {made['stored_as']}")
     print(f"results: {results}")
     if FLAGS.publish:
-        locks.hold("publish", "pretrained")
-        for path in publishing.publish(plan, results, Path("pretrained")):
+        locks.hold("publish", str(PRETRAINED))
+        for path in publishing.publish(plan, results, PRETRAINED):
             print(f"published: {path}")
 
 
-def _run(part: plans.Part, plan: plans.Plan, results: Path) -> None:
-    # In a folder of the user's own, everything is his; in the project's, rows share what they trained.
+def _run(part: Part, plan: Plan, results: Path) -> None:
+    # With --results, that folder gets every record. Otherwise suites share the records of shared trainings.
     shared = part.shared and FLAGS.results is None
-    records = results.parent / part.shared if shared else results
-    target = records / f"{part.name}.json"
+    target = (results.parent / part.shared if shared else results) / f"{part.name}.json"
     command = provenance.shown(part.command, FLAGS.data_dir)
-    if target.exists() and plans.is_done(json.loads(target.read_text()), command):
+    if target.exists() and json.loads(target.read_text()).get("command") == command:
         print(f"{part.name}: done before", flush=True)
         _take_shipped_models(part, plan)
         return
     print(f"{part.name}: {shlex.join(part.command)}", flush=True)
     commit = provenance.commit()
-    # Then the seconds are of the last piece.
+    # The seconds of a command that continues are those of the last piece.
     continued = part.folder.is_dir() and any(part.folder.iterdir())
     started = time.monotonic()
-    extra = [] if FLAGS.progress else ["--noprogress"]
     # As ``python -m experiments.NAME``, and where the package is installed too.
     name, flags_of = part.command[0].rpartition(".")[2], part.command[1:]
+    extra = [] if FLAGS.progress else ["--noprogress"]
     done = subprocess.run(
         [sys.executable, "-m", "purify_jax.command", name, *flags_of, *extra], check=False
     )
     if done.returncode:
         raise InputError(f"{part.name}: its command ended with status {done.returncode}")
-    content = json.loads((part.folder / "results.json").read_text()) if part.has_results else {}
-    finished = part.folder / part.model
-    if part.is_training and not finished.exists():
+    if part.is_training and not (part.folder / next(iter(part.shipped))).exists():
         raise InputError(f"{part.name}: training was stopped; the same command continues")
+    found = {} if part.is_training else json.loads((part.folder / "results.json").read_text())
     content = {
         "command": command,
         "commit": commit,
         "budget": plan.note,
         "seconds": round(time.monotonic() - started, 1),
         **({"continued": True} if continued else {}),
-        **{k: provenance.without_paths(v) for k, v in content.items() if k != "seconds"},
+        **{k: provenance.without_paths(v) for k, v in found.items() if k != "seconds"},
     }
     if part.is_training:
         (part.folder / SHIPPED).unlink(missing_ok=True)
-    elif any((path.parent / SHIPPED).exists() for path in (plan.ebm, plan.classifier) if path):
+    elif any(
+        (path.parent / SHIPPED).exists() for path in (plan.score_model, plan.classifier) if path
+    ):
         content["networks"] = "as shipped in pretrained/"
-    content.setdefault("versions", provenance.versions())
+    content.setdefault("versions", pj.reporting.versions())
     for figure in sorted((part.folder / "figures").glob("*.png")):
         marked = provenance.mark_png(figure.read_bytes(), command, commit)
         write_atomically(results / "figures" / f"{part.name}_{figure.name}", marked)
@@ -124,15 +125,12 @@ def _run(part: plans.Part, plan: plans.Plan, results: Path) -> None:
     write_atomically(target, pj.reporting.pages.as_json(content))
 
 
-def _take_shipped_models(part: plans.Part, plan: plans.Plan) -> None:
+def _take_shipped_models(part: Part, plan: Plan) -> None:
     """Puts the published models where a training that is done, but not on this machine, left them."""
-    folder = next((f for f in pj.pretrained.folders() if f.is_dir()), Path("pretrained"))
+    folder = next((f for f in pj.pretrained.folders() if f.is_dir()), PRETRAINED)
     # The demo trains as well, both networks of its plan.
-    made = [p for p in (plan.ebm, plan.classifier) if p is not None and p.parent == part.folder]
-    models = {p.name: f"{plan.model}_{p.name}" for p in made}
-    if part.is_training:
-        models = dict(part.shipped)
-    for file, name in models.items():
+    made = [p for p in (plan.score_model, plan.classifier) if p and p.parent == part.folder]
+    for file, name in (part.shipped or {p.name: f"{plan.model}_{p.name}" for p in made}).items():
         target, shipped = part.folder / file, folder / name
         if target.exists() or not shipped.is_file():
             continue

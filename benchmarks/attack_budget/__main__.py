@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
+import purify_jax as pj
 from benchmarks.attack_budget import recorded, rows
 from experiments.common import cli, loading, locks, provenance
 from purify_jax.atomic import write_atomically
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> None:
     defense, dataset = loaded.models["defended"], loaded.dataset.take(FLAGS.images)
     image, _ = dataset.batch(np.arange(1))
     settings = {name: FLAGS[name].value for name in _SETTINGS}
-    content: recorded.Json = {"settings": settings, "versions": provenance.versions(), "rows": []}
+    content: recorded.Json = {"settings": settings, "versions": pj.reporting.versions(), "rows": []}
     if path.is_file():
         content |= {"rows": recorded.read(path, settings)["rows"]}
     for row in content["rows"]:

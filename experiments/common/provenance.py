@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import purify_jax as pj
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -45,11 +43,6 @@ def without_paths(value: Any) -> Any:
         local = ("data_dir", "workdir", "corruptions_dir")
         return {k: without_paths(v) for k, v in value.items() if k not in local}
     return value
-
-
-def versions() -> dict[str, str]:
-    """Versions and device, as in every result."""
-    return pj.reporting.versions()
 
 
 def mark_png(content: bytes, command: str, commit: str) -> bytes:

@@ -1,4 +1,4 @@
-"""A classifier of CIFAR-10 fine-tuned on images that one denoising step has cleaned, for certification (row E).
+"""A classifier of CIFAR-10 fine-tuned on images that one denoising step has cleaned, for certification.
 
 Command: python -m experiments.train_classifier --config=experiments/configs/cifar10_denoised.py --data_dir=DIR \
              --classifier=runs/cifar10/classifier/model.safetensors --ebm=runs/cifar10/edm/model.safetensors \

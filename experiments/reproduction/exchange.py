@@ -5,7 +5,7 @@ python -m experiments.reproduction.exchange --out=exchange
 Writes, for every attacked evaluation of results/:
 
 - robustbench/model_info/DATASET/NORM/NAME.json, RobustBench's entry of a model: its fields, accuracies in
-  percent as text. "reported" is the worst case of the suite; "autoattack_acc" is null unless the suite was
+  percent as text. "reported" is the average over fresh draws; "autoattack_acc" is null unless the suite was
   AutoAttack's "rand" with its 100 steps and 20 draws ("standard" has no FAB here), and "unreliable" says
   whether there were red flags. What RobustBench has no field for (images, intervals, randomness) is in
   the footnote.
@@ -17,7 +17,7 @@ Writes, for every attacked evaluation of results/:
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from absl import flags
 import purify_jax as pj
 from experiments.common import cli, locks
 from experiments.common.provenance import ROOT
-from experiments.reproduction.figures import fraction
-from experiments.reproduction.rows import shipped_as
+from experiments.reproduction.defenses import shipped_as
+from experiments.reproduction.results import Result, attacked, fraction, summary
 from purify_jax.atomic import check_output, write_atomically
 from purify_jax.checks import InputError
 
@@ -37,8 +37,6 @@ FLAGS = flags.FLAGS
 
 #: RobustBench's and AttackBench's names of norms.
 ROBUSTBENCH = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-
-Json = Mapping[str, Any]
 
 
 def main(argv: list[str]) -> None:
@@ -53,7 +51,7 @@ def main(argv: list[str]) -> None:
 def export(results: Path, cards: Path, out: Path) -> list[Path]:
     """Writes both formats; returns the files. InputError if there is nothing to write."""
     written = []
-    tables: dict[Path, list[Json]] = {}
+    tables: dict[Path, list[Result]] = {}
     for suite, name, part in evaluations(results, cards):
         card = json.loads((cards / f"{shipped_as(suite)}.json").read_text())
         norm = part["settings"]["norm"]
@@ -72,28 +70,28 @@ def export(results: Path, cards: Path, out: Path) -> list[Path]:
     return [*written, *tables]
 
 
-def evaluations(results: Path, cards: Path) -> Iterator[tuple[str, str, Json]]:
+def evaluations(results: Path, cards: Path) -> Iterator[tuple[str, str, Result]]:
     """(suite of results, name, content) of every evaluation in which a model that ships with a card was attacked."""
-    for path in sorted(results.glob("*/*.json")):
-        if not (cards / f"{shipped_as(path.parent.name)}.json").is_file():
-            continue
-        part = json.loads(path.read_text())
-        if "worst_case" in part and part["settings"]["suite"] != "clean":
+    for path, part in attacked(results):
+        if (cards / f"{shipped_as(path.parent.name)}.json").is_file():
             yield path.parent.name, path.stem, part
 
 
-def model_info(suite: str, card: Json, part: Json) -> dict[str, Any]:
+def model_info(suite: str, card: Result, part: Result) -> dict[str, Any]:
     """RobustBench's entry of the defended model; who wrote what, and where, is left to its authors."""
     setting = part["settings"]
-    clean, worst = part["rows"]["defended"][0]["one_draw"], _robust(part, "defended")
-    purification = {**card["purification"], **_given(setting)}
+    clean, found = part["rows"]["defended"][0]["one_draw"], summary(part)
+    names = ("num_steps", "num_restarts", "noise_scale")
+    given = {name: setting[name] for name in names if setting.get(name) is not None}
+    purification = {**card["purification"], **given}
     network = card["files"]["classifier"]["training"]["network"]["name"]
-    robust = _percent(worst[0])
-    span = lambda i: f"{_percent(i[0])} [{_percent(i[1])}, {_percent(i[2])}] on {i[3]} images"
+    percent = lambda share: f"{100 * share:.2f}"
+    span = lambda i: f"{percent(i[0])} [{percent(i[1])}, {percent(i[2])}] on {i[3]} images"
+    robust = percent(found["average"][0])
     footnote = (
         f"Randomised, with an optimisation loop before the classifier: attacked by the suite "
-        f"{setting['suite']!r} of purify_jax through all of it, scored by {_scored(part)}. 95% "
-        f"intervals: clean {span(clean)}, robust {span(worst)}."
+        f"{setting['suite']!r} of purify_jax through all of it, scored by the average of {found['draws']} fresh "
+        f"draws. 95% intervals: clean {span(clean)}, robust {span(found['average'])}."
     )
     return {
         "link": None,
@@ -105,7 +103,7 @@ def model_info(suite: str, card: Json, part: Json) -> dict[str, Any]:
         "venue": None,
         "architecture": f"{network} behind {purification['method']} with {purification['num_steps']} steps",
         "eps": fraction(setting["epsilon"]),
-        "clean_acc": _percent(clean[0]),
+        "clean_acc": percent(clean[0]),
         "reported": robust,
         "autoattack_acc": robust if _is_autoattack(setting) else None,
         "footnote": footnote,
@@ -113,18 +111,21 @@ def model_info(suite: str, card: Json, part: Json) -> dict[str, Any]:
     }
 
 
-def attack_rows(suite: str, card: Json, part: Json) -> list[dict[str, Any]]:
+def attack_rows(suite: str, card: Result, part: Result) -> list[dict[str, Any]]:
     """AttackBench's rows: attack by attack where each met all images, and the whole suite."""
     setting = part["settings"]
     found = []
     for label, rows in part["rows"].items():
-        shown = [(row["attack"], row["one_draw"], _passes(row, label)) for row in rows[1:]]
+        # Forward and backward passes per image: of the whole defense, or of the bare classifier.
+        passes = [row["passes"][:2] if label == "defended" else row["passes"][2:] for row in rows]
+        names = [row["attack"] for row in rows]
+        shown = list(zip(names, (row["one_draw"] for row in rows), passes, strict=True))[1:]
         if pj.attacks.suites.SUITES[setting["suite"]].drop_fallen:
             shown = shown[:1]
-        shown.append(
-            (f"{setting['suite']} (all of the suite)", _robust(part, label), _total(rows, label))
-        )
-        for attack, (value, low, high, images), passes in shown:
+        total = [sum(each) for each in zip(*passes, strict=True)]
+        average = part["figures"][label]["average"]
+        shown.append((f"{setting['suite']} (all of the suite)", average, total))
+        for attack, (value, low, high, images), (forwards, backwards) in shown:
             found.append(
                 {
                     "dataset": card["data"],
@@ -134,8 +135,8 @@ def attack_rows(suite: str, card: Json, part: Json) -> list[dict[str, Any]]:
                     "threat_model": setting["norm"],
                     "ASR": 1 - value,
                     "optimality": None,
-                    "n_forwards": passes[0],
-                    "n_backwards": passes[1],
+                    "n_forwards": forwards,
+                    "n_backwards": backwards,
                     "time": None,
                     "epsilon": setting["epsilon"],
                     "images": images,
@@ -145,43 +146,9 @@ def attack_rows(suite: str, card: Json, part: Json) -> list[dict[str, Any]]:
     return found
 
 
-def _robust(part: Json, label: str) -> list[float]:
-    """The average over fresh draws; of results up to 0.2 the union of one draw per attack."""
-    return part["figures"][label]["average"] if "figures" in part else part["worst_case"][label]
-
-
-def _scored(part: Json) -> str:
-    if "figures" not in part:
-        return "one fresh draw"
-    return f"the average of {part['figures']['defended']['draws']} fresh draws"
-
-
-def _passes(row: Json, label: str) -> tuple[float | None, float | None]:
-    """Forward and backward passes per image: of the whole defense, or of the bare classifier."""
-    if "passes" not in row:
-        return None, None
-    return tuple(row["passes"][:2] if label == "defended" else row["passes"][2:])
-
-
-def _total(rows: list[Json], label: str) -> tuple[float | None, float | None]:
-    each = [_passes(row, label) for row in rows]
-    if any(None in passes for passes in each):
-        return None, None
-    return sum(forward for forward, _ in each), sum(backward for _, backward in each)
-
-
-def _is_autoattack(setting: Json) -> bool:
+def _is_autoattack(setting: Result) -> bool:
     full = setting["steps"] in (None, 100) and setting["eot"] in (None, 20)
     return setting["suite"] == "rand" and full
-
-
-def _given(setting: Json) -> dict[str, Any]:
-    names = ("num_steps", "num_restarts", "noise_scale")
-    return {name: setting[name] for name in names if setting.get(name) is not None}
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}"
 
 
 if __name__ == "__main__":

@@ -4,13 +4,12 @@ Called by ``make tables``. Claims are as published, in percent, each with attack
 measured comes from ``results/`` alone. A cell without a measurement stays empty.
 """
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from experiments.reproduction.figures import judged, span, spent
+from experiments.reproduction.results import Result, attacked, judged, span, spent, summary
 
-HEAD = """# Claimed against re-measured
+_HEAD = """# Claimed against re-measured
 
 Purification defenses, as claimed and as later attacked by others, and what this library measured. Made
 by `make tables`; RobustBench lists no randomised defense, so the sources of what is claimed are papers (* not peer reviewed). An entry
@@ -24,15 +23,14 @@ Nothing is measured here on the published CIFAR-10 checkpoints yet: `experiments
 |---|---|---|---|---|---|
 """
 
-MEASURED = """
+_MEASURED = """
 ## Measured here
 
 `honest` and `paper` on this library's own models; the average over fresh draws and the worst of N of each
 image's strongest candidate ([evaluation.md](evaluation.md)), 95% intervals; backward passes through the purifier, or
-through a classifier that has none. "One draw in union" stands for results of
-protocol 1, before the attacker had draws of its own.
+through a classifier that has none.
 
-| model | ball | suite | images | clean | average | worst of N | backward passes | file |
+| model | norm, ε | suite | images | clean | average | worst of N | backward passes | file |
 |---|---|---|---|---|---|---|---|---|
 """
 
@@ -86,29 +84,17 @@ CLAIMS = (
 def page(results: Path) -> str:
     """The Markdown of docs/leaderboard.md."""
     claims = [f"| {' | '.join(claim)} |" for claim in CLAIMS]
-    rows = [row for path in sorted(results.glob("*/*.json")) if (row := _row(path, results))]
-    return HEAD + "\n".join(claims) + "\n" + MEASURED + "\n".join(rows) + "\n"
+    rows = [_row(path, part) for path, part in attacked(results)]
+    return "\n".join([_HEAD.rstrip(), *claims, _MEASURED.rstrip(), *rows, ""])
 
 
-def _row(path: Path, results: Path) -> str | None:
-    part = json.loads(path.read_text())
-    if "worst_case" not in part or part["settings"]["suite"] not in ("honest", "paper"):
-        return None
-    setting = part["settings"]
+def _row(path: Path, part: Result) -> str:
+    setting, found = part["settings"], summary(part)
     clean = part["rows"][judged(part["rows"])][0]["one_draw"]
-    average, worst, passes = _figures(part)
-    suite = setting["suite"]
     note = ", **red flags**" if part["red_flags"] else ""
     cells = (
-        path.parent.name, f"{setting['norm']} {setting['epsilon']:.3g}", suite + note, clean[3],
-        span(clean), average, worst, passes, f"`results/{path.relative_to(results)}`",
+        path.parent.name, f"{setting['norm']} {setting['epsilon']:.3g}", setting["suite"] + note, clean[3],
+        span(clean), span(found["average"]), f"{found['draws']}: {span(found['worst'])}",
+        spent(part, unit=""), f"`results/{path.parent.name}/{path.name}`",
     )  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"
-
-
-def _figures(part: dict[str, Any]) -> tuple[str, str, str]:
-    if "figures" not in part:
-        return f"one draw in union: {span(part['worst_case']['defended'])}", "", ""
-    found = part["figures"][judged(part["rows"])]
-    worst = f"{found['draws']}: {span(found['worst'])}"
-    return span(found["average"]), worst, spent(part, unit="")

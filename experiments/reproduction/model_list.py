@@ -1,18 +1,17 @@
-"""pretrained/README.md: every network that ships, who trained it how long on what, and where it is judged."""
+"""pretrained/README.md: every network that ships, how it was trained, and its results."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from experiments.reproduction import row_table, rows
-from experiments.reproduction.figures import hours, read
+from experiments.reproduction import defense_table, defenses
+from experiments.reproduction.results import Result, hours, read
 
 _HEAD = """\
 # Models that ship
 
 `pj.pretrained.load(NAME)` loads a pair, a purifier's network and a classifier, from its card `NAME.json`: data, every command
-and commit, hours of training, figures with intervals, limits. `--model=NAME` in every command. Single networks: `pj.load_model(FILE)`,
+and commit, hours of training, results with intervals, limits. `--model=NAME` in every command. Single networks: `pj.load_model(FILE)`,
 or `--ebm=FILE` and `--classifier=FILE`. All were trained on training images alone. Made by `make tables`.
 
 | name | data | what |
@@ -20,7 +19,7 @@ or `--ebm=FILE` and `--classifier=FILE`. All were trained on training images alo
 
 _NETWORKS = """\
 
-## Networks of the rows of CIFAR-10
+## Networks of the CIFAR-10 defenses
 
 Each was trained once, from seed 0, by `experiments.reproduce`; its record, with the command, is `results/cifar10_networks/NETWORK.json`. Hours are
 those of two CPU cores.
@@ -28,63 +27,61 @@ those of two CPU cores.
 | network | file | config | begins with | hours | commit |
 |---|---|---|---|---|---|"""
 
-_ROWS = """\
+_DEFENSES = """\
 
-## Rows of CIFAR-10
+## CIFAR-10 defenses
 
-Figures are on test images, the images in brackets, [95% intervals]; attacks reach Linf 8/255 unless another ball is named."""
+Results are on test images, the images in brackets, [95% intervals]; attacks reach Linf 8/255 unless another norm is named."""
 
 
 def page(results: Path, shipped: Path) -> str:
-    """The Markdown, from the cards in ``shipped`` and what ``results`` has of the rows and their networks."""
-    cards = {path.stem: json.loads(path.read_text()) for path in sorted(shipped.glob("*.json"))}
+    """The Markdown, from the cards in ``shipped`` and what ``results`` has of the defenses and their networks."""
     lines = [_HEAD]
-    lines += [f"| `{name}` | {card['data']} | {_about(card)} |" for name, card in cards.items()]
-    lines.append(_NETWORKS)
-    lines += _networks(results / rows.RECORDS)
-    lines.append(_ROWS)
-    for name, row in rows.ROWS.items():
-        lines += _row(name, row, read(results / name))
+    lines += [
+        f"| `{name}` | {card['data']} | {_about(card)} |" for name, card in read(shipped).items()
+    ]
+    lines += [_NETWORKS, *_networks(results / defenses.RECORDS), _DEFENSES]
+    for name in defenses.DEFENSES:
+        lines += _defense(name, read(results / name))
     return "\n".join(lines) + "\n"
 
 
-def _about(card: Any) -> str:
-    files = " and ".join(f"`{file['name']}`" for file in card["files"].values())
+def _about(card: Result) -> str:
     about = card["budget"].removeprefix("full plan").strip(".; ")
-    return f"{files}. {about}."
+    return f"{_files(file['name'] for file in card['files'].values())}. {about}."
+
+
+def _files(names: Iterator[str]) -> str:
+    return " and ".join(f"`{name}`" for name in names)
 
 
 def _networks(records: Path) -> Iterator[str]:
-    plans = [rows.plan(name, None, Path("runs") / name, None) for name in rows.ROWS]
-    trainings = {p.name: p for plan in plans for p in plan.parts if p.is_training}
-    for name in rows.NETWORKS:
-        record, made = records / f"{name}.json", rows.NETWORKS[name]
+    for name, made in defenses.NETWORKS.items():
+        record = records / f"{name}.json"
         if not record.is_file():
             continue
         found = json.loads(record.read_text())
         taken = hours(found)
-        files = " and ".join(f"`{file}`" for file in trainings[name].shipped.values())
-        given = ", ".join(made.given.values())
-        shown = "not recorded" if taken is None else f"{taken:.2g}"
-        yield f"| {name} | {files} | `{made.config}` | {given} | {shown} | {found['commit']} |"
+        cells = (
+            name, _files(iter(made.shipped.values())), f"`{made.config}`", ", ".join(made.given.values()),
+            "not recorded" if taken is None else f"{taken:.2g}", found["commit"],
+        )  # fmt: skip
+        yield f"| {' | '.join(cells)} |"
 
 
-def _row(name: str, row: rows.Row, parts: Any) -> Iterator[str]:
-    plan = rows.plan(name, None, Path("runs") / name, None)
+def _defense(name: str, parts: Mapping[str, Result]) -> Iterator[str]:
+    recipe = defenses.DEFENSES[name]
+    plan = defenses.plan(name, None, Path("runs") / name, None)
     shipped = {part.folder / file: n for part in plan.parts for file, n in part.shipped.items()}
-    pair = [shipped[path] for path in (plan.ebm, plan.classifier) if path is not None]
-    how = " ".join(rows.NETWORKS[row.classifier].purification())
+    classifier = f"`{shipped[plan.classifier]}`"
+    used = f"The classifier alone: {classifier}."
+    if plan.score_model is not None:
+        how = " ".join(defenses.NETWORKS[recipe.classifier].purification())
+        flags = f", with `{how}`" if how else ""
+        used = f"Purifier `{shipped[plan.score_model]}`, classifier {classifier}{flags}."
     yield ""
-    yield f"**{row.note.removeprefix('Row ').rstrip('.')}** (`--suite={name}`). {_use(pair, how)}"
-    figures = row_table.figures(row.note, parts)
-    if figures:
-        yield f"- Figures: {'; '.join(f'{what} {figure}' for what, figure in figures.items())}."
-    yield f"- Limits: {row.limits}"
-
-
-def _use(pair: list[str], how: str) -> str:
-    names = [f"`{name}`" for name in pair]
-    if len(names) == 1:
-        return f"The classifier alone: {names[0]}."
-    flags = f", with `{how}`" if how else ""
-    return f"Purifier {names[0]}, classifier {names[1]}{flags}."
+    yield f"**{recipe.name}: {recipe.about}** (`--suite={name}`). {used}"
+    found = defense_table.measured(recipe, parts)
+    if found:
+        yield f"- Results: {'; '.join(f'{what} {shown}' for what, shown in found.items())}."
+    yield f"- Limits: {recipe.limits}"

@@ -1,6 +1,6 @@
-"""The commands of a plan, and the models that they make."""
+"""The commands of a plan, the models that they make, and how a budget scales them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -9,35 +9,99 @@ from typing import NamedTuple
 class Part(NamedTuple):
     """One command: its name, module and flags, and the folder that it writes into.
 
-    model: of a training, the file that says it is finished.
-    shipped: file → the one of pretrained/ that stands for it where training finished on another machine.
+    shipped: of a training, the file that it writes → its name in pretrained/. The first says that it is finished.
     shared: for a training that several suites need, the folder of results/ with its record.
     """
 
     name: str
     command: list[str]
     folder: Path
-    is_training: bool = False
-    model: str = "model.safetensors"
     shipped: Mapping[str, str] = MappingProxyType({})
     shared: str | None = None
 
     @property
-    def has_results(self) -> bool:
-        """Whether the command writes results.json."""
-        return not self.is_training
+    def is_training(self) -> bool:
+        """Whether the command trains; every other command writes results.json."""
+        return bool(self.shipped)
 
 
 class Plan(NamedTuple):
     """The parts in order, the models they make, and what the budget did to them.
 
-    ebm: None where a classifier alone is evaluated. model: the name in pretrained/ that the two ship by.
-    limits: what its card says that the figures do not cover.
+    score_model: None where a classifier alone is evaluated. model: the name in pretrained/ that the two ship by.
+    limits: what its card says that the results do not cover.
     """
 
     parts: list[Part]
-    ebm: Path | None
+    score_model: Path | None
     classifier: Path
     note: str
     model: str
     limits: str = ""
+
+
+class Draft:
+    """Collects the parts of a plan. A budget in minutes scales what the full plan does in ``minutes``."""
+
+    def __init__(
+        self, workdir: Path, data_dir: str | None, budget: float | None, minutes: float
+    ) -> None:
+        self.workdir = workdir
+        self.data = [f"--data_dir={data_dir}"] if data_dir else []
+        self.factor = 1.0 if budget is None else min(1.0, budget / minutes)
+        share = f"{budget:g} of {minutes:g} minutes: {self.factor:.0%}" if budget else ""
+        self.budget = share if self.factor < 1 else "full plan"
+        self.parts: list[Part] = []
+        self.models: Sequence[str] = ()
+
+    def scaled(self, number: float, least: int) -> int:
+        """The number within the budget."""
+        return max(least, round(number * self.factor))
+
+    def images(self, number: int, least: int = 16) -> str:
+        """--images within the budget."""
+        return f"--images={self.scaled(number, least)}"
+
+    def train(
+        self,
+        name: str,
+        binary: str,
+        steps: str,
+        given: Mapping[str, Path],
+        folder: Path,
+        shipped: Mapping[str, str],
+        config: str,
+        shared: str | None = None,
+    ) -> None:
+        """Adds a training. steps: its flag; given: flag → the network that it begins with."""
+        networks = [f"--{flag}={path}" for flag, path in given.items()]
+        config = f"--config=experiments/configs/{config}.py"
+        command = [f"experiments.{binary}", config, steps, *networks, *self.data]
+        command.append(f"--workdir={folder}")
+        self.parts.append(Part(name, command, folder, shipped, shared))
+
+    def add(self, name: str, binary: str, *arguments: str) -> None:
+        """Adds a command that writes results."""
+        folder = self.workdir / name
+        command = [f"experiments.{binary}", *arguments, f"--workdir={folder}"]
+        self.parts.append(Part(name, command, folder))
+
+    def clean(self, name: str, images: int, *more: str) -> None:
+        """Adds an evaluation without attacks."""
+        fixed = ("--draws=1", "--probe_images=0", "--batch_size=100")
+        suite = ("--suite=clean", "--epsilon=0", self.images(images))
+        self.add(name, "evaluate", *self.models, *suite, *fixed, *more)
+
+    def attack(
+        self, suite: str, norm: str, epsilon: float, images: int, steps: int, eot: int, *more: str
+    ) -> None:
+        """Adds an evaluation under a suite of attacks."""
+        threat = (f"--norm={norm}", f"--epsilon={epsilon:.6g}", self.images(images))
+        effort = (f"--steps={steps}", f"--eot={eot}")
+        arguments = (f"--suite={suite}", *threat, *effort, *more)
+        self.add(evaluation_name(suite, norm, epsilon), "evaluate", *self.models, *arguments)
+
+
+def evaluation_name(suite: str, norm: str, epsilon: float) -> str:
+    """The name of an attacked evaluation's part and file."""
+    return f"{suite}_{norm}_{epsilon:.3g}"

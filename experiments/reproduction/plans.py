@@ -4,11 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from experiments.reproduction import rows
-from experiments.reproduction.parts import Part, Plan
-from purify_jax.checks import InputError, check_count
+from experiments.reproduction import defenses
+from experiments.reproduction.parts import Draft, Plan
+from purify_jax.checks import check_choice, check_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Suite:
     trained_by_demo: bool = False
     on_purified: bool = False  # the classifier trains on purified images
     beside_attacks: bool = True  # also detection, corruptions and certification
+    probe_images: int = 0
 
 
 _DIGITS = Suite(
@@ -46,6 +46,7 @@ _DIGITS = Suite(
     certification=(100, 2000),
     sigma=0.25,
     trained_by_demo=True,
+    probe_images=48,
 )
 
 #: Needs a GPU or TPU; the minutes are those of the papers' accounts, not measured.
@@ -115,12 +116,6 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
 )
 
 
-def is_done(result: Mapping[str, Any], command: str) -> bool:
-    """Whether a part's result is that of this command; one of attacks up to 0.2 has no average and is made anew."""
-    of_protocol_1 = "worst_case" in result and "figures" not in result
-    return result.get("command") == command and not of_protocol_1
-
-
 def with_fewer_images(plan: Plan, images: int) -> Plan:
     """The plan with at most so many images in every evaluation: a first look with attacks of full strength."""
     check_count("images", images)
@@ -133,96 +128,76 @@ def with_fewer_images(plan: Plan, images: int) -> Plan:
     return plan._replace(parts=parts, note=f"{plan.note} At most {images} images.")
 
 
-#: All that ``experiments.reproduce`` knows: data sets, and the rows of CIFAR-10 on two CPU cores.
-NAMES = sorted([*SUITES, *rows.ROWS])
+#: All that ``experiments.reproduce`` knows: data sets, and the defenses of CIFAR-10 on two CPU cores.
+NAMES = sorted([*SUITES, *defenses.DEFENSES])
 
 
 def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -> Plan:
     """The commands of a suite within a budget in minutes (None: the full plan)."""
-    if name not in NAMES:
-        raise InputError(f"suite: got {name!r}, expected one of {NAMES}")
-    if name in rows.ROWS:
-        return rows.plan(name, budget, workdir, data_dir)
+    check_choice("suite", name, NAMES)
+    if name in defenses.DEFENSES:
+        return defenses.plan(name, budget, workdir, data_dir)
     suite = SUITES[name]
-    factor = 1.0 if budget is None else min(1.0, budget / suite.minutes)
-    scaled = lambda number, least: max(least, round(number * factor))
-    data = [f"--data_dir={data_dir}"] if data_dir else []
-    config = f"--config=experiments/configs/{suite.config or name}.py"
-    ebm_steps, classifier_steps = (
-        max(100, round(n * factor / 100) * 100) for n in (suite.ebm_steps, suite.classifier_steps)
-    )
-    steps = [f"--config.ebm.steps={ebm_steps}", f"--config.classifier.steps={classifier_steps}"]
-    parts = []
-    if suite.trained_by_demo:
-        folder = workdir / "demo"
-        ebm, classifier = folder / "ebm.safetensors", folder / "classifier.safetensors"
-        images = f"--images={scaled(256, 16)}"
-        parts.append(
-            Part(
-                "demo",
-                ["experiments.quickstart", config, *steps, images, f"--workdir={folder}"],
-                folder,
-            )
-        )
-    else:
-        ebm, classifier = (workdir / n / "model.safetensors" for n in ("ebm", "classifier"))
-        for model, flag in zip(("ebm", "classifier"), steps, strict=True):
-            folder = workdir / model
-            command = [f"experiments.train_{model}", config, flag, *data, f"--workdir={folder}"]
-            if model == "classifier" and suite.on_purified:
-                command.append(f"--ebm={ebm}")
-            shipped = {"model.safetensors": f"{name}_{model}.safetensors"}
-            parts.append(Part(model, command, folder, is_training=True, shipped=shipped))
-    models = [f"--ebm={ebm}", f"--classifier={classifier}", *data]
-
-    def add(part: str, binary: str, *args: str) -> None:
-        folder = workdir / part
-        command = [f"experiments.{binary}", *models, *args, f"--workdir={folder}"]
-        parts.append(Part(part, command, folder))
-
+    draft = Draft(workdir, data_dir, budget, suite.minutes)
+    steps = {
+        network: max(100, round(number * draft.factor / 100) * 100)
+        for network, number in (("ebm", suite.ebm_steps), ("classifier", suite.classifier_steps))
+    }
+    score_model, classifier = _train(draft, name, suite, steps)
+    draft.models = [f"--ebm={score_model}", f"--classifier={classifier}", *draft.data]
     if suite.clean_images:
-        images = f"--images={scaled(suite.clean_images, 16)}"
-        arguments = ("--suite=clean", "--epsilon=0", images, "--draws=1", "--probe_images=0")
-        add("clean", "evaluate", *arguments, "--batch_size=100")
-    balls = [("linf", e) for e in suite.epsilons] + list(suite.norms)
-    for norm, epsilon in balls:
-        ball = (f"--norm={norm}", f"--epsilon={epsilon:.6g}")
+        draft.clean("clean", suite.clean_images)
+    threats = [("linf", e) for e in suite.epsilons] + list(suite.norms)
+    for norm, epsilon in threats:
         for kind, (images, attack_steps, eot) in {
             "paper": suite.paper,
             "honest": suite.honest,
         }.items():
-            probes = ["--probe_images=48"] if name.startswith("digits") else ["--probe_images=0"]
-            add(
-                f"{kind}_{norm}_{epsilon:.3g}",
-                "evaluate",
-                f"--suite={kind}",
-                *ball,
-                f"--images={scaled(images, 16)}",
-                f"--steps={scaled(attack_steps, 2)}",
-                f"--eot={scaled(eot, min(eot, 2))}",
-                *probes,
-            )
-    note = "full plan" if factor == 1 else f"{budget:g} of {suite.minutes:g} minutes: {factor:.0%}"
-    note = f"{note}; {ebm_steps} EBM steps, {classifier_steps} classifier steps"
-    made = Plan(parts, ebm, classifier, f"{note}. {suite.note}".strip(), name)
-    if not suite.beside_attacks:
-        return made
-    norm, epsilon = balls[0]
-    detected = scaled(suite.detection_images, 16)
-    add(
-        "detection", "detect", f"--norm={norm}", f"--epsilon={epsilon:.6g}",
+            effort = (draft.scaled(attack_steps, 2), draft.scaled(eot, min(eot, 2)))
+            probes = f"--probe_images={suite.probe_images}"
+            draft.attack(kind, norm, epsilon, images, *effort, probes)
+    if suite.beside_attacks:
+        _add_others(draft, suite, *threats[0])
+    if name == "digits":
+        norm, epsilon = threats[0]
+        threat = (f"--norm={norm}", f"--epsilon={epsilon:.6g}", draft.images(64))
+        draft.add("comparison", "compare", *draft.models, *threat)
+    trained = f"{steps['ebm']} EBM steps, {steps['classifier']} classifier steps"
+    note = f"{draft.budget}; {trained}. {suite.note}".strip()
+    return Plan(draft.parts, score_model, classifier, note, name)
+
+
+def _train(draft: Draft, name: str, suite: Suite, steps: Mapping[str, int]) -> tuple[Path, Path]:
+    """Adds the trainings; returns the score model's file and the classifier's."""
+    config = suite.config or name
+    flags = {network: f"--config.{network}.steps={number}" for network, number in steps.items()}
+    if suite.trained_by_demo:
+        path = f"--config=experiments/configs/{config}.py"
+        draft.add("demo", "quickstart", path, *flags.values(), draft.images(256))
+        folder = draft.workdir / "demo"
+        return folder / "ebm.safetensors", folder / "classifier.safetensors"
+    made: dict[str, Path] = {}
+    for network, flag in flags.items():
+        given = dict(made) if suite.on_purified else {}
+        shipped = {"model.safetensors": f"{name}_{network}.safetensors"}
+        folder = draft.workdir / network
+        draft.train(network, f"train_{network}", flag, given, folder, shipped, config)
+        made[network] = folder / "model.safetensors"
+    return made["ebm"], made["classifier"]
+
+
+def _add_others(draft: Draft, suite: Suite, norm: str, epsilon: float) -> None:
+    """Adds detection, corruptions and certification."""
+    detected = draft.scaled(suite.detection_images, 16)
+    draft.add(
+        "detection", "detect", *draft.models, f"--norm={norm}", f"--epsilon={epsilon:.6g}",
         f"--images={detected}", f"--calibration_images={detected}", "--steps=20", "--eot=2",
     )  # fmt: skip
-    add("corruptions", "corruptions", f"--images={scaled(suite.corruption_images, 16)}")
+    draft.add("corruptions", "corruptions", *draft.models, draft.images(suite.corruption_images))
     images, samples = suite.certification
     # The smoothing noise takes the place of the purifier's own: more would only blur the answer.
-    add(
-        "certification", "certify", f"--sigma={suite.sigma}", f"--images={scaled(images, 4)}",
-        f"--n={scaled(samples, 100)}", "--noise_scale=0", "--num_restarts=1",
+    draft.add(
+        "certification", "certify", *draft.models, f"--sigma={suite.sigma}",
+        draft.images(images, 4), f"--n={draft.scaled(samples, 100)}",
+        "--noise_scale=0", "--num_restarts=1",
     )  # fmt: skip
-    if name == "digits":
-        add(
-            "comparison", "compare", f"--norm={norm}", f"--epsilon={epsilon:.6g}",
-            f"--images={scaled(64, 16)}",
-        )  # fmt: skip
-    return made

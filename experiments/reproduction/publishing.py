@@ -1,16 +1,12 @@
 """Trained models and their results → pretrained/: model files and a card."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import purify_jax as pj
-from experiments.reproduction.figures import hours, read
-from experiments.reproduction.plans import Plan
+from experiments.reproduction.parts import Plan
+from experiments.reproduction.results import Result, hours, is_evaluation, read
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 
@@ -23,18 +19,18 @@ def publish(plan: Plan, results: Path, folder: Path) -> list[Path]:
 
     Of a suite whose demo trains both: ``<model>_ebm.safetensors`` and ``<model>_classifier.safetensors``.
     """
-    if plan.ebm is None:
+    if plan.score_model is None:
         raise InputError(f"publish: {plan.model} has no purifier, expected a suite with one")
     written, files = [], {}
     names = {part.folder / file: n for part in plan.parts for file, n in part.shipped.items()}
-    for role, source in (("ebm", plan.ebm), ("classifier", plan.classifier)):
+    for role, source in (("ebm", plan.score_model), ("classifier", plan.classifier)):
         path = folder / names.get(source, f"{plan.model}_{role}.safetensors")
         files[role] = publish_network(source, path)
         written.append(path)
     parts = read(results)
     if not parts:
         raise InputError(f"results: {results} has no results, expected those of this suite")
-    model = pj.models.load_model(plan.ebm)
+    model = pj.models.load_model(plan.score_model)
     card = {
         "data": model.metadata["dataset"],
         "budget": plan.note,
@@ -43,7 +39,7 @@ def publish(plan: Plan, results: Path, folder: Path) -> list[Path]:
         "purification": model.metadata["purification"],
         "commands": {name: part["command"] for name, part in parts.items()},
         "commits": sorted({part["commit"] for part in parts.values()}),
-        "figures": {name: _headline(part) for name, part in parts.items() if _headline(part)},
+        "figures": {n: _headline(part) for n, part in parts.items() if is_evaluation(part)},
         "files": files,
     }
     path = folder / f"{plan.model}.json"
@@ -55,14 +51,12 @@ def publish_network(source: Path, path: Path) -> dict[str, Any]:
     """Stores a trained network as it ships, large ones as bfloat16; returns what a card says of it."""
     import jax
     import ml_dtypes
+    import numpy as np
 
     model = pj.models.load_model(source)
     count = int(sum(np.size(x) for x in jax.tree.leaves(model.variables)))
     large = 4 * count > LARGE
-    # A file of 0.2 written anew would differ in the order of its header, and have another digest.
-    dtype = ml_dtypes.bfloat16 if large else None
-    if not _is_there(path, model, dtype):
-        pj.models.save_model(path, model, dtype)
+    pj.models.save_model(path, model, ml_dtypes.bfloat16 if large else None)
     return {
         "name": path.name,
         "sha256": pj.pretrained.digest(path),
@@ -95,34 +89,13 @@ def _trainings(plan: Plan, results: Path) -> dict[str, Any]:
     return found
 
 
-def _is_there(path: Path, model: pj.models.Model, dtype: Any) -> bool:
-    """Whether the file holds this model already, as it would be stored."""
-    if not path.is_file():
-        return False
-    found = pj.models.load_model(path)
-    stored = lambda x: np.asarray(x) if dtype is None else np.asarray(x).astype(dtype)
-    same = lambda a, b: np.array_equal(a, stored(b).astype(np.float32))
-    import jax
-
-    trees = jax.tree.structure(found.variables) == jax.tree.structure(model.variables)
-    return (
-        trees
-        and (found.role, found.metadata) == (model.role, model.metadata)
-        and all(map(same, *map(jax.tree.leaves, (found.variables, model.variables))))
-    )
-
-
-def _headline(part: dict[str, Any]) -> dict[str, Any]:
-    """The figures of an evaluation: clean accuracy, average, worst of several draws, worst case, with intervals."""
-    if "worst_case" not in part:
-        return {}
-    clean = {label: rows[0]["one_draw"] for label, rows in part["rows"].items()}
-    figures = {
-        label: {name: found[name] for name in ("average", "worst", "draws", "cost")}
-        for label, found in part.get("figures", {}).items()
-    }
+def _headline(part: Result) -> dict[str, Any]:
+    """What an evaluation found, with intervals: clean accuracy, and the summary of all attacks."""
+    names = ("average", "worst", "draws", "cost")
     return {
-        "clean": clean,
+        "clean": {label: rows[0]["one_draw"] for label, rows in part["rows"].items()},
         "worst_case": part["worst_case"],
-        **({"figures": figures} if figures else {}),
+        "figures": {
+            label: {name: found[name] for name in names} for label, found in part["figures"].items()
+        },
     }

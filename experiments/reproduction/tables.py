@@ -3,34 +3,42 @@
 python -m experiments.reproduction.tables            # rewrites them: make tables
 python -m experiments.reproduction.tables --check    # fails if one differs from what results/ says
 
-``<!-- table: SUITE -->`` stands for all of a suite, ``<!-- flagship: SUITE -->`` for the few rows that
-say it, ``<!-- rows: cifar10 -->`` for the rows of CIFAR-10; all end with ``<!-- end -->``. Another suite's name in
-README's one line is another flagship.
+``<!-- table: SUITE -->`` stands for all of a suite, ``<!-- flagship: SUITE -->`` for its most important lines,
+``<!-- defenses: cifar10 -->`` for the defenses of CIFAR-10; all end with ``<!-- end -->``.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
 from experiments.common import cli, locks
 from experiments.common.provenance import ROOT
-from experiments.reproduction import leaderboard, model_list, row_table
-from experiments.reproduction.figures import certified, judged, read, span, spent
-from experiments.reproduction.rows import ROWS
+from experiments.reproduction import defense_table, leaderboard, model_list
+from experiments.reproduction.defenses import DEFENSES
+from experiments.reproduction.results import (
+    Result,
+    certified,
+    commits,
+    is_evaluation,
+    judged,
+    read,
+    span,
+    spent,
+    summary,
+)
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 
 flags.DEFINE_bool("check", False, "Only compare.")
 FLAGS = flags.FLAGS
 
-#: Published figures (percent), with their source; REFERENCE: Croce et al. 2022 and the paper.
+#: Published accuracies (percent), with their source; REFERENCE: Croce et al. 2022 and the paper.
 PUBLISHED = {
     "cifar10_small": "published, ADP with WideResNet-28-10 at Linf 8/255: clean 86.14, BPDA+EOT 70.01 "
     "(Yoon et al. 2021), exact gradients 33.7 ± 0.5 (Croce et al. 2022)",
     "mnist": "published: the paper prints no table for MNIST",
-    "digits": "",
 }
 #: What a flagship's table is of.
 TITLES = {
@@ -70,12 +78,12 @@ def rewrite(text: str, results: Path) -> str:
     made = {
         "table": block,
         "flagship": flagship,
-        "rows": lambda suite, folder: row_table.table(folder.parent),
+        "defenses": lambda suite, folder: defense_table.table(folder.parent),
     }
     folders = {p.name for p in results.iterdir() if p.is_dir()}
-    # The rows have a folder each.
-    rows = {"cifar10"} if folders & set(ROWS) else set()
-    there = {"table": folders, "flagship": folders, "rows": rows}
+    # The defenses have a folder each.
+    defenses = {"cifar10"} if folders & set(DEFENSES) else set()
+    there = {"table": folders, "flagship": folders, "defenses": defenses}
 
     def anew(found: re.Match[str]) -> str:
         start, kind, suite, end = found.groups()
@@ -85,30 +93,10 @@ def rewrite(text: str, results: Path) -> str:
             )
         return f"{start}\n{made[kind](suite, results / suite)}\n{end}"
 
-    inside = r"(?:(?!<!-- (?:table|flagship|rows): ).)*?"
-    marker = rf"(<!-- (table|flagship|rows): (\w+) -->)(?:{inside}(<!-- end -->))?"
+    kinds = "|".join(made)
+    inside = rf"(?:(?!<!-- (?:{kinds}): ).)*?"
+    marker = rf"(<!-- ({kinds}): (\w+) -->)(?:{inside}(<!-- end -->))?"
     return re.sub(marker, anew, text, flags=re.DOTALL)
-
-
-def flagship(suite: str, folder: Path) -> str:
-    """Few rows of one suite: clean, what purification papers report, and what ``honest`` leaves."""
-    parts = read(folder)
-    of = lambda kind: {
-        (p["settings"]["norm"], p["settings"]["epsilon"]): p
-        for p in parts.values()
-        if "worst_case" in p and p["settings"]["suite"] == kind
-    }
-    honest, paper = of("honest"), of("paper")
-    clean = parts.get("clean") or next(iter(honest.values()))
-    lines = [*_HEAD, _evaluation(clean)[0]]
-    for ball, part in honest.items():
-        if ball in paper:
-            published = _evaluation(paper[ball])
-            lines += [row for row in published if row.startswith(("| blind", "| BPDA+EOT"))]
-        lines += [row for row in _evaluation(part)[1:] if not row.startswith("| shared keys")]
-    commits = ", ".join(sorted({p["commit"] for p in [*honest.values(), *paper.values()]}))
-    about = f"{TITLES.get(suite, suite)}; from `results/{suite}/`, commit {commits}."
-    return "\n".join([about, "", *lines])
 
 
 _HEAD = (
@@ -117,11 +105,31 @@ _HEAD = (
 )
 
 
+def flagship(suite: str, folder: Path) -> str:
+    """Few lines of one suite: clean, what purification papers report, and what ``honest`` leaves."""
+    evaluations = {n: p for n, p in read(folder).items() if is_evaluation(p)}
+    honest, paper = (
+        [p for p in evaluations.values() if p["settings"]["suite"] == s]
+        for s in ("honest", "paper")
+    )
+    clean = evaluations.get("clean") or honest[0]
+    lines = [*_HEAD, _evaluation(clean)[0]]
+    threat = lambda part: (part["settings"]["norm"], part["settings"]["epsilon"])
+    for part in honest:
+        published = [line for p in paper if threat(p) == threat(part) for line in _evaluation(p)]
+        lines += [line for line in published if line.startswith(("| blind", "| BPDA+EOT"))]
+        lines += [line for line in _evaluation(part)[1:] if not line.startswith("| shared keys")]
+    about = (
+        f"{TITLES.get(suite, suite)}; from `results/{suite}/`, commit {commits([*honest, *paper])}."
+    )
+    return "\n".join([about, "", *lines])
+
+
 def block(suite: str, folder: Path) -> str:
     """The Markdown of one suite: attacks, then detection, corruptions and certification."""
     parts = read(folder)
     lines = _demo(parts["demo"]) if "demo" in parts else []
-    evaluations = {n: p for n, p in parts.items() if "worst_case" in p}
+    evaluations = {n: p for n, p in parts.items() if is_evaluation(p)}
     if evaluations:
         lines += _HEAD
         for name, part in evaluations.items():
@@ -131,116 +139,89 @@ def block(suite: str, folder: Path) -> str:
         lines.append("")
     lines += _others(parts) + (_comparison(parts["comparison"]) if "comparison" in parts else [])
     any_part = next(iter(parts.values()))
-    commits = ", ".join(sorted({p["commit"] for p in parts.values()}))
     versions = any_part["versions"]
     minutes = f"{sum(p['seconds'] for p in parts.values()) / 60:.0f} minutes"
     if any(p.get("continued") for p in parts.values()):
         minutes = f"at least {minutes}"  # of what was stopped, the last piece is counted
     lines.append(
         f"{any_part['budget'].rstrip('. ')}; {minutes} on {versions['device']}, jax {versions['jax']}; "
-        f"commit {commits}; files in `results/{suite}/`."
+        f"commit {commits(parts.values())}; files in `results/{suite}/`."
     )
-    if PUBLISHED.get(suite):
+    if suite in PUBLISHED:
         lines.append(f"For scale, {PUBLISHED[suite]}.")
     return "\n".join(lines)
 
 
-def _demo(part: dict[str, Any]) -> list[str]:
+def _demo(part: Result) -> list[str]:
     clean = part["clean"]
-    rows = [
-        "| attack on the defense | images | undefended | purified | 95% interval |",
-        "|---|---|---|---|---|",
-        _row(
-            "none", clean["images"], clean["undefended"], clean["defended"], clean["defended_ci95"]
-        ),
-    ]
+    row = lambda name, found: _row(
+        name, found["images"], found["undefended"], found["defended"], found["defended_ci95"]
+    )
+    lines = [_HEAD[0].replace("attack", "attack on the defense"), _HEAD[1], row("none", clean)]
     for a in part["attacks"]:
         eot = f" × {a['eot']}" if a["eot"] > 1 else ""
-        name = f"{a['name']}, {a['steps']}{eot}, {a['norm']} {a['epsilon']:g}"
-        rows.append(_row(name, a["images"], a["undefended"], a["defended"], a["defended_ci95"]))
-    return [*rows, ""]
+        lines.append(row(f"{a['name']}, {a['steps']}{eot}, {a['norm']} {a['epsilon']:g}", a))
+    return [*lines, ""]
 
 
-def _row(name: str, images: int, bare: float | None, value: float | None, interval: Any) -> str:
+def _row(
+    name: str, images: int, bare: float | None, value: float | None, interval: Sequence[float]
+) -> str:
     """``bare`` is None for an attack that the bare classifier does not have, ``value`` without a purifier."""
     shown = ["" if share is None else f"{share:.3f}" for share in (bare, value)]
     return f"| {name} | {images} | {' | '.join(shown)} | [{interval[0]:.3f}, {interval[1]:.3f}] |"
 
 
-def _evaluation(part: dict[str, Any]) -> list[str]:
+def _evaluation(part: Result) -> list[str]:
+    """A line per attack that met all images, then the average over fresh draws and the worst of them."""
     settings = part["settings"]
-    ball = f"{settings['norm']} {settings['epsilon']:.3g}"
+    suite, threat = settings["suite"], f"{settings['norm']} {settings['epsilon']:.3g}"
     label = judged(part["rows"])
     purified = label == "defended"
     bare = {row["attack"]: row["one_draw"][0] for row in part["rows"].get("undefended", [])}
-    # Suites that drop fallen images have running totals in their rows: only the last one counts.
-    dropped = settings["suite"] != "paper"
+    # Suites that drop fallen images have running totals in their rows: only the first one counts.
     lines = []
-    for d in part["rows"][label][: 1 if dropped else None]:
-        name = "none" if d["attack"] == "clean" else f"{d['attack']}, {ball}"
+    for d in part["rows"][label][: None if suite == "paper" else 1]:
+        name = "none" if d["attack"] == "clean" else f"{d['attack']}, {threat}"
         value, low, high, images = d["one_draw"]
         shown = value if purified else None
         lines.append(_row(name, images, bare.get(d["attack"]), shown, (low, high)))
-    if settings["suite"] == "clean":
+    if suite == "clean":
         return lines
-    lines += _quoted(part, ball) if "figures" in part else _union(part, ball)
+    found, alone = summary(part), part["figures"].get("undefended")
+    for key, name in (
+        ("average", f"**average under `{suite}`, {threat}** ({spent(part)})"),
+        ("worst", f"worst of {found['draws']} draws, {threat}"),
+    ):
+        value, low, high, images = found[key]
+        shown = value if purified else None
+        lines.append(_row(name, images, alone and alone[key][0], shown, (low, high)))
     if part.get("shared_keys"):
         value, low, high, images = part["shared_keys"]
-        lines.append(
-            f"| shared keys (not in the worst case), {ball} | {images} | | {value:.3f} | [{low:.3f}, {high:.3f}] |"
-        )
+        name = f"shared keys (not among the candidates), {threat}"
+        lines.append(_row(name, images, None, value, (low, high)))
     return lines
 
 
-def _quoted(part: dict[str, Any], ball: str) -> list[str]:
-    """The average over fresh draws and the worst of them; see purify_jax/evaluation/protocol.py."""
-    suite, label = part["settings"]["suite"], judged(part["rows"])
-    found, bare = part["figures"][label], part["figures"].get("undefended")
-    rows = (("average", f"**average under `{suite}`, {ball}** ({spent(part)})"),
-            ("worst", f"worst of {found['draws']} draws, {ball}"))  # fmt: skip
-    return [
-        _row(
-            name,
-            found[key][3],
-            bare and bare[key][0],
-            found[key][0] if label == "defended" else None,
-            found[key][1:3],
-        )
-        for key, name in rows
-    ]
-
-
-def _union(part: dict[str, Any], ball: str) -> list[str]:
-    """Of results up to 0.2: one draw per attack, in union."""
-    value, low, high, images = part["worst_case"]["defended"]
-    name = f"**worst case of `{part['settings']['suite']}`, {ball}** (union, protocol 1)"
-    return [_row(name, images, part["worst_case"]["undefended"][0], value, (low, high))]
-
-
-def _comparison(part: dict[str, Any]) -> list[str]:
+def _comparison(part: Result) -> list[str]:
     shares = ("clean", "blind", "BPDA+EOT", "exact+EOT")
-    setting = part["settings"]
+    setting, purifiers = part["settings"], part["purifiers"]
+    half = max((row[s][2] - row[s][1]) / 2 for row in purifiers.values() for s in shares)
     lines = [
         f"Other purifiers with the same score network, {setting['images']} images, {setting['steps']} steps × "
-        f"{setting['eot']} draws, 95% intervals of ±{_half(part, shares):.2f} at most:",
+        f"{setting['eot']} draws, 95% intervals of ±{half:.2f} at most:",
         "",
         f"| purifier | {' | '.join(shares)} | corrupted | passes | ms per image |",
         "|---" * (len(shares) + 4) + "|",
     ]
-    for name, row in part["purifiers"].items():
-        cells = " | ".join(f"{row[s][0]:.3f}" for s in shares)
-        passes = row.get("passes", "")  # results of 0.1 did not count them
-        lines.append(
-            f"| {name} | {cells} | {row['corrupted']:.3f} | {passes} | {row['milliseconds']:.3f} |"
-        )
+    for name, row in purifiers.items():
+        cells = [f"{row[s][0]:.3f}" for s in shares]
+        cells += [f"{row['corrupted']:.3f}", f"{row['passes']}", f"{row['milliseconds']:.3f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 
-def _half(part: dict[str, Any], shares: tuple[str, ...]) -> float:
-    return max((row[s][2] - row[s][1]) / 2 for row in part["purifiers"].values() for s in shares)
-
-
-def _others(parts: dict[str, Any]) -> list[str]:
+def _others(parts: Mapping[str, Result]) -> list[str]:
     lines = []
     if "detection" in parts:
         attacks = parts["detection"]["attacks"]

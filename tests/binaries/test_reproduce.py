@@ -9,7 +9,7 @@ import pytest
 
 import purify_jax as pj
 from experiments.common import config_schema, from_config, provenance
-from experiments.reproduction import plans, publishing, rows, tables
+from experiments.reproduction import defenses, plans, publishing, tables
 from purify_jax.checks import InputError
 
 
@@ -51,14 +51,6 @@ def test_a_part_is_marked_and_not_repeated(run_binary, tmp_path):
     assert again["certified_accuracy"] == found["certified_accuracy"]
 
 
-def test_a_result_without_an_average_is_made_anew():
-    assert plans.is_done({"command": "c", "worst_case": {}, "figures": {}}, "c")
-    assert plans.is_done({"command": "c", "auroc": 1}, "c")
-    assert not plans.is_done({"command": "c", "worst_case": {}}, "c")
-    assert not plans.is_done({"command": "b", "figures": {}}, "c")
-    assert not plans.is_done({}, "c")
-
-
 @pytest.mark.parametrize("name", sorted(plans.SUITES))
 def test_every_suite_has_a_config_that_builds(name):
     plan = plans.plan(name, None, tables.ROOT / "runs", "DIR")
@@ -82,8 +74,8 @@ def test_every_suite_has_a_config_that_builds(name):
     assert purifies == bool(config.classifier.get("purified", 0.0))
 
 
-@pytest.mark.parametrize("name", sorted(rows.ROWS))
-def test_every_row_trains_what_it_evaluates(name):
+@pytest.mark.parametrize("name", sorted(defenses.DEFENSES))
+def test_every_defense_trains_what_it_evaluates(name):
     """The configs hold the plan's steps, and each file that a command reads was made by one before it."""
     plan = plans.plan(name, None, tables.ROOT / "runs" / name, "DIR")
     made = set()
@@ -108,11 +100,12 @@ def test_every_row_trains_what_it_evaluates(name):
     classified = [part for part in evaluated if part.name != "denoising"]
     assert all(f"--classifier={plan.classifier}" in part.command for part in classified)
     assert all(
-        (f"--ebm={plan.ebm}" in part.command) == (plan.ebm is not None) for part in evaluated
+        (f"--ebm={plan.score_model}" in part.command) == (plan.score_model is not None)
+        for part in evaluated
     )
 
 
-def test_a_fine_tuned_row_is_evaluated_as_it_was_trained():
+def test_a_fine_tuned_defense_is_evaluated_as_it_was_trained():
     config = importlib.import_module("experiments.configs.cifar10_purified").get_config()
     trained = config.classifier.purification.to_dict()
     plan = plans.plan("cifar10_purified", None, tables.ROOT / "runs", "DIR")
@@ -124,7 +117,7 @@ def test_a_fine_tuned_row_is_evaluated_as_it_was_trained():
         ]
 
 
-def test_rows_share_their_networks():
+def test_defenses_share_their_networks():
     trained = [
         {
             p.name: p.command
@@ -146,18 +139,18 @@ def test_rows_share_their_networks():
 
 
 def test_a_training_of_two_networks_ships_both():
-    def shipped(row):
-        parts = plans.plan(row, None, tables.ROOT / "runs" / row, None).parts
-        return [p.shipped for p in parts if p.name == row.removeprefix("cifar10_")]
+    def shipped(suite):
+        parts = plans.plan(suite, None, tables.ROOT / "runs" / suite, None).parts
+        return [p.shipped for p in parts if p.name == suite.removeprefix("cifar10_")]
 
     assert shipped("cifar10_defense") == [
         {
-            "classifier.safetensors": "cifar10_row_defense.safetensors",
-            "ebm.safetensors": "cifar10_row_defense_ebm.safetensors",
+            "classifier.safetensors": "cifar10_defense_classifier.safetensors",
+            "ebm.safetensors": "cifar10_defense_score_model.safetensors",
         }
     ]
     assert shipped("cifar10_control") == [
-        {"classifier.safetensors": "cifar10_row_control.safetensors"}
+        {"classifier.safetensors": "cifar10_classifier_adversarial.safetensors"}
     ]
 
 
@@ -171,9 +164,9 @@ def test_a_network_is_published_alone(models, tmp_path):
     assert target.read_bytes() == source.read_bytes()
 
 
-def test_a_row_is_published_under_the_names_of_its_networks(models, tmp_path):
+def test_a_defense_is_published_under_the_names_of_its_networks(models, tmp_path):
     plan = plans.plan("cifar10_defense", None, tmp_path / "cifar10_defense", None)
-    for path, model in ((plan.ebm, models[0]), (plan.classifier, models[1])):
+    for path, model in ((plan.score_model, models[0]), (plan.classifier, models[1])):
         path.parent.mkdir(parents=True, exist_ok=True)
         pj.models.save_model(path, model)
     result = {"command": "python -m x", "commit": "abc"}
@@ -192,10 +185,10 @@ def test_a_row_is_published_under_the_names_of_its_networks(models, tmp_path):
     }.items():
         (networks / f"{name}.json").write_text(json.dumps({**trained, **measured}))
     made = publishing.publish(plan, tmp_path / "results", shipped)
-    names = ("cifar10_row_defense_ebm.safetensors", "cifar10_row_defense.safetensors")
+    names = ("cifar10_defense_score_model.safetensors", "cifar10_defense_classifier.safetensors")
     assert [path.name for path in made] == [*names, "cifar10.json"]
     card = json.loads(made[-1].read_text())
-    assert card["limits"] == rows.ROWS["cifar10_defense"].limits
+    assert card["limits"] == defenses.DEFENSES["cifar10_defense"].limits
     of = {"command": "python -m y", "commit": "def", "device": "two CPU cores"}
     assert card["training"] == {
         "classifier": {**of, "hours": 0.5, "note": "In two pieces."},

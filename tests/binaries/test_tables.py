@@ -8,17 +8,17 @@ import PIL.Image
 import pytest
 from conftest import ROOT
 
-from experiments.reproduction import figures, leaderboard, model_list, tables
+from experiments.reproduction import leaderboard, model_list, results, tables
 from purify_jax.checks import InputError
+
+PAIRED = "Adversarially trained, one denoising step minus no purifier, paired by image"
 
 
 def test_the_leaderboard_is_what_results_say():
     text = (ROOT / "docs" / "leaderboard.md").read_text()
     assert leaderboard.page(ROOT / "results") == text
     shown = json.loads((ROOT / "results/digits/honest_linf_0.15.json").read_text())
-    share = (
-        shown.get("figures", {}).get("defended", {}).get("average", shown["worst_case"]["defended"])
-    )
+    share = shown["figures"]["defended"]["average"]
     assert f"{share[0]:.3f} [{share[1]:.3f}, {share[2]:.3f}]" in text
 
 
@@ -29,12 +29,12 @@ def test_the_page_of_models_names_every_file_that_ships():
     for path in shipped.glob("*.safetensors"):
         assert f"`{path.name}`" in text
     clean = json.loads((ROOT / "results/cifar10_purified/clean.json").read_text())
-    share = figures.span(clean["figures"]["defended"]["average"])
-    row = text.split("\n**B: ")[1].split("\n**C: ")[0]
-    assert f"- Figures: clean {share} (1000)" in row
-    assert "`cifar10_row_purified.safetensors`, with `--noise_scale=0.1 --rate=0.25`." in row
+    share = results.span(clean["figures"]["defended"]["average"])
+    row = text.split("\n**ADP, fine-tuned classifier: ")[1].split("\n**adversarially")[0]
+    assert f"- Results: clean {share} (1000)" in row
+    assert "`cifar10_classifier_purified.safetensors`, with `--noise_scale=0.1 --rate=0.25`." in row
     assert (
-        "| control | `cifar10_row_control.safetensors` | `cifar10_defense` | classifier | 1.3 |"
+        "| control | `cifar10_classifier_adversarial.safetensors` | `cifar10_defense` | classifier | 1.3 |"
         in text
     )
 
@@ -45,7 +45,7 @@ def test_the_page_of_models_does_not_guess_hours(tmp_path):
     record = {"seconds": 60.0, "continued": True, "commit": "abc"}
     (tmp_path / "cifar10_networks" / "edm.json").write_text(json.dumps(record))
     page = model_list.page(tmp_path, tmp_path)
-    assert "| edm | `cifar10_row_edm.safetensors` | `cifar10_edm` |  | not recorded | abc |" in page
+    assert "| edm | `cifar10_edm.safetensors` | `cifar10_edm` |  | not recorded | abc |" in page
     assert "| dsm |" not in page
 
 
@@ -72,24 +72,23 @@ def test_the_first_picture_is_told_as_it_was_measured(page):
     assert f"{average:.2f} of {images} images in earnest" in said
 
 
-def test_the_sentence_on_rows_c_and_d_is_what_the_table_says():
+def test_the_sentence_on_what_the_purifier_adds_is_what_the_table_says():
     text = (ROOT / "README.md").read_text()
-    said, table = text.split("<!-- rows: cifar10 -->")
-    found = re.search(r"C − D is (\S+)\s+under `paper` and (\S+) under exact gradients", said)
-    line = next(x for x in table.splitlines() if x.startswith("C − D, paired"))
+    said, table = text.split("<!-- defenses: cifar10 -->")
+    found = re.search(
+        r"the purifier adds (\S+)\s+under `paper` and (\S+) under exact gradients", said
+    )
+    line = next(x for x in table.splitlines() if x.startswith(PAIRED))
     assert f"`paper`, linf 8/255 {found[1]} [" in line
     assert f"`honest`, linf 8/255 {found[2]} [" in line
 
 
-def test_another_suite_in_readmes_one_line_is_another_flagship():
-    text = (ROOT / "README.md").read_text()
-    other = tables.rewrite(
-        text.replace("flagship: digits", "flagship: cifar10_small"), ROOT / "results"
-    )
-    _, table = other.split("CIFAR-10, small networks; from `results/cifar10_small/`")
-    rows = [line for line in table.splitlines() if line.startswith("| ")]
-    assert rows[1] == "| none | 1000 | 0.798 | 0.715 | [0.686, 0.742] |"
-    assert sum("BPDA+EOT" in row for row in rows) == sum("`honest`" in row for row in rows) == 2
+def test_the_flagship_of_any_suite_can_be_shown():
+    other = tables.rewrite("<!-- flagship: cifar10_defense --><!-- end -->", ROOT / "results")
+    lines = [line for line in other.splitlines() if line.startswith("| ")]
+    assert lines[1] == "| none | 10000 | 0.807 | 0.784 | [0.776, 0.792] |"
+    assert sum("BPDA+EOT" in line for line in lines) == 1
+    assert sum("average under `honest`" in line for line in lines) == 2
 
 
 @pytest.mark.parametrize(
@@ -123,17 +122,17 @@ def _part(label, settings, average, correct_draws, **more):
 
 def test_passes_are_told_with_the_restarts_that_each_went_through():
     part = _part("defended", {"attack_restarts": 1}, [0.5, 0.2, 0.8, 4], [1, 1, 1, 1])
-    assert figures.spent(part) == "900 backward passes, each through 1 restart"
+    assert results.spent(part) == "900 backward passes, each through 1 restart"
     assert (
-        figures.spent(part | {"settings": {"attack_restarts": 4}}, "")
+        results.spent(part | {"settings": {"attack_restarts": 4}}, "")
         == "900, each through 4 restarts"
     )
     skipped = {"settings": {"skip": ["SPSA", "shared keys"]}}
-    assert figures.spent(part | skipped) == "900 backward passes, without SPSA"
-    assert figures.spent(part | {"settings": {}}) == "900 backward passes"
+    assert results.spent(part | skipped) == "900 backward passes, without SPSA"
+    assert results.spent(part | {"settings": {}}) == "900 backward passes"
 
 
-def test_rows_are_one_table_with_their_paired_difference(tmp_path):
+def test_defenses_are_one_table_with_their_paired_difference(tmp_path):
     settings = {"suite": "honest", "norm": "linf", "epsilon": 0.0313725}
     evaluations = {
         # Shares of right draws 1, 1, 1/2, 0 and 1/2, 1, 0, 0: on average 1/4 apart, with a t interval of ±0.459.
@@ -149,22 +148,24 @@ def test_rows_are_one_table_with_their_paired_difference(tmp_path):
     (tmp_path / "cifar10_certified").mkdir()
     part = json.dumps({**certified, "certified_accuracy": curve})
     (tmp_path / "cifar10_certified" / "certification.json").write_text(part)
-    page = tables.rewrite("<!-- rows: cifar10 --><!-- end -->", tmp_path)
+    page = tables.rewrite("<!-- defenses: cifar10 --><!-- end -->", tmp_path)
     assert (
         "| **0.625 [0.200, 0.900]** (4, 900 backward passes) | 0.100 [0.000, 0.200] (4) |" in page
     )
     assert "(4, 400 backward passes), **red flags** | as the average |" in page
     assert "| 0.550 [0.450, 0.640] (100) |" in page
-    assert "Not evaluated yet: A, B.\n\nAn empty cell was not run." in page
+    assert (
+        "Not evaluated yet: ADP; ADP, fine-tuned classifier.\n\nAn empty cell was not run." in page
+    )
     d = np.array([0.5, 0.0, 0.5, 0.0])
     half = 3.182446 * d.std(ddof=1) / 2
     shown = f"+0.250 [{0.25 - half:+.3f}, {0.25 + half:+.3f}]"
-    assert f"C − D, paired by image: `honest`, linf 8/255 {shown} (4 images)." in page
-    assert "C and D on just these images: `honest`, linf 8/255 0.625 and 0.375." in page
+    assert f"{PAIRED}: `honest`, linf 8/255 {shown} (4 images)." in page
+    assert "The two on just these images: `honest`, linf 8/255 0.625 and 0.375." in page
     assert "commit abc, def." in page
 
 
-def test_a_row_says_what_papers_report_beside_the_exact_gradient(tmp_path):
+def test_a_defense_says_what_papers_report_beside_the_exact_gradient(tmp_path):
     ball = {"norm": "linf", "epsilon": 0.0313725, "draws": 2, "images": 4}
     blind = {"attack": "blind", "one_draw": [0.9, 0.8, 1.0, 4], "mean": [0.7, 0.6, 0.8, 4]}
     parts = {
@@ -178,18 +179,18 @@ def test_a_row_says_what_papers_report_beside_the_exact_gradient(tmp_path):
         part = _part("defended", settings, [share, share - 0.1, share + 0.1, 4], [1, 1, 1, 1])
         part["rows"]["defended"] = [blind]
         (tmp_path / "cifar10_adp" / f"{name}.json").write_text(json.dumps(part))
-    page = tables.rewrite("<!-- rows: cifar10 --><!-- end -->", tmp_path)
+    page = tables.rewrite("<!-- defenses: cifar10 --><!-- end -->", tmp_path)
     clean = "0.750 [0.650, 0.850] (4); at σ = 0.1, λ = 0.25: 0.875 [0.775, 0.975] (4)"
     assert f"| {clean} | 0.500 [0.400, 0.600] (4, 40 steps × 4 draws) |" in page
     assert "(4, 100 steps, 900 backward passes)" in page
-    assert "L2 0.5" not in page  # no row has it: no column
+    assert "L2 0.5" not in page  # no defense has it: no column
     assert (
-        "A by attack (4 images, the mean prediction of 2 draws): blind 0.700 [0.600, 0.800]. Averages over single draws, "
+        "**ADP**, by attack (4 images, the mean prediction of 2 draws): blind 0.700 [0.600, 0.800]. Averages over single draws, "
         "after all attacks: `paper` 0.500 [0.400, 0.600], `honest` (exact gradients) 0.250 [0.150, 0.350]."
         in page
     )
     (tmp_path / "cifar10_adp" / "honest_linf_0.0314.json").unlink()
-    assert "by attack" not in tables.rewrite("<!-- rows: cifar10 --><!-- end -->", tmp_path)
+    assert "by attack" not in tables.rewrite("<!-- defenses: cifar10 --><!-- end -->", tmp_path)
 
 
 def test_a_classifier_alone_has_a_table_and_a_place_in_the_leaderboard(tmp_path):

@@ -57,7 +57,7 @@ def test_a_folder_holds_the_files_that_ship_and_predicts_as_they_do(folder):
 
 def test_bfloat16_models_stay_half_as_large_and_lose_nothing(tmp_path):
     ready = pj.pretrained.load("cifar10")
-    files = {"ebm": "cifar10_row_defense_ebm", "classifier": "cifar10_row_defense"}
+    files = {"ebm": "cifar10_defense_score_model", "classifier": "cifar10_defense_classifier"}
     pj.pretrained.save(tmp_path / "c", ready)
     for role, name in (("ebm", "model"), ("classifier", "classifier")):
         written = tmp_path / "c" / f"{name}.safetensors"

@@ -98,9 +98,8 @@ def _figures(card: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
         kinds = {"clean": found["clean"]}
         if evaluation != "clean":
             kinds["worst case per image"] = found["worst_case"]
-            averages = {m: f["average"] for m, f in found.get("figures", {}).items()}
-            if averages:
-                kinds["average of one answer"] = averages
+            averages = {model: f["average"] for model, f in found["figures"].items()}
+            kinds["average of one answer"] = averages
         for what, models in kinds.items():
             if "defended" in models:
                 yield evaluation, what, models.get("undefended"), models["defended"]

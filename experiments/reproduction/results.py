@@ -1,7 +1,7 @@
 """What the files of results/ say of the model that an evaluation judges."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,26 @@ import purify_jax as pj
 Result = Mapping[str, Any]
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: Path) -> dict[str, Result]:
     """Name → content of a suite's files, in order; empty where there are none."""
     return {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))}
 
 
+def attacked(results: Path) -> Iterator[tuple[Path, Result]]:
+    """(file, content) of every evaluation under attacks."""
+    for path in sorted(results.glob("*/*.json")):
+        part = json.loads(path.read_text())
+        if is_evaluation(part) and part["settings"]["suite"] != "clean":
+            yield path, part
+
+
+def is_evaluation(part: Result) -> bool:
+    """Whether the result is of ``experiments.evaluate``."""
+    return "figures" in part
+
+
 def hours(record: Result) -> float | None:
-    """What a training took; None where its seconds are of the last of several pieces and nobody wrote down the whole."""
+    """What a training took; None where its seconds are of the last of several pieces and the whole was not recorded."""
     if "hours" in record:
         return record["hours"]
     return None if record.get("continued") else record["seconds"] / 3600
@@ -27,11 +40,15 @@ def judged(labels: Collection[str]) -> str:
     return "defended" if "defended" in labels else "undefended"
 
 
+def summary(part: Result) -> Mapping[str, Any]:
+    """The summary of the model that the evaluation judges."""
+    return part["figures"][judged(part["rows"])]
+
+
 def backward_passes(part: Result) -> float:
     """Backward passes that the attacks took for one image: through the purifier, or through the classifier alone."""
-    label = judged(part["rows"])
-    through = "purifier" if label == "defended" else "classifier"
-    return part["figures"][label]["cost"][f"{through}_backward"]
+    through = "purifier" if judged(part["rows"]) == "defended" else "classifier"
+    return summary(part)["cost"][f"{through}_backward"]
 
 
 def spent(part: Result, unit: str = " backward passes") -> str:
@@ -40,17 +57,14 @@ def spent(part: Result, unit: str = " backward passes") -> str:
 
 
 def spared(part: Result) -> str:
-    """Through how few restarts attacks looked, where they were told so, and which of the suite were skipped.
+    """Through how few restarts attacks looked, where a flag said so, and which of the suite were skipped.
 
-    The one who knows the keys has no part in a figure, skipped or not.
+    The attack that knows the keys has no part in the summary, skipped or not.
     """
     restarts = part["settings"].get("attack_restarts")
     each = "" if restarts is None else f", each through {restarts} restart{'s' * (restarts > 1)}"
-    skipped = [
-        name
-        for name in part["settings"].get("skip") or ()
-        if name != pj.evaluation.suite_runs.SHARED_KEYS
-    ]
+    known = pj.evaluation.suite_runs.SHARED_KEYS
+    skipped = [name for name in part["settings"].get("skip") or () if name != known]
     return each + (f", without {', '.join(skipped)}" if skipped else "")
 
 
@@ -59,6 +73,11 @@ def certified(part: Result, radius: float) -> dict[str, Sequence[float]]:
     radii = part["radii"]
     at = min(range(len(radii)), key=lambda i: abs(radii[i] - radius))
     return {label: curve[at] for label, curve in part["certified_accuracy"].items()}
+
+
+def commits(parts: Collection[Result]) -> str:
+    """The commits that made the results, each once."""
+    return ", ".join(sorted({part["commit"] for part in parts}))
 
 
 def span(share: Sequence[float]) -> str:
