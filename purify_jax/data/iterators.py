@@ -33,7 +33,6 @@ class Batches:
     def __init__(self, source: Source, labeled: bool = True):
         self._source, self._labeled = source, labeled
         self._read = 0
-        self._states: dict[int, str] = {}
         self._iterator = iter(self._made(0))
         self._unused: list[tuple[np.ndarray, np.ndarray]] = [self._next()]
         self.images, self.labels = self._unused[0]
@@ -82,21 +81,19 @@ class Batches:
                 self._raw()
                 self._read += 1
 
-    def take(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The next batches, images ``[count, batch, h, w, c]`` and labels ``[count, batch]``."""
+    def take(self, count: int) -> tuple[np.ndarray, np.ndarray, str | None]:
+        """The next batches, images ``[count, batch, h, w, c]`` and labels ``[count, batch]``, and the state after.
+
+        The state is where the iterator is now, for :meth:`begin`; None if it has no ``get_state``.
+        """
         taken = []
         for _ in range(count):
             taken.append(self._unused.pop() if self._unused else self._next())
             self._read += 1
-        if hasattr(self._iterator, "get_state"):
-            self._states[self._read] = _as_text(self._iterator.get_state())
+        has_state = hasattr(self._iterator, "get_state")
+        state = _as_text(self._iterator.get_state()) if has_state else None
         images, labels = zip(*taken, strict=True)
-        return np.stack(images), np.stack(labels)
-
-    def state(self, step: int) -> str | None:
-        """Where the iterator was after the batch of step − 1, if it says so; earlier ones are forgotten."""
-        self._states = {k: v for k, v in self._states.items() if k >= step}
-        return self._states.get(step)
+        return np.stack(images), np.stack(labels), state
 
     def _made(self, step: int) -> Iterable[Any]:
         made: Any = self._source(step) if _is_function(self._source) else self._source  # type: ignore[operator]

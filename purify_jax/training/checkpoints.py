@@ -49,39 +49,63 @@ class TrainingCheckpoints:
     def restore_latest(self, template: Any) -> Any | None:
         """The newest readable state in the form of ``template``, or None if there is none.
 
-        A damaged checkpoint is reported, set aside under ``<step>.damaged``, and the one before
-        it is used. One that is whole but of another form (another network, another optimizer)
-        stays where it is: it is somebody's work.
+        A damaged checkpoint is logged and renamed to ``<step>.damaged``, and the one before it is used.
+        Damage is what two attempts find while every file of the checkpoint can be read: an error of the
+        disk, of the network or of memory is raised, and the checkpoint stays as it is. So does a checkpoint
+        of another form (another network, another optimizer).
 
-        Raises InputError for such a checkpoint.
+        Raises InputError for a checkpoint of another form, OSError for files that cannot be read.
         """
         import orbax.checkpoint as ocp
 
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         for step in sorted(self._manager.all_steps(), reverse=True):
-            self._check_form(step, abstract)
             try:
-                return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                return self._restore(step, abstract)
+            except (InputError, *_NO_DAMAGE):
+                raise
             except Exception as error:  # orbax and tensorstore raise many kinds of error
                 reason = str(error).strip().split("\n")[0][:200]
                 logging.error("checkpoint %s is damaged: %s", self.folder / str(step), reason)
                 self._set_aside(step)
         return None
 
+    def _restore(self, step: int, abstract: Any) -> Any:
+        try:
+            return self._attempt(step, abstract)
+        except InputError:
+            raise
+        except Exception:  # once more, after every file has been read without an error
+            for path in (self.folder / str(step)).rglob("*"):
+                if path.is_file():
+                    path.read_bytes()
+        try:
+            return self._attempt(step, abstract)
+        except FileNotFoundError as error:  # the one OSError that is damage
+            raise ValueError(str(error)) from error
+
+    def _attempt(self, step: int, abstract: Any) -> Any:
+        import orbax.checkpoint as ocp
+
+        self._check_form(step, abstract)
+        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+
     def _check_form(self, step: int, abstract: Any) -> None:
         """Raises InputError if a checkpoint's own description differs from what is expected."""
         try:
-            description = self._manager.item_metadata(step)
-            stored = sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(description.tree))
+            stored = _form(self._manager.item_metadata(step).tree)
         except Exception:  # the description is damaged too; restoring will say so
             return
-        expected = sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(abstract))
-        if stored != expected:
-            differs = next((a for a in stored if stored.count(a) != expected.count(a)), None)
+        expected = _form(abstract)
+        if not stored:
+            return
+        differs = sorted(n for n in stored | expected if stored.get(n) != expected.get(n))
+        if differs:
+            first = differs[0]
             raise InputError(
                 f"checkpoints: {self.folder / str(step)} is of another network, optimizer or version "
-                f"({len(stored)} arrays, one of shape {differs}; now {len(expected)}), expected the "
-                "same, or another workdir"
+                f"({first}: {stored.get(first, 'absent')} there, {expected.get(first, 'absent')} now), "
+                "expected the same, or another workdir"
             )
 
     def _set_aside(self, step: int) -> None:
@@ -102,6 +126,20 @@ class TrainingCheckpoints:
     def close(self) -> None:
         """Waits for the last save and releases orbax's threads."""
         self._manager.close()
+
+
+#: Errors that say nothing about a checkpoint's content.
+_NO_DAMAGE = (OSError, MemoryError, jax.errors.JaxRuntimeError)
+
+
+def _form(tree: Any) -> dict[str, str]:
+    """Path of each array → its dtype and shape; orbax keeps fields, keys and places as names alike."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    name = lambda key: getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))
+    return {
+        "/".join(str(name(key)) for key in path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in leaves
+    }
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from purify_jax.models.versions import versions
 from purify_jax.purifiers import Purifier
 from purify_jax.training import settings as runs
 from purify_jax.training.augmentation import crop_and_purify
+from purify_jax.training.inputs import claim_inputs
 from purify_jax.training.settings import Settings, Trained
 from purify_jax.training.step import classification_loss
 
@@ -71,6 +72,8 @@ def train_classifier(
     check_number("label_smoothing", label_smoothing, 0.0, 1.0, open_high=True)
     classes = data.num_classes if isinstance(data, Dataset) else _outputs(network, data)
     augment = crop_and_purify(crop_padding, purifier, purified)
+    if workdir is not None:
+        claim_inputs(workdir, {"start": start, "purifier": purifier if purified else None})
     state, finished = runs.run(
         classification_loss(network, label_smoothing, augment),
         network,

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,22 @@ from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 from purify_jax.data import Batches, Dataset, batch_indices
 from purify_jax.devices import progress, sharding
-from purify_jax.types import Array
 
-_Feed = Generator[tuple[Any, Any, np.ndarray], None, None]
+
+class Dispatch(NamedTuple):
+    """What ``training.scan_steps`` wants for one dispatch.
+
+    state: where the caller's iterator is after it; None for a data set. It travels with the batches, because
+      the thread that reads ahead is already further.
+    """
+
+    images: Any
+    labels: Any
+    indices: np.ndarray
+    state: str | None = None
+
+
+_Feed = Generator[Dispatch, None, None]
 
 #: Images that take more than this are streamed instead of kept on the device.
 RESIDENT_BYTES = 2 * 2**30
@@ -70,9 +83,8 @@ def begin(data: Dataset | Batches, workdir: str | Path | None, step: int, quiet:
         data.begin(step, state, wrap)
 
 
-def remember(data: Dataset | Batches, workdir: str | Path | None, step: int) -> None:
-    """Writes down where batches that come by themselves were, before the checkpoint of ``step`` is saved."""
-    state = data.state(step) if isinstance(data, Batches) else None
+def remember(workdir: str | Path | None, step: int, state: str | None) -> None:
+    """Writes the state of the caller's iterator, if it has one, before the checkpoint of ``step`` is saved."""
     if state is None or workdir is None or jax.process_index() > 0:
         return
     known = {**_places(Path(workdir)), str(step): state}
@@ -94,7 +106,7 @@ def _places(workdir: Path) -> dict[str, str]:
 def feed(
     dataset: Dataset | Batches, plan: Iterable[np.ndarray], mesh: Mesh | None, stream: bool | None
 ) -> _Feed:
-    """What ``training.scan_steps`` wants for each dispatch of the plan: (images, labels, indices)."""
+    """The dispatches of a plan; those of streamed data are read ahead by a thread."""
     if isinstance(dataset, Batches):
         return _ahead(lambda indices: _taken(dataset, indices, mesh), plan)
     if stream is None:
@@ -107,11 +119,11 @@ def _resident(dataset: Dataset, plan: Iterable[np.ndarray], mesh: Mesh | None) -
     data = (dataset.images, dataset.labels)
     images, labels = sharding.replicate(mesh, data) if mesh else map(jnp.asarray, data)
     for indices in plan:
-        yield images, labels, indices
+        yield Dispatch(images, labels, indices)
 
 
 def _streamed(dataset: Dataset, plan: Iterable[np.ndarray], mesh: Mesh | None) -> _Feed:
-    def send(indices: np.ndarray) -> tuple[Array, Array, np.ndarray]:
+    def send(indices: np.ndarray) -> Dispatch:
         def read(source: Any, part: slice) -> np.ndarray:
             chosen = indices[:, part]
             found = np.asarray(source[chosen.ravel()])
@@ -121,17 +133,15 @@ def _streamed(dataset: Dataset, plan: Iterable[np.ndarray], mesh: Mesh | None) -
             mesh, (*indices.shape, *dataset.image_shape), lambda part: read(dataset.images, part)
         )
         labels = sharding.own_batches(mesh, indices.shape, lambda part: read(dataset.labels, part))
-        return images, labels, indices
+        return Dispatch(images, labels, indices)
 
     return _ahead(send, plan)
 
 
-def _taken(
-    batches: Batches, indices: np.ndarray, mesh: Mesh | None
-) -> tuple[Array, Array, np.ndarray]:
-    images, labels = batches.take(len(indices))
+def _taken(batches: Batches, indices: np.ndarray, mesh: Mesh | None) -> Dispatch:
+    images, labels, state = batches.take(len(indices))
     spread = lambda found: sharding.own_batches(mesh, found.shape, lambda part: found[:, part])
-    return spread(images), spread(labels), indices
+    return Dispatch(spread(images), spread(labels), indices, state)
 
 
 def _ahead(send: Callable, plan: Iterable[np.ndarray]) -> _Feed:

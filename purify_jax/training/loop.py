@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -18,12 +18,16 @@ from purify_jax.devices import compiling, sharding
 from purify_jax.devices.progress import bar as progress_bar
 from purify_jax.training import feeding
 from purify_jax.training.checkpoints import TrainingCheckpoints
-from purify_jax.training.metrics import check_installed, open_metrics
+from purify_jax.training.metrics import check_installed, open_metrics, read_metrics
 from purify_jax.training.step import TrainState
 
 
 class Diverged(InputError):
     """The loss became NaN or infinite; what was saved before is as it was."""
+
+
+#: (step, state, metrics so far) → more metrics; called before every save.
+Watch = Callable[[int, TrainState, Sequence[Mapping[str, float]]], Mapping[str, float]]
 
 
 class FitResult(NamedTuple):
@@ -50,7 +54,7 @@ def fit(
     mesh: Mesh | None = None,
     shard_parameters: bool = False,
     stream: bool | None = None,
-    watch: Callable[[int, TrainState], Mapping[str, float]] | None = None,
+    watch: Watch | None = None,
     tensorboard: bool = False,
     picture: Callable[[TrainState], np.ndarray | None] | None = None,
 ) -> FitResult:
@@ -64,9 +68,8 @@ def fit(
     come from another number of devices; ``shard_parameters`` as in :func:`scan_steps`, and the
     state that is returned is whole on every device again. With ``stream`` the data stay where they
     are and a thread sends each dispatch's batches ahead, every process its own share; by default,
-    when they are no plain array or take more than ``feeding.RESIDENT_BYTES``. ``watch`` is called before every
-    save with (step, state); what it returns joins the metrics, and what it raises ends the run
-    without that save. ``tensorboard`` writes the metrics as events too, into ``workdir/tensorboard``, and
+    when they are no plain array or take more than ``feeding.RESIDENT_BYTES``. ``watch`` is called before every save with (step, state, the metrics of the run so far, those of before a
+    restart too); what it returns joins the metrics, and what it raises ends the run without that save. ``tensorboard`` writes the metrics as events too, into ``workdir/tensorboard``, and
     before every save the ``picture`` of the state, an image ``[h, w, c]`` in [0, 1].
 
     The data may also be :class:`purify_jax.data.Batches`, somebody else's batches: see there what they are
@@ -96,11 +99,13 @@ def fit(
     # Whatever ends the run, an error too, files are closed and the last save is complete.
     with ExitStack() as stack:
         checkpoints = metrics = None
+        history: list[Mapping[str, float]] = []
         if workdir is not None:
             checkpoints = stack.enter_context(
                 closing(TrainingCheckpoints(Path(workdir) / "checkpoints", keep))
             )
             state = checkpoints.restore_latest(state) or state
+            history = read_metrics(workdir, int(state.step))
             if jax.process_index() == 0:
                 opened = open_metrics(workdir, int(state.step), tensorboard)
                 metrics = stack.enter_context(opened)
@@ -121,7 +126,7 @@ def fit(
         feeding.begin(dataset, workdir, step, bar.disable)
         feed = stack.enter_context(closing(feeding.feed(dataset, plan, mesh, stream)))
         terminated = stack.enter_context(_termination_flag())
-        for images, labels, indices in feed:
+        for images, labels, indices, place in feed:
             if step == first and not bar.disable:
                 announce = lambda line: bar.write(f"{description}: {line}", file=sys.stderr)
                 compiling.ahead_of_time(
@@ -138,7 +143,8 @@ def fit(
                 )
             saves = step % checkpoint_every == 0 or step == num_steps
             if watch is not None and saves:
-                values |= watch(step, state)
+                values |= watch(step, state, history)
+            history.append(values)
             if metrics is not None:
                 metrics.write(step, values)
                 if picture is not None and saves and tensorboard:
@@ -146,13 +152,14 @@ def fit(
             bar.update(len(indices))
             bar.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
             if checkpoints is not None and saves:
-                feeding.remember(dataset, workdir, step)
+                feeding.remember(workdir, step, place)
                 checkpoints.save(step, state)
             if terminated():
                 break
         if checkpoints is not None:
-            feeding.remember(dataset, workdir, step)
-            checkpoints.save(step, state)
+            if step > first:
+                feeding.remember(workdir, step, place)
+                checkpoints.save(step, state)
             checkpoints.wait()
     if shard_parameters:
         state = sharding.gather(mesh, state)

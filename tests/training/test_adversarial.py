@@ -153,14 +153,15 @@ def test_a_collapse_ends_the_run_and_keeps_what_was_saved(shipped, train, tmp_pa
     probe = train.batch(np.arange(64))
     watch = losses.watch(loss, probe, ATTACK, jax.random.key(0))
     state = pj.training.TrainState(jnp.int32(0), params, params, {}, (), {})
-    assert watch(0, state)["probe_accuracy"] > 0.5
+    before = watch(0, state, [])
+    assert before["probe_accuracy"] > 0.5
     ruined = state.replace(params=jax.tree.map(jnp.zeros_like, params))
     with pytest.raises(adversarial.Collapsed, match="fell from 0.* at step 7"):
-        watch(7, ruined)
+        watch(7, ruined, [before, {}])
 
     seen = []
 
-    def raising(step, state):
+    def raising(step, state, history):
         seen.append(step)
         if step == 40:
             raise adversarial.Collapsed("defense: collapsed")

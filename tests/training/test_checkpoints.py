@@ -1,5 +1,6 @@
 """Training states survive damage; model files are strict."""
 
+import errno
 import os
 
 import jax
@@ -47,6 +48,70 @@ def test_last_few_are_kept_and_a_damaged_newest_is_set_aside(tmp_path, caplog):
     manager.wait()
     manager.close()
     assert int(_restore(tmp_path)["step"]) == 41
+
+
+NOT_DAMAGED = [
+    OSError(errno.EIO, "Input/output error"),
+    OSError(errno.ESTALE, "Stale file handle"),
+    PermissionError(errno.EACCES, "Permission denied"),
+    MemoryError(),
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"),
+]
+
+
+@pytest.mark.parametrize("error", NOT_DAMAGED, ids=repr)
+def test_what_is_no_damage_is_tried_again_then_raised(tmp_path, monkeypatch, error):
+    manager = TrainingCheckpoints(tmp_path)
+    manager.save(10, _state(10))
+    manager.wait()
+    failures, whole = [error], type(manager._manager).restore
+
+    def restore(self, *given, **named):
+        if failures:
+            raise failures.pop()
+        return whole(self, *given, **named)
+
+    monkeypatch.setattr(type(manager._manager), "restore", restore)
+    assert int(manager.restore_latest(_state(0))["step"]) == 10
+    failures += [error, error]
+    with pytest.raises(type(error)):
+        manager.restore_latest(_state(0))
+    manager.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["10"]
+
+
+def test_a_file_that_cannot_be_read_is_no_damage(tmp_path, monkeypatch):
+    """tensorstore's error of the disk is a ValueError; reading the files tells it from damage."""
+    manager = TrainingCheckpoints(tmp_path)
+    manager.save(10, _state(10))
+    manager.wait()
+
+    def broken(*given, **named):
+        raise ValueError("DATA_LOSS") if named else OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(type(manager._manager), "restore", broken)
+    monkeypatch.setattr(type(tmp_path), "read_bytes", lambda path: broken())
+    with pytest.raises(OSError, match="Input/output"):
+        manager.restore_latest(_state(0))
+    manager.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["10"]
+
+
+def test_a_checkpoint_of_another_form_is_refused_and_stays(tmp_path):
+    manager = TrainingCheckpoints(tmp_path)
+    manager.save(10, _state(10))
+    manager.wait()
+    state = _state(0)
+    narrow = state["w"].astype(jnp.bfloat16)
+    for other, message in (
+        ({"step": state["step"], "u": state["w"]}, r"u: absent there, float32\[64, 64\] now"),
+        ({**state, "w": narrow}, r"w: float32\[64, 64\] there, bfloat16\[64, 64\] now"),
+        ({**state, "w": state["w"][:9]}, r"w: float32\[64, 64\] there, float32\[9, 64\] now"),
+    ):
+        with pytest.raises(InputError, match=message):
+            manager.restore_latest(other)
+    manager.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["10"]
 
 
 def test_no_checkpoint_is_none(tmp_path):

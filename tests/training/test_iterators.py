@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ import purify_jax as pj
 from purify_jax import networks
 from purify_jax.checks import InputError
 from purify_jax.data import Batches, batch_indices
-from purify_jax.training import Settings
+from purify_jax.training import Settings, feeding
 
 SETTINGS = Settings(8, batch_size=16, schedule="constant", steps_per_dispatch=2, checkpoint_every=2)
 
@@ -103,6 +104,24 @@ class WithState:
 
     def set_state(self, state):
         self.step = int(state) if self.as_bytes else state["next_index"]
+
+
+def test_the_state_beside_a_dispatch_is_the_one_after_it(digits, tmp_path):
+    """The thread that reads ahead is further by then; it shares nothing with the one that saves."""
+    batches = Batches(WithState(Counting(digits), False))
+    plan = feeding.plan(batches, 0, 400, batch_size=16, seed=0, at_once=1)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for step, dispatch in enumerate(feeding.feed(batches, plan, None, None), start=1):
+            assert json.loads(dispatch.state) == {"value": {"next_index": step}}
+            if step % 10 == 0:
+                feeding.remember(tmp_path, step, dispatch.state)
+    finally:
+        sys.setswitchinterval(interval)
+    assert list(json.loads((tmp_path / "iterator.json").read_text())) == [
+        str(step) for step in range(330, 401, 10)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["generator", "function", "state", "state in bytes"])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,16 +12,17 @@ import numpy as np
 import optax
 
 from purify_jax import attacks, losses, noise
-from purify_jax.checks import InputError, check_at_least, check_count
+from purify_jax.checks import InputError, check_at_least, check_choice, check_count, check_number
 from purify_jax.defense import Defense, defend, undefended
 from purify_jax.keys import image_keys, stream
 from purify_jax.models.files import Model
 from purify_jax.models.methods import model_purifier
+from purify_jax.models.purification import PUBLISHED
 from purify_jax.models.settings import network_logits, score_fn
 from purify_jax.pytrees import jit, pytree, static
 from purify_jax.training import edm
 from purify_jax.training.augmentation import random_crop
-from purify_jax.training.loop import Diverged
+from purify_jax.training.loop import Diverged, Watch
 from purify_jax.training.step import TrainState
 from purify_jax.types import BOUNDS, Array
 
@@ -93,6 +94,23 @@ class Parts:
     metadata: str = "{}"
     purification: tuple[tuple[str, Any], ...] = ()
 
+    @property
+    def noise_scale(self) -> float:
+        """The purifier's σ, in units of a pixel's range."""
+        return {**PUBLISHED, **dict(self.purification)}["noise_scale"]
+
+    def check_denoising(self) -> None:
+        """Raises InputError if the purifier's model lacks what its denoising loss needs."""
+        about = json.loads(self.metadata).get("training", {})
+        if self.role not in ("energy", "score"):
+            raise InputError(f"ebm: got a {self.role} to train, expected an energy or score model")
+        if getattr(self.network, "noise_conditional", False):
+            for name in ("log_sigma_mean", "log_sigma_std"):
+                check_number(f"ebm: metadata.training.{name}", about.get(name))
+            return
+        check_choice("ebm: metadata.training.scale", about.get("scale"), sorted(noise.SCALES))
+        check_number("noise_scale, for the denoising loss", self.noise_scale, 0.0, open_low=True)
+
     def ebm(self, params: Any) -> Model:
         assert self.role is not None
         assert self.network is not None
@@ -162,8 +180,7 @@ class DefenseLoss:
             drawn = edm.log_normal(about["log_sigma_mean"], about["log_sigma_std"])
             loss = edm.edm_loss(ebm.network, drawn)
             return loss(params, {}, keys, images, None)[0]
-        sigma = dict(self.parts.purification)["noise_scale"]
-        scale = noise.SCALES[about["scale"]]
+        scale, sigma = noise.SCALES[about["scale"]], self.parts.noise_scale
         levels = jnp.full(1, sigma, images.dtype)
         return losses.denoising_score_matching(score_fn(ebm), keys, images, levels, scale).mean()
 
@@ -183,25 +200,30 @@ def parts_of(classifier: Model, ebm: Model | None, purification: Mapping[str, An
     return Parts(classifier.network, ebm.role, ebm.network, ebm.image_shape, about, settings)
 
 
-def watch(loss: DefenseLoss, probe: tuple, attack: Attack, key: Array) -> Any:
-    """A function (step, state) → {"probe_accuracy": ...} that raises :class:`Collapsed`."""
+def watch(loss: DefenseLoss, probe: tuple, attack: Attack, key: Array) -> Watch:
+    """A function (step, state, metrics so far) → {"probe_accuracy": ...} that raises :class:`Collapsed`.
+
+    The best accuracy so far is that of the metrics, so that a run that continues raises where one that was
+    not interrupted does.
+    """
     images, labels = jnp.asarray(probe[0]), jnp.asarray(probe[1])
     keys = image_keys(key, np.arange(len(images)))
-    best = [0.0]
 
-    def probed(step: int, state: TrainState) -> dict[str, float]:
+    def probed(
+        step: int, state: TrainState, history: Sequence[Mapping[str, float]]
+    ) -> dict[str, float]:
         whole = {**loss.frozen, **state.params}
         defense = loss.parts.defense(whole, state.batch_stats)
         attacked = jit(attack.on(defense))(keys, images, labels)
         predicted = jit(defense)(stream(keys, "predict"), attacked).argmax(-1)
         found = float((predicted == labels).mean())
-        if found < 0.5 * best[0]:
+        best = max((known.get("probe_accuracy", 0.0) for known in history), default=0.0)
+        if found < 0.5 * best:
             raise Collapsed(
-                f"defense: accuracy under {attack.num_steps} steps fell from {best[0]:.2f} to {found:.2f} at "
+                f"defense: accuracy under {attack.num_steps} steps fell from {best:.2f} to {found:.2f} at "
                 f"step {step}, expected one that rises; more attack steps or a lower learning rate "
                 "is the likely cure; what was saved before is as it was"
             )
-        best[0] = max(best[0], found)
         return {"probe_accuracy": found}
 
     return probed

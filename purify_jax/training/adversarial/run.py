@@ -18,6 +18,7 @@ from purify_jax.models.files import Model
 from purify_jax.models.versions import versions
 from purify_jax.training import settings as runs
 from purify_jax.training.adversarial.loss import Attack, DefenseLoss, parts_of, watch
+from purify_jax.training.inputs import claim_inputs
 from purify_jax.training.settings import Settings
 from purify_jax.training.step import start_state
 
@@ -91,6 +92,8 @@ def train_defense(
     everything = {"classifier": classifier.params}
     if ebm is not None:
         everything["purifier"] = ebm.params
+    if ebm is not None and trainable != "classifier":
+        parts.check_denoising()
     chosen = [part for part in everything if trainable in ("both", part)]
     params = {part: everything[part] for part in chosen}
     frozen = {part: everything[part] for part in everything if part not in chosen}
@@ -103,6 +106,8 @@ def train_defense(
         attack=attack,
         crop_padding=crop_padding,
     )
+    if workdir is not None:
+        claim_inputs(workdir, {"classifier": classifier, "ebm": ebm})
     state = start_state({"params": params, "batch_stats": stats}, settings.optimizer())
     count = len(dataset) - probe_images
     probe = dataset.batch(np.arange(count, len(dataset)))

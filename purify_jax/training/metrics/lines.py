@@ -1,13 +1,14 @@
 """The metrics of a run: ``metrics.jsonl``, and TensorBoard's events where they are asked for."""
 
 import json
-import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from purify_jax.atomic import write_atomically
 from purify_jax.training.metrics.tensorboard import Events
 
 
@@ -15,7 +16,10 @@ class Metrics:
     """Writes each dispatch's means; a context that closes its files."""
 
     def __init__(self, workdir: Path, step: int, tensorboard: bool):
-        self._lines = _continued(workdir / "metrics.jsonl", step)
+        path = workdir / "metrics.jsonl"
+        lines = [json.dumps(record) + "\n" for record in read_metrics(workdir, step)]
+        write_atomically(path, "".join(lines))
+        self._lines = open(path, "a")  # noqa: SIM115
         self._events = Events(workdir / "tensorboard", step) if tensorboard else None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -44,17 +48,12 @@ def open_metrics(workdir: str | Path, step: int, tensorboard: bool = False) -> M
     return Metrics(Path(workdir), step, tensorboard)
 
 
-def _continued(path: Path, step: int):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = []
+def read_metrics(workdir: str | Path, step: int) -> list[Mapping[str, float]]:
+    """The metrics of a run up to ``step``, one mapping per dispatch."""
+    path, found = Path(workdir) / "metrics.jsonl", []
     for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            record: Mapping[str, Any] = json.loads(line)
-        except json.JSONDecodeError:  # the line being written when the process died
-            continue
-        if record["step"] <= step:
-            kept.append(line + "\n")
-    beside = path.with_suffix(".tmp")
-    beside.write_text("".join(kept))
-    os.replace(beside, path)
-    return open(path, "a")
+        with suppress(json.JSONDecodeError):  # the line being written when the process died
+            record = json.loads(line)
+            if record["step"] <= step:
+                found.append(record)
+    return found

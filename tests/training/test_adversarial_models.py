@@ -1,0 +1,93 @@
+"""Adversarial training of models as they come: continued, without settings, or of no use."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import purify_jax as pj
+from purify_jax.checks import InputError
+from purify_jax.training import Settings, adversarial
+from purify_jax.training.adversarial import loss as losses
+
+pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
+
+ATTACK = adversarial.Attack(epsilon=0.15)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return pj.pretrained.load("digits")
+
+
+@pytest.fixture(scope="module")
+def train():
+    return pj.data.load_split("digits", "train")
+
+
+def _few_steps(num_steps, **changes):
+    return Settings(num_steps, batch_size=16, schedule="constant", steps_per_dispatch=2,
+                    checkpoint_every=2, **changes)  # fmt: skip
+
+
+def test_a_run_that_continues_knows_the_best_accuracy_of_before(shipped, train, tmp_path):
+    def run(num_steps, learning_rate, classifier=shipped.classifier):
+        settings = _few_steps(num_steps, learning_rate=learning_rate, clip_norm=None)
+        adversarial.train_defense(
+            classifier, train, settings, ATTACK, trainable="classifier", probe_steps=1,
+            workdir=tmp_path, progress=False,
+        )  # fmt: skip
+
+    run(2, 0.0)
+    with pytest.raises(adversarial.Collapsed, match="fell from 0.* at step 4"):
+        run(4, 10.0)
+    # The checkpoint holds what became of the classifier: one with other weights is not continued from it.
+    zeros = jax.tree.map(jnp.zeros_like, dict(shipped.classifier.variables))
+    other = dataclasses.replace(shipped.classifier, variables=zeros)
+    with pytest.raises(InputError, match="classifier: its weights are not those that the training"):
+        run(4, 0.0, other)
+
+
+def _with_metadata(ebm, without=(), **changes):
+    kept = {name: value for name, value in ebm.metadata.items() if name not in without}
+    return dataclasses.replace(ebm, metadata={**kept, **changes})
+
+
+def test_an_energy_model_without_settings_trains_at_the_published_noise(shipped, train):
+    """What ``train_score_model`` writes by default has no purification settings."""
+    ebm = _with_metadata(shipped.ebm, ("purification",))
+    parts = losses.parts_of(shipped.classifier, ebm, {"num_steps": 1})
+    loss = losses.DefenseLoss(
+        frozen={}, denoising_weight=1.0, label_smoothing=0.0, parts=parts, attack=ATTACK
+    )
+    images, keys = jnp.asarray(train.images[:4]), pj.image_keys(jax.random.key(1), np.arange(4))
+    found = loss._denoising(ebm.params, keys, images)
+    expected = pj.losses.denoising_score_matching(
+        pj.models.score_fn(ebm), keys, images, jnp.array([0.25]),
+        pj.noise.SCALES[ebm.metadata["training"]["scale"]],
+    ).mean()  # fmt: skip
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("training", "purification", "message"),
+    [
+        ({}, {}, "metadata.training.scale: got None, expected one of"),
+        (
+            {"scale": "per_sigma"},
+            {"noise_scale": 0.0},
+            "noise_scale, for the denoising loss: got 0",
+        ),
+    ],
+)
+def test_a_purifier_without_a_denoising_loss_is_refused(
+    shipped, train, training, purification, message
+):
+    ebm = _with_metadata(shipped.ebm, ("purification",), training=training)
+    with pytest.raises(InputError, match=message):
+        adversarial.train_defense(
+            shipped.classifier, train, _few_steps(2), ATTACK, ebm=ebm, purification=purification,
+            progress=False,
+        )  # fmt: skip
