@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 import purify_jax as pj
+from benchmarks.settings import Settings
 from purify_jax import attacks, models
 from purify_jax.evaluation import records
 
@@ -13,16 +14,16 @@ from purify_jax.evaluation import records
 _EPSILON = {"digits": 0.15, "mnist": 0.2, "cifar10": 8 / 255}
 
 
-def measure(names: list[str], images: int, data_dir: str | None) -> list[dict[str, Any]]:
+def measure(settings: Settings) -> list[dict[str, Any]]:
     """Accuracy with secant and with finite differences: clean images, and a classifier attacked blind.
 
     The same images, attack and noise for both; everything else as in the model's file.
     """
     rows = []
-    for name in names:
+    for name in settings.models:
         shipped = pj.pretrained.load(name)
         data = shipped.card["data"]
-        dataset = pj.data.load_split(data, f"test[:{images}]", data_dir)
+        dataset = pj.data.load_split(data, f"test[:{settings.accuracy_images}]", settings.data_dir)
         epsilon = _EPSILON[data]
         blind = attacks.PGD(
             attacks.blind(shipped.logits_fn), epsilon=epsilon, step_size=epsilon / 8, num_steps=20

@@ -13,14 +13,13 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from scipy import stats
 
 import purify_jax as pj
 from experiments.common import cli, loading
 from purify_jax.atomic import write_atomically
 from purify_jax.attacks import saved, suites
 from purify_jax.checks import InputError
-from purify_jax.evaluation import evaluate, protocol, worst_of
+from purify_jax.evaluation import evaluate, paired_difference, protocol, worst_of
 
 loading.define(images=128, batch_size=64)
 loading.define_ball()
@@ -64,8 +63,8 @@ def _row(union, average, outside_union, outside_average) -> dict[str, str]:
 
 
 def _mean(each: np.ndarray) -> str:
-    half = stats.t.ppf(0.975, len(each) - 1) * each.std(ddof=1) / np.sqrt(len(each))
-    return f"{each.mean():.3f} ± {half:.3f}"
+    found = paired_difference(each, np.zeros(len(each)))
+    return f"{found.value:.3f} ± {found.high - found.value:.3f}"
 
 
 def _ours(suite: str, key, defense, dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -44,35 +44,15 @@ def purify(settings: Settings) -> list[dict[str, Any]]:
             label = f"jax, {name}" + (", bfloat16" if dtype == "bfloat16" else "")
             runs[label] = lambda f=function: jax.block_until_ready(f(keys, images))
             flops[label] = calls * per_step
-    peers = _torch_purifications(settings)
+    peers = _torch(settings)
     times = timing.alternate(runs | peers, settings.repeats, may_fail=ratios.compiled(peers))
     what = f"purification, T={settings.steps}, S={settings.restarts}, {count} images"
     return ratios.rows(what, times, count, "images_per_s", flops)
 
 
-def _torch_purifications(settings: Settings) -> dict[str, Callable]:
-    """Label → purification with finite differences, for every PyTorch variant."""
-    runs = {}
-    for variant in settings.torch_variants():
-        from benchmarks.peers import torch_published
-
-        torch = torch_or_none()
-        module = variant.prepare(settings.torch_network(torch))
-        x = variant.arrange(settings.torch_images(torch, settings.images))
-
-        def run(module=module, x=x) -> None:
-            torch_published.purify_restarts(
-                module, x, settings.restarts, steps=settings.steps, noise_scale=0.25
-            )
-            settings.finish(torch)
-
-        runs[variant.label] = run
-    return runs
-
-
 def gradients(settings: Settings) -> list[dict[str, Any]]:
     """Gradient evaluations per second (one: one image, one EOT sample), BPDA and exact."""
-    count, samples, restarts = settings.images, settings.eot, settings.attack_restarts
+    count, samples, restarts = settings.images, settings.eot, settings.surrogate_restarts
     keys = image_keys(jax.random.key(0), jnp.arange(count))
     images = jax.random.uniform(jax.random.key(1), (count, 32, 32, 3))
     labels = jnp.zeros(count, jnp.int32)
@@ -87,35 +67,38 @@ def gradients(settings: Settings) -> list[dict[str, Any]]:
             runs[f"jax, {name}"] = lambda f=function: jax.block_until_ready(f(keys, images, labels))
             # Without what is computed again, and without the classifier.
             flops[f"jax, {name}"] = calls * per_step * (1 if factory is attacks.bpda else 2)
-        peers = _torch_gradients(settings, kind)
+        peers = _torch(settings, kind)
         times = timing.alternate(runs | peers, settings.repeats, may_fail=ratios.compiled(peers))
         what = f"{kind} gradient, T={settings.steps}, S={restarts}, EOT {samples}, {count} images"
         rows += ratios.rows(what, times, count * samples, "gradients_per_s", flops)
     return rows
 
 
-def _torch_gradients(settings: Settings, kind: str) -> dict[str, Callable]:
-    """Label → gradient of a kind, for every PyTorch variant of score network and classifier."""
+def _torch(settings: Settings, kind: str = "purification") -> dict[str, Callable]:
+    """Label → purification with finite differences, or a gradient of a kind, for every PyTorch variant."""
     runs = {}
     for variant in settings.torch_variants():
         from benchmarks.peers import torch_published
         from benchmarks.peers.torch_wide_resnet import WideResNet
 
         torch = torch_or_none()
-        gradient = {
-            "BPDA+EOT": torch_published.bpda_gradient,
-            "exact+EOT": torch_published.exact_gradient,
-        }[kind]
         module = variant.prepare(settings.torch_network(torch))
-        classifier = variant.prepare(WideResNet(settings.depth, settings.width))
         x = variant.arrange(settings.torch_images(torch, settings.images))
-        labels = torch.zeros(settings.images, dtype=torch.long, device=x.device)
+        options: dict[str, Any] = {"steps": settings.steps, "noise_scale": 0.25}
+        if kind == "purification":
+            function, arguments = torch_published.purify_restarts, (module, x, settings.restarts)
+        else:
+            function = {
+                "BPDA+EOT": torch_published.bpda_gradient,
+                "exact+EOT": torch_published.exact_gradient,
+            }[kind]
+            classifier = variant.prepare(WideResNet(settings.depth, settings.width))
+            labels = torch.zeros(settings.images, dtype=torch.long, device=x.device)
+            arguments = (module, classifier, x, labels)
+            options |= {"restarts": settings.surrogate_restarts, "samples": settings.eot}
 
-        def run(gradient=gradient, module=module, classifier=classifier, x=x, labels=labels):
-            gradient(
-                module, classifier, x, labels, restarts=settings.attack_restarts,
-                samples=settings.eot, steps=settings.steps, noise_scale=0.25,
-            )  # fmt: skip
+        def run(function=function, arguments=arguments, options=options) -> None:
+            function(*arguments, **options)
             settings.finish(torch)
 
         runs[variant.label] = run

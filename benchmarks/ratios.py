@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from benchmarks import timing
+from purify_jax.reporting import text_table
 
 Times = Mapping[str, list[float]]
 
@@ -54,3 +55,28 @@ def summary(found: Iterable[Mapping[str, Any]]) -> str:
         for row in found
         if "best" in row and not row["code"].startswith("torch")
     )
+
+
+def state_shares(result: dict[str, Any]) -> None:
+    """Sets the share of the measured float32 peak in every row of float32 work."""
+    for row in (row for rows in result["sections"].values() for row in rows):
+        if "flops_per_s" in row and "bfloat16" not in row["code"]:
+            row["share_of_peak"] = row["flops_per_s"] / result["matmul_peak_flops_per_s"]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as text; a column for every key that some row has.
+
+    Ranges and the ratios to each PyTorch variant are left to the JSON.
+    """
+    hidden = lambda key: key.endswith("_range") or key.startswith("ratio to ")
+    columns = list(dict.fromkeys(k for row in rows for k in row if not hidden(k)))
+    return text_table(columns, [[_cell(row.get(c)) for c in columns] for row in rows])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return "[" + ", ".join(f"{v:.3g}" for v in value) + "]"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

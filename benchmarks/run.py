@@ -1,42 +1,34 @@
 """Measures everything on whatever device JAX finds, against PyTorch in the same run if installed.
 
-python -m benchmarks.run [--sections network purification ...] [--out benchmarks/results/NAME.json]
+python -m benchmarks.run [--sections=networks,purification] [--out=benchmarks/results/NAME.json]
 
 Prints a table per section and writes JSON after each, so that a run cut short keeps what it has.
 """
 
-import argparse
+import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import flags
 
-from benchmarks import (
-    accuracy,
-    diffusion,
-    memory,
-    networks,
-    purification,
-    ratios,
-    startup,
-    timing,
-)
+from benchmarks import accuracy, diffusion, memory, networks, purification, ratios, startup, timing
 from benchmarks.networks import kernels
 from benchmarks.settings import NETWORKS, PEERS, Settings, torch_or_none
-from experiments.common import provenance
+from experiments.common import cli, flagging, provenance
 from purify_jax.atomic import check_output, write_atomically
-from purify_jax.checks import InputError
+from purify_jax.checks import InputError, check_choice
 from purify_jax.models import pretrained
 from purify_jax.models.versions import versions
 from purify_jax.networks import NCSNv2, ShuffledUNet, WhitenedConvNet, WideResNet
 from purify_jax.networks.fields import check_fields
-from purify_jax.reporting import report
 
-SECTIONS: dict[str, Callable[[Settings], list[dict[str, Any]]]] = {
+Rows = list[dict[str, Any]]
+SECTIONS: dict[str, Callable[[Settings], Rows]] = {
     "networks": networks.measure,
     "kernels": kernels.measure,
     "purification": purification.purify,
@@ -45,136 +37,121 @@ SECTIONS: dict[str, Callable[[Settings], list[dict[str, Any]]]] = {
     "diffusion": diffusion.measure,
     "adm": diffusion.published_adm,
     "startup": startup.measure,
+    "accuracy": accuracy.measure,
 }
 #: Sizes that fill a GPU; the defaults of ``Settings`` fit two CPU cores.
 GPU = {
     "images": 16, "eot": 4, "network_batch": 64, "train_batch": 128, "repeats": 5, "bfloat16": True,
 }  # fmt: skip
+#: Lists of names → what they may hold.
+NAMES = {
+    "sections": list(SECTIONS),
+    "models": pretrained.available(),
+    "networks": NETWORKS,
+    "peers": PEERS,
+}
+
+flags.DEFINE_list("sections", NAMES["sections"], "What is measured.")
+flags.DEFINE_string("out", None, "JSON file to write.")
+FLAGS = flags.FLAGS
 
 
-def main() -> None:
+def _define(field: dataclasses.Field) -> None:
+    """A flag for a field of the settings; the default may depend on the device, so it is not the flag's."""
+    default = field.default
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    about = f"Default on a CPU: {shown}."
+    if isinstance(default, bool):
+        flags.DEFINE_bool(field.name, None, about)
+    elif isinstance(default, int):
+        flags.DEFINE_integer(field.name, None, about, lower_bound=1)
+    elif isinstance(default, tuple):
+        flags.DEFINE_list(field.name, None, about)
+    else:
+        flags.DEFINE_string(field.name, None, "Folder of prepared data, for models but digits.")
+
+
+for _field in dataclasses.fields(Settings):
+    _define(_field)
+
+
+def main(argv: list[str]) -> None:
     """Flags in, tables and JSON out."""
-    on_gpu = jax.default_backend() != "cpu"
-    defaults = Settings(**(GPU if on_gpu else {}))
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--sections", nargs="+", choices=[*SECTIONS, "accuracy"], default=[*SECTIONS, "accuracy"]
-    )
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--models", nargs="+", choices=pretrained.available(), default=["digits"])
-    parser.add_argument("--accuracy_images", type=_positive, default=360)
-    parser.add_argument("--data_dir", help="prepared TFDS data, for --models other than digits")
-    for name in (
-        "features",
-        "images",
-        "eot",
-        "attack_restarts",
-        "network_batch",
-        "train_batch",
-        "small_batch",
-        "repeats",
-    ):
-        parser.add_argument(f"--{name}", type=_positive, default=getattr(defaults, name))
-    parser.add_argument("--depth", type=_positive, default=defaults.depth, help="of the WideResNet")
-    parser.add_argument("--width", type=_positive, default=defaults.width, help="of the WideResNet")
-    for name, what in (("convnet_features", "WhitenedConvNet"), ("unet_features", "ShuffledUNet")):
-        parser.add_argument(
-            f"--{name}",
-            type=_positive,
-            nargs=3,
-            default=getattr(defaults, name),
-            help=f"of the {what}",
-        )
-    parser.add_argument(
-        "--networks", type=_some_of(NETWORKS), default=NETWORKS, help=_any(NETWORKS)
-    )
-    parser.add_argument("--peers", type=_some_of(PEERS), default=PEERS, help=_any(PEERS))
-    parser.add_argument("--bfloat16", action="store_true", default=defaults.bfloat16)
-    options = parser.parse_args()
-    try:
-        _check(options)
-    except InputError as error:
-        parser.error(str(error))
-    fields = {k: v for k, v in vars(options).items() if k in Settings.__dataclass_fields__}
-    chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    settings = Settings(**chosen)
+    del argv
+    settings = _settings()
     torch = torch_or_none()
     print(f"on {_processor()}", flush=True)
-    peers = _peers(settings)
     result: dict[str, Any] = {
-        "command": provenance.shown(["benchmarks.run", *sys.argv[1:]], options.data_dir),
+        "command": provenance.shown(["benchmarks.run", *sys.argv[1:]], settings.data_dir),
         "commit": provenance.commit(),
         "date": time.strftime("%Y-%m-%d"),
-        "settings": chosen,
+        "settings": provenance.without_paths(dataclasses.asdict(settings)),
         "versions": {**versions(), "torch": torch.__version__ if torch else None},
         "processor": _processor(),
-        "peers": peers,
+        "peers": _peers(settings),
         "matmul_peak_flops_per_s": timing.matmul_peak(),
         "sections": {},
     }
-    for name in options.sections:
+    for name in FLAGS.sections:
         started = time.perf_counter()
-        if name == "accuracy":
-            rows = accuracy.measure(options.models, options.accuracy_images, options.data_dir)
-        else:
-            rows = SECTIONS[name](settings)
+        rows = SECTIONS[name](settings)
         result["sections"][name] = rows
         # Shared machines have slow minutes: the peak is the best of several measurements.
         result["matmul_peak_flops_per_s"] = max(
             result["matmul_peak_flops_per_s"], timing.matmul_peak()
         )
-        state_shares(result)
-        print(f"\n## {name} ({time.perf_counter() - started:.0f} s)\n{table(rows)}", flush=True)
+        ratios.state_shares(result)
+        print(
+            f"\n## {name} ({time.perf_counter() - started:.0f} s)\n{ratios.table(rows)}", flush=True
+        )
         if lines := ratios.summary(rows):
             print(f"\n{lines}", flush=True)
-        if options.out:
-            write_atomically(options.out, json.dumps(result, indent=1) + "\n")
+        if FLAGS.out:
+            write_atomically(FLAGS.out, json.dumps(result, indent=1) + "\n")
 
 
-def state_shares(result: dict[str, Any]) -> None:
-    """Sets the share of the measured float32 peak in every row of float32 work."""
-    for row in (row for rows in result["sections"].values() for row in rows):
-        if "flops_per_s" in row and "bfloat16" not in row["code"]:
-            row["share_of_peak"] = row["flops_per_s"] / result["matmul_peak_flops_per_s"]
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as text; a column for every key that some row has.
-
-    Ranges and the ratios to each PyTorch variant are left to the JSON.
-    """
-    hidden = lambda key: key.endswith("_range") or key.startswith("ratio to ")
-    columns = list(dict.fromkeys(k for row in rows for k in row if not hidden(k)))
-    return report.text_table(columns, [[_cell(row.get(c)) for c in columns] for row in rows])
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, list):
-        return "[" + ", ".join(f"{v:.3g}" for v in value) + "]"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _check(options: argparse.Namespace) -> None:
-    """Raises InputError before hours of measuring, not after."""
-    for name in ("sections", "models"):
-        given = getattr(options, name)
-        if len(set(given)) < len(given):
-            raise InputError(f"{name}: got {' '.join(given)}, expected each of them once")
-    if options.depth < 10 or options.depth % 6 != 4:
-        raise InputError(f"depth: got {options.depth}, expected 10, 16, 22, 28, ... (6n + 4)")
-    check_fields(NCSNv2, {"features": options.features})
-    check_fields(WideResNet, {"depth": options.depth, "width": options.width})
-    check_fields(WhitenedConvNet, {"features": tuple(options.convnet_features)})
-    check_fields(ShuffledUNet, {"features": tuple(options.unet_features)})
-    needs_data = sorted(set(options.models) - {"digits", "digits_best"})
-    if "accuracy" in options.sections and needs_data and options.data_dir is None:
+def _settings() -> Settings:
+    """The flags, or what suits the device; InputError before hours of measuring, not after."""
+    _names("sections", FLAGS.sections)
+    given: dict[str, Any] = dict(GPU) if jax.default_backend() != "cpu" else {}
+    for field in dataclasses.fields(Settings):
+        value = FLAGS[field.name].value
+        if field.name in NAMES and value is not None:
+            value = _names(field.name, value)
+        elif isinstance(value, list):
+            value = tuple(_whole(field.name, each) for each in value)
+        given |= {} if value is None else {field.name: value}
+    settings = Settings(**given)
+    if settings.depth < 10 or settings.depth % 6 != 4:
+        raise InputError(f"depth: got {settings.depth}, expected 10, 16, 22, 28, ... (6n + 4)")
+    check_fields(NCSNv2, {"features": settings.features})
+    check_fields(WideResNet, {"depth": settings.depth, "width": settings.width})
+    check_fields(WhitenedConvNet, {"features": settings.convnet_features})
+    check_fields(ShuffledUNet, {"features": settings.unet_features})
+    needs_data = sorted(set(settings.models) - {"digits", "digits_best"})
+    if "accuracy" in FLAGS.sections and needs_data and settings.data_dir is None:
         raise InputError(f"data_dir: not given, expected the folder of data for {needs_data}")
-    if options.data_dir is not None and not Path(options.data_dir).is_dir():
-        raise InputError(f"data_dir: {options.data_dir} is not a folder")
-    if options.out is not None:
-        check_output("out", options.out)
+    if settings.data_dir is not None and not Path(settings.data_dir).is_dir():
+        raise InputError(f"data_dir: {settings.data_dir} is not a folder")
+    if FLAGS.out is not None:
+        check_output("out", FLAGS.out)
+    return settings
+
+
+def _names(flag: str, given: Sequence[str]) -> tuple[str, ...]:
+    """The names of a list flag; "none" for none of the networks or peers."""
+    if list(given) == ["none"] and flag in ("networks", "peers"):
+        return ()
+    flagging.check_chosen(flag)
+    for name in given:
+        check_choice(flag, name, NAMES[flag])
+    return tuple(given)
+
+
+def _whole(flag: str, text: str) -> int:
+    if not text.isdecimal():
+        raise InputError(f"{flag}: got {text!r}, expected whole numbers with commas between them")
+    return int(text)
 
 
 def _peers(settings: Settings) -> dict[str, Any]:
@@ -190,29 +167,6 @@ def _peers(settings: Settings) -> dict[str, Any]:
     return {"measured": [variant.label for variant in found], "left_out": left_out}
 
 
-def _some_of(names: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
-    """A flag's type: names separated by commas, each once; "none" for none of them."""
-
-    def parse(text: str) -> tuple[str, ...]:
-        given = () if text == "none" else tuple(text.split(","))
-        if not set(given) <= set(names) or len(set(given)) < len(given):
-            raise argparse.ArgumentTypeError(f"got {text}, expected {_any(names)}")
-        return given
-
-    return parse
-
-
-def _any(names: tuple[str, ...]) -> str:
-    return f"any of {','.join(names)} (commas between them), or none"
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"got {number}, expected at least 1")
-    return number
-
-
 def _processor() -> str:
     device = jax.devices()[0]
     if device.platform != "cpu":
@@ -224,4 +178,5 @@ def _processor() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    FLAGS.set_default("compilation_cache", False)  # compiling is a part of what is measured
+    cli.run(main)

@@ -37,7 +37,7 @@ class Settings:
     restarts: int = 10
     steps: int = 10
     eot: int = 2
-    attack_restarts: int = 1
+    surrogate_restarts: int = 1
     network_batch: int = 8  # of the large networks; the small ones take small_batch
     train_batch: int = 8
     small_batch: int = 128
@@ -45,6 +45,9 @@ class Settings:
     bfloat16: bool = False
     networks: tuple[str, ...] = NETWORKS
     peers: tuple[str, ...] = PEERS
+    models: tuple[str, ...] = ("digits",)  # of accuracy
+    accuracy_images: int = 360
+    data_dir: str | None = None
 
     @property
     def dtypes(self) -> dict[str, str]:

@@ -19,7 +19,7 @@ from benchmarks.attack_budget import recorded, rows
 from experiments.common import cli, provenance
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
-from purify_jax.reporting.plots import png
+from purify_jax.reporting.plots import png, readable_ticks
 
 HERE = Path(__file__).parent
 flags.DEFINE_string(
@@ -33,16 +33,8 @@ FLAGS = flags.FLAGS
 
 #: The suites first; a shape each too, since colours alone are lost on paper and on some eyes.
 COLOURS = (
-    "#c44e52",
-    "#1f5fa8",
-    "#dd8452",
-    "#3a923a",
-    "#8172b3",
-    "#937860",
-    "#7f7f7f",
-    "#d48cc0",
-    "#17a2b8",
-)
+    "#c44e52", "#1f5fa8", "#dd8452", "#3a923a", "#8172b3", "#937860", "#7f7f7f", "#d48cc0", "#17a2b8",
+)  # fmt: skip
 SHAPES = "so^vDP*Xd"
 
 
@@ -91,12 +83,7 @@ def draw(content: recorded.Json, against: str = "exhaustive") -> bytes:
     below.axhline(0, color="#999999", linestyle=":")
     every = [row["passes"][1] for points in curves.values() for row in points]
     low, high = min(every) / 1.3, max(every) * 1.3
-    ticks = [
-        t
-        for power in (1, 10, 100, 1000, 1e4)
-        for t in (power, 2 * power, 5 * power)
-        if low <= t <= high
-    ]
+    ticks = readable_ticks(low, high)
     for axes in (above, below):
         axes.set_xscale("log")
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

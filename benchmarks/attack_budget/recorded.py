@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from purify_jax.checks import InputError
+from purify_jax.evaluation import paired_difference
 
 Json = dict[str, Any]
 
@@ -41,9 +41,9 @@ def find(recorded: Json, name: str, budget: int) -> Json | None:
 def difference(recorded: Json, row: Json, other: Json) -> tuple[float, float]:
     """(mean, half of the 95% interval) of ``row``'s accuracy minus ``other``'s, paired over images."""
     draws = recorded["settings"]["draws"]
-    each = (np.array(row["right"]) - np.array(other["right"])) / draws
-    half = stats.t.ppf(0.975, len(each) - 1) * each.std(ddof=1) / np.sqrt(len(each))
-    return float(each.mean()), float(half)
+    share = lambda found: np.array(found["right"]) / draws
+    found = paired_difference(share(row), share(other))
+    return found.value, found.high - found.value
 
 
 def line(recorded: Json, row: Json, against: str) -> str:

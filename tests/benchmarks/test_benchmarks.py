@@ -10,7 +10,7 @@ import pytest
 from conftest import keys_for
 
 import purify_jax as pj
-from benchmarks import ratios, run, timing
+from benchmarks import ratios, timing
 from purify_jax import attacks, energy, networks, purifiers
 
 
@@ -128,10 +128,10 @@ def test_rates_ratios_and_shares_of_the_peak():
     assert ours["images_per_s"] == 5  # 10 in the median of 2 seconds
     assert ours["images_per_s_range"] == [2.5, 10]
     assert ours["ratio to torch"] == 2
-    run.state_shares({"sections": {"": [ours, theirs]}, "matmul_peak_flops_per_s": 100.0})
+    ratios.state_shares({"sections": {"": [ours, theirs]}, "matmul_peak_flops_per_s": 100.0})
     assert (ours["flops_per_s"], ours["share_of_peak"]) == (20, 0.2)
     assert theirs["ratio to torch"] == 1
-    assert run.table([ours, theirs]).count("\n") == 3
+    assert ratios.table([ours, theirs]).count("\n") == 3
 
 
 def test_ratios_are_to_every_peer_and_to_the_best_of_the_same_dtype():

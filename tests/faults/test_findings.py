@@ -9,7 +9,6 @@ import harness
 import pytest
 import workplace
 
-from benchmarks import run as benchmark
 from experiments.common import provenance
 from purify_jax.attacks.norms import get
 from purify_jax.checks import InputError
@@ -67,18 +66,21 @@ def test_arguments_that_were_accepted_or_raised_something_else(call, message):
     [
         (["--depth=27"], "depth: got 27, expected 10, 16, 22, 28"),
         (["--features=100000"], "features: got 100000, expected a whole number from 1 to 65536"),
-        (["--sections", "memory", "memory"], "sections: got memory memory, expected each"),
+        (
+            ["--sections=memory,memory"],
+            "sections: got 'memory,memory', expected some names, each of them",
+        ),
         (["--out=/"], "out: / is a folder, expected a file to write"),
         (["--data_dir=/nowhere"], "data_dir: /nowhere is not a folder"),
-        (["--models", "mnist"], "data_dir: not given, expected the folder of data for ['mnist']"),
-        (["--repeats=0"], "got 0, expected at least 1"),
+        (["--models=mnist"], "data_dir: not given, expected the folder of data for ['mnist']"),
+        (["--repeats=0"], "repeats=0: 0 is not an integer >= 1"),
+        (["--peers=quick"], "peers: got 'quick', expected one of"),
     ],
 )
-def test_the_benchmark_checks_its_flags_first(monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr(sys, "argv", ["run", *arguments])
-    with pytest.raises(SystemExit):
-        benchmark.main()
-    assert message in capsys.readouterr().err.splitlines()[-1]
+def test_the_benchmark_checks_its_flags_first(run_binary, arguments, message):
+    done = run_binary("benchmarks.run", *arguments, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr.splitlines()[-1]
 
 
 def test_a_run_does_not_write_into_git(monkeypatch):
