@@ -73,7 +73,7 @@ def test_arguments_that_were_accepted_or_raised_something_else(call, message):
         (["--out=/"], "out: / is a folder, expected a file to write"),
         (["--data_dir=/nowhere"], "data_dir: /nowhere is not a folder"),
         (["--models=mnist"], "data_dir: not given, expected the folder of data for ['mnist']"),
-        (["--repeats=0"], "repeats=0: 0 is not an integer >= 1"),
+        (["--repeats=0"], "repeats=0: 0 is not a positive integer"),
         (["--peers=quick"], "peers: got 'quick', expected one of"),
     ],
 )
