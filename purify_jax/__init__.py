@@ -10,7 +10,7 @@ it is first used (PEP 562), so that a command that only prints its flags starts 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from purify_jax.xla.flags import set_flags
+from purify_jax.xla import set_flags
 
 if TYPE_CHECKING:
     from purify_jax import (
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-# Before anything is compiled.
+# Before anything is compiled. The module says what it brings, and how to turn it off.
 set_flags()
 
 #: Name → the room that it is from; the other names of ``__all__`` are rooms. Type checkers read the imports

@@ -6,13 +6,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-# With less of LLVM's optimisation, and with the older code generator for fusions, a program of a test's size
-# compiles in 40% of the time. XLA's own passes stay, so the arithmetic is the same up to rounding;
-# XLA_FLAGS= in the environment tests what users run.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
-)
-
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -20,11 +13,19 @@ import numpy as np
 import pytest
 
 import purify_jax as pj
+from purify_jax import xla
 from purify_jax.networks.convolution import convolve
 
 ROOT = Path(__file__).parents[1]
+
+# With less of LLVM's optimisation, and with the older code generator for fusions (where jaxlib still has it), a
+# program of a test's size compiles in 40% of the time. XLA's own passes stay, so the arithmetic is the same
+# up to rounding; PURIFY_TEST_QUICK=off in the environment tests what users run.
+QUICK = os.environ.get("PURIFY_TEST_QUICK") != "off"
+if QUICK:
+    xla.add([xla.LEVEL, "--xla_cpu_use_fusion_emitters=false"])
 #: For processes that need other flags besides.
-XLA_FLAGS = os.environ["XLA_FLAGS"]
+XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
 
 # Most of these tests' time is XLA's; what one test compiled, the next one (and every subprocess)
 # finds here. A new folder for every run, so that a run depends on nothing outside.
@@ -42,10 +43,10 @@ hypothesis.settings.load_profile("fixed")
 def compiled_without_optimisations():
     """For modules whose time is nearly all XLA's: they compile in half the time again, and run slower.
 
-    XLA_FLAGS= in the environment turns this off too.
+    PURIFY_TEST_QUICK=off in the environment turns this off too.
     """
     before = jax.config.read("jax_disable_most_optimizations")
-    if "--xla_cpu_use_fusion_emitters=false" in XLA_FLAGS:
+    if QUICK:
         jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

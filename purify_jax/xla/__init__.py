@@ -1,1 +1,0 @@
-"""What the library asks of XLA; imported first, before JAX, and imports nothing but the standard library."""
