@@ -29,6 +29,26 @@ def test_same_numbers_at_any_batch_size(exported, defense, digits_test, batch):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("implementation", exporting.IMPLEMENTATIONS)
+def test_keys_of_every_implementation(implementation, tmp_path):
+    """Noise alone, so that another stream of random numbers is another result."""
+    noisy = lambda keys, images: (
+        images.mean((1, 2))
+        + jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 3), (1,)))(keys)
+    )
+    path, images = tmp_path / "noisy.npz", jnp.full((3, 8, 8, 1), 0.5)
+    with jax.default_prng_impl(implementation):
+        exporting.export_defense(path, noisy, (8, 8, 1))
+    reloaded = exporting.load_exported(path)
+    keys = jax.random.split(jax.random.key(7, impl=implementation), 3)
+    np.testing.assert_allclose(jax.jit(reloaded)(keys, images), noisy(keys, images), atol=1e-6)
+    other = "rbg" if implementation != "rbg" else "unsafe_rbg"
+    with pytest.raises(InputError, match=f"keys: got {other} keys, expected {implementation}"):
+        reloaded(jax.random.split(jax.random.key(7, impl=other), 3), images)
+    exporting.export_defense(path, noisy, (8, 8, 1), implementation=other)
+    assert exporting.load_exported(path).implementation == other
+
+
 def test_same_gradient(exported, defense, digits_test):
     images, labels = digits_test.batch(np.arange(3))
     images = jnp.asarray(images)
@@ -46,7 +66,7 @@ def test_runs_without_the_model_code(exported, defense, digits_test, tmp_path):
         "from jax import export\n"
         f"data = np.load({str(tmp_path / 'in.npz')!r})\n"
         f"archive = np.load({str(exported)!r})\n"
-        "leaves = [archive[f'leaf_{i}'] for i in range(len(archive.files) - 1)]\n"
+        "leaves = [archive[f'leaf_{i}'] for i in range(len(archive.files) - 2)]\n"
         "run = export.deserialize(bytearray(archive['program'])).call\n"
         f"np.save({str(tmp_path / 'out.npy')!r}, run(leaves, data['keys'], data['images']))\n"
         "assert not any(m.startswith(('purify_jax', 'flax')) for m in sys.modules)\n"
@@ -79,6 +99,8 @@ def test_a_convolutional_score_network_exports(models, tmp_path):
 def test_bad_input_gets_one_line(defense, exported, tmp_path):
     with pytest.raises(InputError, match="platforms: got"):
         exporting.export_defense(tmp_path / "x", defense, (8, 8, 1), ("abacus",))
+    with pytest.raises(InputError, match="implementation: got"):
+        exporting.export_defense(tmp_path / "x", defense, (8, 8, 1), implementation="dice")
     with pytest.raises(InputError, match="is not a file"):
         exporting.load_exported(tmp_path / "nothing")
     (tmp_path / "torn").write_bytes(exported.read_bytes()[:1000])
