@@ -165,7 +165,7 @@ def _measure(name, defense, dataset, changed, kept) -> dict:
     atk, evaluation, key = pj.attacks, pj.evaluation, loading.key()
     samples = 1 if defense.is_deterministic else FLAGS.eot
     pgd = lambda gradient, eot: atk.PGD(
-        atk.eot(gradient, eot, pj.pytrees.UpTo(4)),
+        atk.eot(gradient, eot),
         norm=FLAGS.norm,
         epsilon=FLAGS.epsilon,
         num_steps=FLAGS.steps,
@@ -200,7 +200,7 @@ def _seconds(defense, dataset) -> float:
     count = min(FLAGS.batch_size, len(dataset))
     images, _ = dataset.batch(np.arange(count))
     keys = pj.image_keys(loading.key(), np.arange(count))
-    compiled = pj.devices.pieces.over_images(defense, None)
+    compiled = pj.devices.memory.divided(defense, None)
     compiled(keys, images)  # it waits for the device
     times = []
     for _ in range(5):

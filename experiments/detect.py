@@ -124,7 +124,7 @@ def _attacks(bare, rule, norm, threshold):
         epsilon=FLAGS.epsilon,
         num_steps=FLAGS.steps,
     )
-    eot = lambda gradient: atk.eot(gradient, FLAGS.eot, pj.pytrees.UpTo(4))
+    eot = lambda gradient: atk.eot(gradient, FLAGS.eot)
     yield "blind", pgd(atk.exact(bare))
     yield "exact+EOT on the rule", pgd(eot(atk.exact(rule)))
     yield "evading, classifier alone", pgd(evading(bare, norm, threshold))

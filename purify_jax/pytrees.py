@@ -14,7 +14,7 @@ arguments is ``jax.tree_util.Partial(function, *arrays)``.
 import dataclasses
 import functools
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar
 
 import flax.struct
@@ -22,7 +22,7 @@ import jax
 from jax.tree_util import Partial, all_leaves
 from typing_extensions import dataclass_transform
 
-__all__ = ["Partial", "Pytree", "UpTo", "as_pytree", "described", "jit", "pytree", "static"]
+__all__ = ["Jitted", "Partial", "Pytree", "as_pytree", "described", "jit", "pytree", "static"]
 
 T = TypeVar("T")
 
@@ -130,14 +130,6 @@ class Replaceable:
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
 
-class UpTo(int):
-    """How many of something are computed side by side, unless memory asks for fewer.
-
-    A plain number in its place is kept as it is. Both are equal, and share compiled programs. What
-    lowers it is ``devices.chunks``.
-    """
-
-
 def as_pytree(function: Callable) -> Any:
     """The function as a pytree: as it is if it is one already, else as static structure.
 
@@ -202,26 +194,35 @@ def call(function: Callable, *arguments: Any) -> Any:
 _compiled = jax.jit(call)
 
 
-class _Jitted:
-    """See :func:`jit`."""
+class Jitted:
+    """A compiled function together with the pytree that is its first argument.
 
-    def __init__(self, function: Callable):
-        self.function = as_pytree(function)
-        functools.update_wrapper(self, function, updated=())
+    compiled: what ``jax.jit`` returns.
+    function: the pytree, whose arrays so are no constants of the program.
+    place: puts the other arguments on the devices.
+    """
+
+    def __init__(
+        self,
+        compiled: Any,
+        function: Any,
+        place: Callable[[tuple], Sequence[Any]] = lambda arguments: arguments,
+    ):
+        self.compiled, self.function, self.place = compiled, function, place
 
     def __call__(self, *arguments: Any) -> Any:
-        return _compiled(self.function, *arguments)
+        return self.compiled(self.function, *self.place(arguments))
 
     def trace(self, *arguments: Any) -> Any:
         """``jax.jit(...).trace``, for a look at the program before it is compiled."""
-        return _compiled.trace(self.function, *arguments)
+        return self.compiled.trace(self.function, *self.place(arguments))
 
     def lower(self, *arguments: Any) -> Any:
         """``jax.jit(...).lower``, for a look at the compiled program."""
-        return _compiled.lower(self.function, *arguments)
+        return self.compiled.lower(self.function, *self.place(arguments))
 
 
-def jit(function: Callable) -> Callable:
+def jit(function: Callable) -> Jitted:
     """``jax.jit`` that passes the arrays of a defense, an attack, a purifier as arguments.
 
     ``pj.jit(attack)(keys, images, labels)``. All callables of one structure (the same networks, the
@@ -235,4 +236,6 @@ def jit(function: Callable) -> Callable:
     >>> [float(jit(Partial(scaled, jnp.float32(by)))(3.0)) for by in (1, 2)], len(traced)
     ([3.0, 6.0], 1)
     """
-    return _Jitted(function)
+    jitted = Jitted(_compiled, as_pytree(function))
+    functools.update_wrapper(jitted, function, updated=())
+    return jitted

@@ -11,6 +11,9 @@ from purify_jax.keys import fold_keys
 from purify_jax.pytrees import as_pytree, pytree, static
 from purify_jax.types import Array, GradientFn, Keys, PredictFn
 
+#: Draws side by side where ``samples_at_once`` is None.
+AT_ONCE = 4
+
 
 @pytree
 class MeanGradient:
@@ -19,6 +22,8 @@ class MeanGradient:
     gradient: Any
     num_samples: int = static()
     samples_at_once: int | None = static(default=None)
+
+    most_at_once = AT_ONCE
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> tuple[Array, Array]:
         one = lambda index: self.gradient(fold_keys(keys, index), images, labels)
@@ -35,7 +40,8 @@ def eot(gradient: GradientFn, num_samples: int, samples_at_once: int | None = No
       gradient: the gradient of one draw.
       num_samples: draws, ≥ 1.
       samples_at_once: draws computed side by side; the largest divisor of ``num_samples`` not
-        above this is used (all of them by default). Memory grows with it, not with the draws.
+        above this is used. By default at most 4, fewer where memory asks. Memory grows with it, not
+        with the draws.
     """
     check_count("num_samples", num_samples)
     if samples_at_once is not None:
@@ -53,6 +59,8 @@ class MeanPrediction:
     defense: Any
     num_samples: int = static()
     samples_at_once: int | None = static(default=None)
+
+    most_at_once = AT_ONCE
 
     def __call__(self, keys: Keys, images: Array) -> Array:
         one = jax.checkpoint(lambda index: self.defense(fold_keys(keys, index), images))
@@ -76,8 +84,8 @@ def average_draws(
 
 
 def largest_divisor(number: int, limit: int | None) -> int:
-    """The largest divisor of ``number`` that is not above ``limit`` (``number`` for None)."""
-    limit = number if limit is None else max(1, min(limit, number))
+    """The largest divisor of ``number`` that is not above ``limit`` (:data:`AT_ONCE` for None)."""
+    limit = max(1, min(AT_ONCE if limit is None else limit, number))
     return next(d for d in range(limit, 0, -1) if number % d == 0)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purify_jax.attacks.averages import largest_divisor
+from purify_jax.attacks.averages import AT_ONCE, largest_divisor
 from purify_jax.attacks.norms import get
 from purify_jax.checks import check_at_least, check_count
 from purify_jax.defense import Defense
@@ -62,6 +62,8 @@ class Grafted:
     norm: str = static()
     num_samples: int = static()
     samples_at_once: int | None = static(default=None)
+
+    most_at_once = AT_ONCE
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> tuple[Array, Array]:
         purify = lambda draw_keys, x: self.defense.purifier(draw_keys, x)[0]

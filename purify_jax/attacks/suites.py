@@ -28,14 +28,14 @@ from purify_jax.checks import check_choice, check_count
 from purify_jax.defense import Defense, undefended
 from purify_jax.keys import stream
 from purify_jax.purifiers import score_of
-from purify_jax.pytrees import UpTo, pytree, static
+from purify_jax.pytrees import pytree, static
 from purify_jax.types import Array, Attack, GradientFn, Keys
 
 
 class Options(NamedTuple):
     """norm and epsilon of the ball; steps and eot override the suite's; samples side by side.
 
-    Four samples at once by default, fewer where memory asks; a plain number is kept to. restarts: of the
+    At most four samples side by side by default, fewer where memory asks; a number that is given is kept. restarts: of the
     purifier in what attacks look through, all of the defense's by default. One is a draw of the same thing at
     a fraction of the cost; scoring is by the whole defense whatever it is.
     """
@@ -44,7 +44,7 @@ class Options(NamedTuple):
     epsilon: float = 8 / 255
     steps: int | None = None
     eot: int | None = None
-    samples_at_once: int | None = UpTo(4)
+    samples_at_once: int | None = None
     restarts: int | None = None
 
     def seen(self, defense: Defense) -> Defense:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from purify_jax import losses
 from purify_jax.attacks.auto_pgd import apgd, check_ball, pick
-from purify_jax.attacks.averages import average_draws, eot
+from purify_jax.attacks.averages import AT_ONCE, average_draws, eot
 from purify_jax.attacks.gradients import exact
 from purify_jax.checks import check_count
 from purify_jax.keys import stream
@@ -30,6 +30,8 @@ class TargetedAPGD:
     targets_at_once: int | None = static()
     loss_fn: Callable[[Array], LossFn] = static()
     deterministic: bool = static()
+
+    most_at_once = AT_ONCE
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> Array:
         # The choice of targets and of the best result needs draws of its own.

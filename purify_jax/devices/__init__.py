@@ -3,11 +3,8 @@
 # The binaries write pj.devices.progress; what is public of this room is pj.sharding.
 from purify_jax.devices import (  # noqa: F401
     batches,
-    chunks,
     compiling,
-    lifeline,
     memory,
-    pieces,
     progress,
     sharding,
 )

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from purify_jax.checks import InputError, check_count
-from purify_jax.devices import pieces, sharding
+from purify_jax.devices import memory, sharding
 from purify_jax.keys import image_keys
 from purify_jax.types import Array
 
@@ -86,7 +86,7 @@ def map_images(
             f"arrays: got {[len(array) for array in arrays]} rows, expected as many in each"
         )
     size = padded_size(batch_size, count, mesh)
-    run = pieces.over_images(function, mesh, batch_axis)
+    run = memory.divided(function, mesh, batch_axis)
     found = []
     for chosen, padded in batches(np.arange(count), size):
         result = run(image_keys(key, first + padded), *(array[padded] for array in arrays))

@@ -1,40 +1,242 @@
-"""Memory: what a program takes, before it is compiled and after, and what its device has free."""
+"""Work in pieces that fit in memory: how many images, samples and restarts are computed side by side.
 
+Images, samples (EOT, certification) and restarts of a purifier do not depend on each other. Computed side
+by side or one after the other, they give the same numbers up to rounding. Larger chunks are faster until
+they no longer fit in memory. One rule chooses:
+
+1. A program whose intermediate results would all fit is run as it is.
+2. Else the program is compiled, as it has to be anyway, and XLA tells what it takes. While that is too
+   much, the images are halved; of a single image the samples, then the restarts.
+3. When a device runs out of memory all the same, the chunk is halved again.
+
+A program may take what ``PURIFY_JAX_MEMORY`` says (200MB, 12GB, unlimited), else 0.8 of what is free. A
+number that the user gives as ``samples_at_once`` or ``restarts_at_once`` is kept; None is lowered.
+"""
+
+import dataclasses
 import math
 import os
 import re
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
 
 from purify_jax.checks import InputError
+from purify_jax.devices import sharding
 from purify_jax.passes import programs
+from purify_jax.pytrees import as_pytree
 
-#: Memory that may be taken, for those who know better: "200MB", "12GB", or "unlimited".
 VARIABLE = "PURIFY_JAX_MEMORY"
-#: Of what is free, the part that may be taken: other programs, and XLA's own, need some too.
+#: The part of what is free that a program may take: XLA itself and other programs need some too.
 SHARE = 0.8
-_UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+_UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+#: A field that may be None → the field of :class:`Chunk` that lowers it, and how many there are in all.
+_OPEN = {"samples_at_once": ("samples", "num_samples"), "restarts_at_once": ("restarts", "num_restarts")}  # fmt: skip
+#: (structure of a function, shapes, budget) → its chunk, chosen once in a process.
+_chosen: dict[Any, "Chunk"] = {}
 
 
-def budget(devices: list[Any]) -> float:
+class Chunk(NamedTuple):
+    """How many images, samples of each and restarts of each are computed side by side."""
+
+    images: int
+    samples: int = 1
+    restarts: int = 1
+
+    def halved(self, multiple: int = 1) -> "Chunk | None":
+        """Half the images, rounded up to ``multiple``; below that half the samples, then the restarts.
+
+        >>> Chunk(24, 4).halved(multiple=8), Chunk(8, 4).halved(multiple=8), Chunk(1).halved()
+        (Chunk(images=16, samples=4, restarts=1), Chunk(images=8, samples=2, restarts=1), None)
+        """
+        for name, size, least in zip(self._fields, self, (multiple, 1, 1), strict=True):
+            if size > least:
+                return self._replace(**{name: -(-size // (2 * least)) * least})
+        return None
+
+    def __str__(self) -> str:
+        words = [
+            f"{n} {name if n > 1 else name[:-1]}"
+            for n, name in zip(self, self._fields, strict=True)
+        ]
+        return " × ".join([words[0], *(word for word in words[1:] if not word.startswith("1 "))])
+
+
+def choose(need: Callable[[Chunk], float], free: float, most: Chunk, multiple: int = 1) -> Chunk:
+    """The first of ``most``, its half, its quarter, ... that takes at most ``free`` bytes.
+
+    ``need`` tells the bytes of a chunk, infinite for what cannot be compiled. Half a chunk takes at least
+    half the bytes, so it is not asked for halves that cannot fit. If none fits, the smallest is chosen.
+    """
+    chunk, taken = most, need(most)
+    while taken > free and (smaller := chunk.halved(multiple)) is not None:
+        while taken * math.prod(smaller) > free * math.prod(chunk) and math.isfinite(taken):
+            if (next_smaller := smaller.halved(multiple)) is None:
+                break
+            smaller = next_smaller
+        chunk, taken = smaller, need(smaller)
+    return chunk
+
+
+def divided(
+    function: Callable, mesh: Mesh | None, batch_axis: int = 0, split_large: bool = False
+) -> Callable:
+    """:func:`sharding.over_images` of batches of any size, in chunks where memory asks for it.
+
+    For functions of arrays with one row per image that treat every image by itself. A line on standard
+    error says what was chosen, if it is not everything. Processes that share a batch compute it whole,
+    so that all of them run the same program.
+    """
+    if mesh is not None and not sharding.is_own(mesh):
+        return sharding.over_images(function, mesh, batch_axis, split_large)
+    return _Divided(as_pytree(function), mesh, batch_axis, split_large)
+
+
+class _Divided:
+    """See :func:`divided`."""
+
+    def __init__(self, function: Any, mesh: Mesh | None, batch_axis: int, split_large: bool):
+        self.function, self.batch_axis = function, batch_axis
+        self.devices = [jax.local_devices()[0]] if mesh is None else list(mesh.devices.flat)
+        self.compiled: dict[tuple[int, int], Any] = {}
+        self.placed = (mesh, batch_axis, split_large)
+
+    def __call__(self, *arguments: Any) -> Any:
+        leaves, structure = jax.tree.flatten((self.function, arguments))
+        shapes = tuple((np.shape(x), str(getattr(x, "dtype", type(x)))) for x in leaves)
+        place = (structure, shapes, self.placed, os.environ.get(VARIABLE))
+        if place not in _chosen:
+            _chosen[place] = self._choose(arguments)
+        while True:
+            try:
+                return self._run(_chosen[place], arguments)
+            except jax.errors.JaxRuntimeError as error:
+                smaller = _chosen[place].halved(len(self.devices))
+                if smaller is None or not _ran_out(error):
+                    raise
+                _say(f"memory: the device ran out of it, going on with {smaller} at once")
+                _chosen[place] = smaller
+
+    def limited(self, chunk: Chunk) -> Any:
+        """The function with the chunk's samples and restarts at once, compiled when it is called."""
+        limits = (chunk.samples, chunk.restarts)
+        if limits not in self.compiled:
+            self.compiled[limits] = sharding.over_images(
+                lowered(self.function, chunk), *self.placed
+            )
+        return self.compiled[limits]
+
+    def _run(self, chunk: Chunk, arguments: tuple) -> Any:
+        run, count = self.limited(chunk), len(arguments[0])
+        if chunk.images >= count:
+            # An error of the device comes out here, where it can be answered.
+            return jax.block_until_ready(run(*arguments))
+        found = []
+        for start in range(0, count, chunk.images):
+            rows = np.arange(start, start + chunk.images) % count
+            kept = np.arange(min(chunk.images, count - start))
+            take = lambda x, kept=kept: np.take(np.asarray(x), kept, axis=self.batch_axis)
+            found.append(jax.tree.map(take, run(*(a[rows] for a in arguments))))
+        return jax.tree.map(lambda *parts: np.concatenate(parts, self.batch_axis), *found)
+
+    def _choose(self, arguments: tuple) -> Chunk:
+        most = Chunk(len(arguments[0]), **most_at_once(self.function))
+        free = budget(self.devices)
+        # jit keeps what it traced: the run that follows does not trace again.
+        if (
+            math.isinf(free)
+            or traced_bytes(self.limited(most).trace(*arguments).jaxpr.jaxpr) <= free
+        ):
+            return most
+        taken: dict[Chunk, float] = {}
+
+        def need(chunk: Chunk) -> float:
+            # Of arrays as in the run, not of their shapes: jit then keeps what it compiled for the run.
+            traced = self.limited(chunk).trace(*(a[: chunk.images] for a in arguments))
+            try:
+                taken[chunk] = compiled_bytes(traced.lower().compile())
+            except jax.errors.JaxRuntimeError as error:
+                if not _ran_out(error):
+                    raise
+                taken[chunk] = math.inf  # compilers try kernels out, which takes memory as well
+            return taken[chunk]
+
+        chunk = choose(need, free, most, len(self.devices))
+        if chunk != most:
+            _say(
+                f"memory: {taken[most] / 1e6:.3g} MB for {most} at once, {free / 1e6:.3g} MB may be taken: "
+                f"{chunk} at once ({taken[chunk] / 1e6:.3g} MB)"
+            )
+        return chunk
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
+
+
+# --- numbers that are open ----------------------------------------------------------------------
+
+
+def most_at_once(tree: Any) -> dict[str, int]:
+    """The most samples and restarts that a function computes side by side where none are given."""
+    most = {"samples": 1, "restarts": 1}
+
+    def look(holder: Any) -> Any:
+        for name, top in _open(holder).items():
+            most[_OPEN[name][0]] = max(most[_OPEN[name][0]], top)
+        return holder
+
+    _map_holders(look, tree)
+    return most
+
+
+def lowered(tree: Any, chunk: Chunk) -> Any:
+    """A function's pytree with the numbers that are open at most at the chunk's."""
+
+    def lower(holder: Any) -> Any:
+        limits = {name: getattr(chunk, _OPEN[name][0]) for name in _OPEN}
+        changes = {name: limits[name] for name, top in _open(holder).items() if limits[name] < top}
+        return dataclasses.replace(holder, **changes) if changes else holder
+
+    return _map_holders(lower, tree)
+
+
+def _open(holder: Any) -> dict[str, int]:
+    """Field that is None → what it stands for: all there are, or the class's ``most_at_once``."""
+    fields = [name for name in _OPEN if getattr(holder, name, 0) is None]
+    limit = getattr(holder, "most_at_once", math.inf)
+    return {name: int(min(getattr(holder, _OPEN[name][1]), limit)) for name in fields}
+
+
+def _map_holders(function: Callable, tree: Any) -> Any:
+    """A pytree with ``function`` applied to every dataclass in it, from the innermost out."""
+    children, structure = jax.tree.flatten(tree, is_leaf=lambda x: x is not tree)
+    if len(children) != 1 or children[0] is not tree:
+        tree = jax.tree.unflatten(structure, [_map_holders(function, c) for c in children])
+    return function(tree) if dataclasses.is_dataclass(tree) else tree
+
+
+# --- bytes --------------------------------------------------------------------------------------
+
+
+def budget(devices: Sequence[jax.Device]) -> float:
     """Bytes that a program may take on each of this process's ``devices``; infinite if unknown.
 
-    What :data:`VARIABLE` says, else :data:`SHARE` of what is free: of the device's memory where the
-    device tells it, on a CPU of the machine's and of the control groups' that the process is in.
-    Raises InputError for a variable that is no amount.
+    Raises InputError for a :data:`VARIABLE` that is no amount of memory.
     """
-    given = os.environ.get(VARIABLE)
-    if given:
+    if given := os.environ.get(VARIABLE):
         return amount(given)
-    told = [device.memory_stats() for device in devices if device.platform != "cpu"]
-    limits = [s["bytes_limit"] - s["bytes_in_use"] for s in told if s and "bytes_limit" in s]
-    if limits:
-        return SHARE * min(limits)
-    if any(device.platform != "cpu" for device in devices):
-        return math.inf
-    return SHARE * host_free() / max(len(devices), 1)
+    if devices[0].platform == "cpu":
+        return SHARE * host_free() / len(devices)
+    told = [device.memory_stats() or {} for device in devices]
+    free = [s["bytes_limit"] - s["bytes_in_use"] for s in told if "bytes_limit" in s]
+    return SHARE * min(free, default=math.inf)
 
 
 def amount(text: str) -> float:
@@ -45,70 +247,42 @@ def amount(text: str) -> float:
     """
     if text.strip().lower() == "unlimited":
         return math.inf
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B?)\s*", text, re.IGNORECASE | re.ASCII)
-    unit = (found[2].upper().removesuffix("B") + "B").removeprefix("B") if found else ""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE | re.ASCII)
     if found is None or float(found[1]) <= 0:
         raise InputError(f"{VARIABLE}: got {text!r}, expected 200MB, 12GB, ... or unlimited")
-    return float(found[1]) * _UNITS[unit]
+    return float(found[1]) * _UNITS[found[2].upper()]
 
 
 def host_free(root: Path = Path("/")) -> float:
-    """Bytes that this process may still take of the machine's memory; infinite where nothing tells.
+    """Bytes that Linux calls available, or the limit of this process's control group if that is less.
 
-    The least of what Linux calls available and what the limits of the process's control groups leave
-    (both versions; file caches of a group are free, as the kernel drops them). ``root`` is for tests.
+    Infinite where neither is told. ``root`` is for tests.
     """
-    found = re.search(r"^MemAvailable:\s*(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
-    free = float(found[1]) * 1024 if found else math.inf
-    for folder in _groups(root):
-        for limit, usage in (
-            ("memory.max", "memory.current"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        ):
-            most, used = _read(folder / limit).strip(), _read(folder / usage).strip()
-            if most.isdigit() and used.isdigit():
-                cached = re.search(r"^inactive_file (\d+)", _read(folder / "memory.stat"), re.M)
-                kept = int(used) - (int(cached[1]) if cached else 0)
-                free = min(free, max(float(most) - kept, 0.0))
-    return free
 
+    def numbers(path: str, pattern: str) -> list[str]:
+        try:
+            return re.findall(pattern, (root / path).read_text(), re.MULTILINE)
+        except OSError:
+            return []
 
-def _groups(root: Path) -> list[Path]:
-    """The folders of the control groups that this process is in, with all that are above them."""
-    found = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, place = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        base = root / "sys/fs/cgroup" / ("memory" if controllers else "")
-        inside = Path(place.lstrip("/"))
-        found += [base / inside, *(base / above for above in inside.parents), base]
-    return list(dict.fromkeys(found))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
+    amounts = [1024 * float(n) for n in numbers("proc/meminfo", r"^MemAvailable:\s*(\d+) kB")]
+    for group in numbers("proc/self/cgroup", r"^0::/(.*)$"):
+        for folder in (Path(group), *Path(group).parents):
+            amounts += map(float, numbers(f"sys/fs/cgroup/{folder}/memory.max", r"^\d+$"))
+    return min(amounts, default=math.inf)
 
 
 def traced_bytes(program: Any) -> int:
     """Bytes of every intermediate result of a traced program (a jaxpr), a loop's body counted once.
 
-    A compiled program holds a part of them at a time. Where even all of them fit there is nothing to
-    choose, and this costs milliseconds, where compiling costs minutes.
+    A compiled program holds a part of them at a time. Counting takes milliseconds, compiling up to minutes.
     """
-    total = 0
-    for equation in program.eqns:
-        total += sum(_bytes(variable.aval) for variable in equation.outvars)
-        total += sum(traced_bytes(inner) for inner in programs(equation.params))
-    return total
-
-
-def _bytes(value: Any) -> int:
-    itemsize = getattr(getattr(value, "dtype", None), "itemsize", 0)
-    return math.prod(getattr(value, "shape", ())) * itemsize
+    values = [variable.aval for equation in program.eqns for variable in equation.outvars]
+    inner = [each for equation in program.eqns for each in programs(equation.params)]
+    sizes = [
+        math.prod(v.shape) * getattr(v.dtype, "itemsize", 0) for v in values if hasattr(v, "shape")
+    ]
+    return sum(sizes) + sum(map(traced_bytes, inner))
 
 
 def compiled_bytes(compiled: Any) -> int:
@@ -117,6 +291,5 @@ def compiled_bytes(compiled: Any) -> int:
     return 0 if memory is None else memory.temp_size_in_bytes + memory.output_size_in_bytes
 
 
-def ran_out(error: BaseException) -> bool:
-    """Whether an error says that a device had no memory left."""
-    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+def _ran_out(error: jax.errors.JaxRuntimeError) -> bool:
+    return "RESOURCE_EXHAUSTED" in str(error)

@@ -5,9 +5,12 @@ each image by itself, so they run under ``shard_map`` without any communication;
 partitioned by XLA, which adds up the gradients.
 """
 
+import atexit
 import functools
+import inspect
+import os
+import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import jax
@@ -17,10 +20,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from purify_jax.checks import InputError, check_count
-from purify_jax.devices import lifeline
-from purify_jax.pytrees import as_pytree, call, jit
+from purify_jax.pytrees import Jitted, as_pytree, call, jit
 
 AXIS = "data"
+#: Seconds after which JAX ends the processes of a run, one of which sends no heartbeat. A killed process 0,
+#: which counts them, is noticed within a second, another one after 8.6 s where this is 10. JAX's default is 100.
+HEARTBEAT = 30
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -41,6 +46,9 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
 
     ``coordinator`` is ``host:port`` of process 0. On a TPU pod or a cluster that JAX knows, all
     three may be None. Raises InputError for one without the others, and where no cluster is found.
+
+    When a process dies, JAX ends all others after :data:`HEARTBEAT` seconds, with a message ("another task
+    died") and a trace, by SIGABRT. Start all again with the same flags to continue from the last checkpoint.
     """
     given = [value is not None for value in (coordinator, num_processes, process_id)]
     if any(given) and not all(given):
@@ -54,20 +62,26 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
         raise InputError(f"coordinator: got {coordinator!r}, expected host:port")
     if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
         raise InputError(f"process_id: got {process_id}, expected 0 to {num_processes - 1}")
+    known = inspect.signature(jax.distributed.initialize).parameters
+    # Older versions of JAX have no such argument, and wait for 100 s.
+    patience: dict[str, Any] = {n: HEARTBEAT for n in ("heartbeat_timeout_seconds",) if n in known}
     if coordinator is None:
         try:
-            jax.distributed.initialize()
+            jax.distributed.initialize(**patience)
         except ValueError as error:
             raise InputError(
                 f"distributed: {error} Expected a cluster that JAX recognises, or coordinator, "
                 "num_processes and process_id"
             ) from error
-        return
-    # Else JAX aborts the process before it can say what happened. Older versions lack the flag.
-    with suppress(AttributeError):
-        jax.config.update("jax_enable_recoverability", True)
-    jax.distributed.initialize(coordinator, num_processes, process_id)
-    lifeline.connect(coordinator.rsplit(":", 1)[0])
+    else:
+        jax.distributed.initialize(coordinator, num_processes, process_id, **patience)
+    atexit.register(_end_at_once_after_an_error)
+
+
+def _end_at_once_after_an_error() -> None:
+    """JAX would wait for the others, minutes long, and they for this process."""
+    if hasattr(sys, "last_value"):
+        os._exit(1)
 
 
 def _is_address(text: str) -> bool:
@@ -174,32 +188,18 @@ def over_images(
     With ``split_large`` the function's large arrays are split over the devices and gathered by XLA
     where they are used, for parameters that no device holds by itself.
 
-    What comes back is called like the function; its ``trace`` is that of ``jax.jit``.
+    What comes back is called like the function. On the devices of one process it is a
+    :class:`~purify_jax.pytrees.Jitted`.
     """
     if mesh is None:
         return jit(function)
-    return _OverImages(function, mesh, batch_axis, split_large)
-
-
-class _OverImages:
-    """See :func:`over_images`."""
-
-    def __init__(self, function: Callable, mesh: Mesh, batch_axis: int, split_large: bool):
-        self.function = place(mesh, as_pytree(function), split_large)
-        self.mesh = mesh
-        self.compiled: Any = _spread(mesh, batch_axis, split_large)
-
-    def __call__(self, *arguments: Any) -> Any:
-        spread = NamedSharding(self.mesh, P(AXIS))
-        result = self.compiled(self.function, *(_put(a, spread) for a in arguments))
-        if is_own(self.mesh):
-            return result
-        return multihost_utils.process_allgather(result, tiled=True)
-
-    def trace(self, *arguments: Any) -> Any:
-        """``jax.jit(...).trace``, for a look at the program before it is compiled."""
-        spread = NamedSharding(self.mesh, P(AXIS))
-        return self.compiled.trace(self.function, *(_put(a, spread) for a in arguments))
+    spread = NamedSharding(mesh, P(AXIS))
+    put = lambda arguments: [_put(a, spread) for a in arguments]
+    placed = place(mesh, as_pytree(function), split_large)
+    run = Jitted(_spread(mesh, batch_axis, split_large), placed, put)
+    if is_own(mesh):
+        return run
+    return lambda *arguments: multihost_utils.process_allgather(run(*arguments), tiled=True)
 
 
 @functools.lru_cache(maxsize=32)
@@ -229,6 +229,7 @@ def _put(array: Any, where: NamedSharding) -> Any:
 def _place(array: Any, spread: NamedSharding) -> Any:
     """The part of an array that every process has whole, on the devices of all processes."""
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
-        return jax.jit(jax.random.wrap_key_data)(_place(jax.random.key_data(array), spread))
+        wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(array))
+        return jax.jit(wrap)(_place(jax.random.key_data(array), spread))
     whole = np.asarray(array)
     return jax.make_array_from_callback(whole.shape, spread, lambda index: whole[index])

@@ -15,7 +15,7 @@ from purify_jax.attacks import norms
 from purify_jax.attacks.costs import Passes
 from purify_jax.checks import InputError, check_count, check_images, check_labels
 from purify_jax.data import Dataset
-from purify_jax.devices import pieces, sharding
+from purify_jax.devices import memory, sharding
 from purify_jax.devices.batches import batches, of_shard, padded_size
 from purify_jax.evaluation.predictions import (
     ball_of,
@@ -112,12 +112,12 @@ def evaluate(
     if shard != (0, 1):
         identify["shard"] = list(shard)
     file = RecordFile(path, {**identify, **(header or {})})
-    scorer = pieces.over_images(
+    scorer = memory.divided(
         fresh_draws(defense, draws), mesh, batch_axis=1, split_large=shard_parameters
     )
     everything: dict[str, Attack] = {"clean": Partial(_unchanged), **attacks}
     runs = {
-        name: pieces.over_images(attack, mesh, split_large=shard_parameters)
+        name: memory.divided(attack, mesh, split_large=shard_parameters)
         for name, attack in everything.items()
     }
     done = dict.fromkeys(everything, 0)

@@ -26,13 +26,13 @@ from purify_jax.checks import (
     check_number,
 )
 from purify_jax.data import Dataset
-from purify_jax.devices import pieces, sharding
+from purify_jax.devices import memory, sharding
 from purify_jax.devices.batches import batches, of_shard, padded_size
 from purify_jax.evaluation.predictions import is_finite
 from purify_jax.evaluation.records import Record, RecordFile
 from purify_jax.evaluation.statistics import Interval, wilson
 from purify_jax.keys import fold_keys, image_keys, normal_like, stream_key
-from purify_jax.pytrees import UpTo, pytree, static
+from purify_jax.pytrees import pytree, static
 from purify_jax.types import BOUNDS, Array, Keys, PredictFn
 
 #: The prediction of an image on which the smoothed classifier abstains.
@@ -86,11 +86,15 @@ class ClassCounts:
     predict: Any
     sigma: float
     num_samples: int = static()
-    samples_at_once: int = static()
+    samples_at_once: int | None = static(default=None)
     bounds: tuple[float, float] | None = static(default=BOUNDS)
 
+    #: Samples side by side where ``samples_at_once`` is None.
+    most_at_once = 100
+
     def __call__(self, keys: Keys, images: Array, first: Array) -> Array:
-        batch, at_once = images.shape[0], self.samples_at_once
+        batch = images.shape[0]
+        at_once = min(self.samples_at_once or self.most_at_once, self.num_samples)
         repeated = jnp.repeat(images, at_once, axis=0)
 
         def chunk(total: Array, index: Array) -> tuple[Array, None]:
@@ -116,24 +120,24 @@ def class_counts(
     predict: PredictFn,
     sigma: float,
     num_samples: int,
-    samples_at_once: int,
+    samples_at_once: int | None = None,
     bounds: tuple[float, float] | None = BOUNDS,
 ) -> ClassCounts:
     """(keys ``[batch]``, images, first ``[batch]``) → counts ``[batch, classes]`` of noisy predictions.
 
-    Samples ``first`` to ``first + num_samples``, ``samples_at_once`` of them side by side. Sample
-    i of an image depends on its key and i alone. ``bounds`` clips noisy images before ``predict``
+    Samples ``first`` to ``first + num_samples``, ``samples_at_once`` of them side by side: by
+    default 100, fewer where memory asks. Sample i of an image depends on its key and i alone. ``bounds`` clips noisy images before ``predict``
     (as part of the base classifier).
     """
     check_at_least("sigma", sigma, 0.0)
     check_count("num_samples", num_samples)
-    check_count("samples_at_once", samples_at_once)
+    if samples_at_once is not None:
+        check_count("samples_at_once", samples_at_once)
     return ClassCounts(
         predict=predict,
         sigma=sigma,
         num_samples=num_samples,
-        # Of the type that was given: whether memory may lower it.
-        samples_at_once=type(samples_at_once)(min(samples_at_once, num_samples)),
+        samples_at_once=samples_at_once,
         bounds=bounds,
     )
 
@@ -193,8 +197,9 @@ def certify(
     if shard != (0, 1):
         identify["shard"] = list(shard)
     file = RecordFile(path, {**identify, **(header or {})})
-    at_once = UpTo(100) if samples_at_once is None else samples_at_once
-    counter = lambda total: pieces.over_images(class_counts(predict, sigma, total, at_once), mesh)
+    counter = lambda total: memory.divided(
+        class_counts(predict, sigma, total, samples_at_once), mesh
+    )
     select, estimate = counter(n0), counter(n)
     records: list[Record] = []
 

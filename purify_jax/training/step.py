@@ -14,7 +14,7 @@ from purify_jax import energy, losses
 from purify_jax.checks import check_at_least
 from purify_jax.devices import sharding
 from purify_jax.keys import FLIP, fold_keys, image_keys
-from purify_jax.pytrees import as_pytree, pytree, static
+from purify_jax.pytrees import Jitted, as_pytree, pytree, static
 from purify_jax.training.augmentation import random_flip
 from purify_jax.training.muon import scale_by_muon
 from purify_jax.types import Array, Keys, Params
@@ -218,7 +218,7 @@ def scan_steps(
     ema_decay: float = 0.999,
     mesh: Mesh | None = None,
     shard_parameters: bool = False,
-) -> "RunSteps":
+) -> Jitted:
     """A jitted function (state, images, labels, indices ``[K, batch]``) → (state, mean metrics).
 
     The data set stays on the device; every step gathers, scales and flips its batch there, and
@@ -257,22 +257,4 @@ def scan_steps(
         return state, jax.tree.map(jnp.mean, metrics)
 
     placed = sharding.place(mesh, as_pytree(loss_fn))
-    return RunSteps(jax.jit(run, donate_argnums=1), placed)
-
-
-class RunSteps:
-    """A compiled training dispatch and the loss that it takes as its first argument.
-
-    So what a loss holds (noise levels, the parameters of a purifier) is no constant of the program.
-    """
-
-    def __init__(self, compiled: Any, loss_fn: Any):
-        self._compiled, self._loss_fn = compiled, loss_fn
-
-    def __call__(self, *arguments: Any) -> tuple[TrainState, dict[str, Array]]:
-        """(state, images, labels, indices) → (state, mean metrics)."""
-        return self._compiled(self._loss_fn, *arguments)
-
-    def lower(self, *arguments: Any) -> Any:
-        """``jax.jit(...).lower``, to compile ahead of the first dispatch."""
-        return self._compiled.lower(self._loss_fn, *arguments)
+    return Jitted(jax.jit(run, donate_argnums=1), placed)

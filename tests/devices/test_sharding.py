@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -117,39 +118,6 @@ def test_four_devices_give_the_numbers_of_one(tmp_path):
     )
 
 
-WATCH = """
-import socket, sys, time
-from purify_jax.devices import lifeline
-lifeline._watch(socket.create_connection(("127.0.0.1", int(sys.argv[1]))))
-print("connected", flush=True)
-lifeline._threads[0].join(60)
-print("went on")
-"""
-
-
-@pytest.mark.parametrize("goodbye", [False, True])
-def test_a_cut_line_ends_a_process_with_one_line(goodbye):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
-        process = subprocess.Popen(
-            [sys.executable, "-c", WATCH, port], cwd=ROOT, env=environment(),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        line, _ = server.accept()
-        assert process.stdout.readline() == "connected\n"
-        if goodbye:
-            line.sendall(b"g")
-        line.close()
-        out, err = process.communicate(timeout=60)
-    if goodbye:
-        assert (process.returncode, out) == (0, "went on\n")
-    else:
-        assert (process.returncode, out) == (1, "")
-        (message,) = err.strip().splitlines()
-        assert "ended before its work was done" in message
-        assert "continue from the last checkpoint" in message
-
-
 def free_address():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -184,9 +152,8 @@ def test_a_killed_process_stops_the_other_and_four_devices_continue_on_one(victi
     while max(saved(), default=0) < 200 and time.monotonic() < deadline:
         time.sleep(0.2)
     both[victim].kill()
-    assert both[1 - victim].wait(60) == 1
-    last = errors[1 - victim].read_text().strip().splitlines()[-1]
-    assert "error: processes: another of the 2 processes" in last
+    assert both[1 - victim].wait(2 * sharding.HEARTBEAT) == -signal.SIGABRT
+    assert "another task died" in errors[1 - victim].read_text()
     # The same folder, on one device of one process, to a step that the killed run had not reached.
     reached = max(saved())
     (tmp_path / "ebm" / "config.json").unlink()  # it holds the number of steps, which changes
@@ -195,6 +162,37 @@ def test_a_killed_process_stops_the_other_and_four_devices_continue_on_one(victi
     assert done.returncode == 0, err[-2000:]
     steps = [json.loads(x)["step"] for x in (tmp_path / "ebm" / "metrics.jsonl").open()]
     assert steps == [*range(50, reached + 101, 50)]
+
+
+FAILING = """
+import sys, time
+import jax
+from purify_jax.devices import sharding
+sharding.HEARTBEAT = 10
+sharding.initialize(sys.argv[1], 2, int(sys.argv[2]))
+print(jax.device_count(), flush=True)
+if sys.argv[2] == sys.argv[3]:
+    raise ValueError("mine")
+time.sleep(300)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_an_error_in_one_process_ends_the_other(victim):
+    command = [sys.executable, "-c", FAILING, free_address()]
+    both = [
+        subprocess.Popen(
+            [*command, str(rank), str(victim)],
+            cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=300)[1] for process in both]
+    assert both[victim].returncode == 1
+    assert "ValueError: mine" in said[victim]
+    assert both[1 - victim].returncode == -signal.SIGABRT
+    assert "another task died" in said[1 - victim]
 
 
 @pytest.mark.slow
@@ -220,6 +218,17 @@ def test_rounding_and_placement_on_one_device():
     double = sharding.over_images(lambda x: 2 * x, mesh)
     np.testing.assert_array_equal(double(np.arange(4.0)), 2 * np.arange(4.0))
     assert sharding.default_mesh() is None or jax.device_count() > 1
+
+
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_keys_that_are_placed_keep_their_implementation(implementation):
+    spread = jax.sharding.NamedSharding(
+        sharding.data_mesh(), jax.sharding.PartitionSpec(sharding.AXIS)
+    )
+    keys = jax.random.split(jax.random.key(3, impl=implementation), 4 * jax.device_count())
+    placed = sharding._place(keys, spread)
+    assert (placed.dtype, placed.sharding) == (keys.dtype, spread)
+    np.testing.assert_array_equal(jax.random.key_data(placed), jax.random.key_data(keys))
 
 
 def test_no_cluster_to_join_gets_one_line(run_binary, tmp_path):
