@@ -135,12 +135,8 @@ def chosen(monkeypatch):
     return found
 
 
-def _keys(count=COUNT):
-    return pj.image_keys(jax.random.key(1), np.arange(count))
-
-
-def _mean(defense, samples_at_once=None):
-    return attacks.average_draws(defense, 4, samples_at_once)
+def _keys():
+    return pj.image_keys(jax.random.key(1), np.arange(COUNT))
 
 
 def test_what_obviously_fits_is_neither_compiled_to_be_measured_nor_mentioned(
@@ -156,7 +152,7 @@ def test_what_obviously_fits_is_neither_compiled_to_be_measured_nor_mentioned(
 
 def test_a_small_budget_divides_the_work_and_changes_no_numbers(made, chosen, monkeypatch, capfd):
     defense, images, _ = made
-    mean = _mean(defense)
+    mean = attacks.average_draws(defense, 4)
     whole = np.asarray(pj.jit(mean)(_keys(), images))
     for budget, chunk in BUDGETS.items():
         monkeypatch.setenv(memory.VARIABLE, budget)
@@ -176,7 +172,8 @@ def test_a_number_that_was_given_is_kept_whatever_was_chosen_for_the_default(
     """4 samples that the user gave and at most 4 by default are two programs."""
     defense, images, _ = made
     monkeypatch.setenv(memory.VARIABLE, "3MB")
-    given, default = (memory.divided(_mean(defense, n), None) for n in (4, None))
+    means = [attacks.average_draws(defense, 4, at_once) for at_once in (4, None)]
+    given, default = (memory.divided(mean, None) for mean in means)
     for run in (given, default, given):
         run(_keys(), images)
     assert list(chosen.values()) == [Chunk(1, 1, 1), Chunk(1, 2, 4)]
