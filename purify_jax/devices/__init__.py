@@ -1,6 +1,6 @@
-"""Devices and processes: the only code that knows of them."""
+"""Devices, processes and memory: how a computation is executed."""
 
-# The binaries write pj.devices.progress; what is public of this room is pj.sharding.
+# The binaries use pj.devices.progress; the public module of this package is pj.sharding.
 from purify_jax.devices import (  # noqa: F401
     batches,
     compiling,

@@ -1,4 +1,4 @@
-"""Progress bars; whole lines, half a minute apart, where nobody watches (log files, job arrays, notebooks' servers)."""
+"""Progress bars on a terminal; in log files whole lines, half a minute apart."""
 
 import io
 import sys
@@ -12,12 +12,12 @@ INTERVAL = 30.0
 
 
 class _Lines(tqdm):
-    """Says by lines of their own what a bar would say by overwriting itself."""
+    """Writes lines in place of a bar that overwrites itself."""
 
     def __init__(self, *arguments: Any, **settings: Any):
         self._said = 0.0
         self._text = ""
-        # tqdm's own words go nowhere; :meth:`display` says them.
+        # What tqdm itself writes is dropped: :meth:`display` writes in its place.
         super().__init__(*arguments, file=io.StringIO(), mininterval=1.0, **settings)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
@@ -27,7 +27,7 @@ class _Lines(tqdm):
         return True
 
     def close(self) -> None:
-        """The last line says how it ended."""
+        """Writes the last line."""
         if not self.disable:
             self._say()
         super().close()

@@ -1,6 +1,6 @@
 """Devices: one mesh with a data axis, images split over it, parameters on every device.
 
-The only module that knows of devices. Evaluation, attacks, certification and purification work on
+Evaluation, attacks, certification and purification work on
 each image by itself, so they run under ``shard_map`` without any communication; a training step is
 partitioned by XLA, which adds up the gradients.
 """

@@ -15,6 +15,7 @@ transposes in forms that stay fast:
 It differentiates any number of times, forwards and backwards, and batches under ``vmap``.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,8 @@ from jax.interpreters import ad, batching, mlir
 from purify_jax.types import Array
 
 _NUMBERS = ("NHWC", "HWIO", "NHWC")
-Pairs = tuple[tuple[int, int], tuple[int, int]]
+Pair = tuple[int, int]
+Pairs = tuple[Pair, Pair]
 
 #: Fewer images than this, summed over as if they were channels, are too few for a convolution to be fast.
 _FEW_IMAGES = 8
@@ -37,9 +39,9 @@ _FEW_IMAGES = 8
 def convolve(
     images: Array,
     kernel: Array,
-    strides: tuple[int, int] = (1, 1),
+    strides: Pair = (1, 1),
     padding: str | Pairs = "SAME",
-    dilation: tuple[int, int] = (1, 1),
+    dilation: Pair = (1, 1),
 ) -> Array:
     """2-D cross-correlation: images ``[b, h, w, in]``, kernel ``[kh, kw, in, out]``."""
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel.shape[:2], strict=True)]
@@ -57,10 +59,10 @@ def convolve(
 def conv_general_dilated(
     lhs: Array,
     rhs: Array,
-    window_strides: Any,
-    padding: Any,
-    lhs_dilation: Any = None,
-    rhs_dilation: Any = None,
+    window_strides: Pair,
+    padding: str | Pairs,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Pair | None = None,
     dimension_numbers: Any = None,
     feature_group_count: int = 1,
     precision: Any = None,
@@ -73,17 +75,19 @@ def conv_general_dilated(
             f"feature_group_count, lhs_dilation: got {feature_group_count}, {lhs_dilation}, "
             "expected 1 and no dilation of the images (no grouped or transposed convolutions)"
         )
-    return convolve(lhs, rhs, tuple(window_strides), padding, tuple(rhs_dilation or (1, 1)))
+    return convolve(lhs, rhs, window_strides, padding, rhs_dilation or (1, 1))
 
 
-def _native(images: Array, kernel: Array, *, strides: Any, padding: Any, dilation: Any) -> Array:
+def _native(
+    images: Array, kernel: Array, *, strides: Pair, padding: Pairs, dilation: Pair
+) -> Array:
     return lax.conv_general_dilated(
         images, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=_NUMBERS
     )
 
 
 def _images_transpose(
-    cotangent: Array, images: Any, kernel: Array, *, strides: Any, padding: Any, dilation: Any
+    cotangent: Array, images: Any, kernel: Array, *, strides: Pair, padding: Pairs, dilation: Pair
 ) -> Array:
     sizes = images.aval.shape[1:3]
     strided = tuple(strides) != (1, 1)
@@ -104,7 +108,7 @@ def _images_transpose(
 
 
 def _images_transpose_in_phases(
-    cotangent: Array, sizes: Any, kernel: Array, strides: Any, padding: Any
+    cotangent: Array, sizes: Sequence[int], kernel: Array, strides: Pair, padding: Pairs
 ) -> Array:
     """The same for strides s > 1, without multiplying by the zeros between the strides.
 
@@ -140,13 +144,13 @@ def _turned(kernel: Array) -> Array:
     return jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
 
 
-def _known(shape: Any) -> bool:
+def _known(shape: Sequence[Any]) -> bool:
     """Whether the sizes are numbers: in a program exported for any size they are not."""
     return all(isinstance(n, int) for n in shape)
 
 
 def _kernel_transpose(
-    cotangent: Array, images: Array, kernel: Any, *, strides: Any, padding: Any, dilation: Any
+    cotangent: Array, images: Array, kernel: Any, *, strides: Pair, padding: Pairs, dilation: Pair
 ) -> Array:
     shape, dtype = kernel.aval.shape, kernel.aval.dtype
 
@@ -201,7 +205,7 @@ def _abstract(images: Any, kernel: Any, **params: Any) -> Any:
     return jax.core.ShapedArray(out.shape, out.dtype)
 
 
-def _batched(arrays: Any, axes: Any, **params: Any) -> tuple[Array, int]:
+def _batched(arrays: Sequence[Array], axes: Sequence[Any], **params: Any) -> tuple[Array, int]:
     images, kernel = arrays
     images_axis, kernel_axis = axes
     if kernel_axis is None:
