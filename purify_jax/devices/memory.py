@@ -36,8 +36,6 @@ VARIABLE = "PURIFY_JAX_MEMORY"
 #: The part of what is free that a program may take: XLA itself and other programs need some too.
 SHARE = 0.8
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-#: A field that may be None → the field of :class:`Chunk` that lowers it, and how many there are in all.
-_OPEN = {"samples_at_once": ("samples", "num_samples"), "restarts_at_once": ("restarts", "num_restarts")}  # fmt: skip
 #: (structure of a function, shapes, budget) → its chunk, chosen once in a process.
 _chosen: dict[Any, "Chunk"] = {}
 
@@ -61,11 +59,7 @@ class Chunk(NamedTuple):
         return None
 
     def __str__(self) -> str:
-        words = [
-            f"{n} {name if n > 1 else name[:-1]}"
-            for n, name in zip(self, self._fields, strict=True)
-        ]
-        return " × ".join([words[0], *(word for word in words[1:] if not word.startswith("1 "))])
+        return " × ".join(map(str, self))
 
 
 def choose(need: Callable[[Chunk], float], free: float, most: Chunk, multiple: int = 1) -> Chunk:
@@ -120,16 +114,18 @@ class _Divided:
                 smaller = _chosen[place].halved(len(self.devices))
                 if smaller is None or not _ran_out(error):
                     raise
-                _say(f"memory: the device ran out of it, going on with {smaller} at once")
+                _say(
+                    f"memory: the device ran out of it, going on with {smaller} "
+                    "(images × samples × restarts) at once"
+                )
                 _chosen[place] = smaller
 
     def limited(self, chunk: Chunk) -> Any:
         """The function with the chunk's samples and restarts at once, compiled when it is called."""
         limits = (chunk.samples, chunk.restarts)
         if limits not in self.compiled:
-            self.compiled[limits] = sharding.over_images(
-                lowered(self.function, chunk), *self.placed
-            )
+            function = lowered(self.function, chunk)
+            self.compiled[limits] = sharding.over_images(function, *self.placed)
         return self.compiled[limits]
 
     def _run(self, chunk: Chunk, arguments: tuple) -> Any:
@@ -148,11 +144,11 @@ class _Divided:
     def _choose(self, arguments: tuple) -> Chunk:
         most = Chunk(len(arguments[0]), **most_at_once(self.function))
         free = budget(self.devices)
+        if math.isinf(free):
+            return most
         # jit keeps what it traced: the run that follows does not trace again.
-        if (
-            math.isinf(free)
-            or traced_bytes(self.limited(most).trace(*arguments).jaxpr.jaxpr) <= free
-        ):
+        traced = self.limited(most).trace(*arguments)
+        if traced_bytes(traced.jaxpr.jaxpr) <= free:
             return most
         taken: dict[Chunk, float] = {}
 
@@ -170,8 +166,8 @@ class _Divided:
         chunk = choose(need, free, most, len(self.devices))
         if chunk != most:
             _say(
-                f"memory: {taken[most] / 1e6:.3g} MB for {most} at once, {free / 1e6:.3g} MB may be taken: "
-                f"{chunk} at once ({taken[chunk] / 1e6:.3g} MB)"
+                f"memory: images × samples × restarts at once: {most} take {taken[most] / 1e6:.3g} MB, "
+                f"{free / 1e6:.3g} MB may be taken; chosen: {chunk} ({taken[chunk] / 1e6:.3g} MB)"
             )
         return chunk
 
@@ -189,7 +185,7 @@ def most_at_once(tree: Any) -> dict[str, int]:
 
     def look(holder: Any) -> Any:
         for name, top in _open(holder).items():
-            most[_OPEN[name][0]] = max(most[_OPEN[name][0]], top)
+            most[name] = max(most[name], top)
         return holder
 
     _map_holders(look, tree)
@@ -200,18 +196,22 @@ def lowered(tree: Any, chunk: Chunk) -> Any:
     """A function's pytree with the numbers that are open at most at the chunk's."""
 
     def lower(holder: Any) -> Any:
-        limits = {name: getattr(chunk, _OPEN[name][0]) for name in _OPEN}
-        changes = {name: limits[name] for name, top in _open(holder).items() if limits[name] < top}
+        limits = chunk._asdict()
+        lower = [name for name, top in _open(holder).items() if limits[name] < top]
+        changes = {f"{name}_at_once": limits[name] for name in lower}
         return dataclasses.replace(holder, **changes) if changes else holder
 
     return _map_holders(lower, tree)
 
 
 def _open(holder: Any) -> dict[str, int]:
-    """Field that is None → what it stands for: all there are, or the class's ``most_at_once``."""
-    fields = [name for name in _OPEN if getattr(holder, name, 0) is None]
+    """Of samples and restarts, those whose ``..._at_once`` is None → how many None stands for.
+
+    That is all there are (``num_...``), or the class's ``most_at_once`` if that is less.
+    """
+    names = [n for n in ("samples", "restarts") if getattr(holder, f"{n}_at_once", 0) is None]
     limit = getattr(holder, "most_at_once", math.inf)
-    return {name: int(min(getattr(holder, _OPEN[name][1]), limit)) for name in fields}
+    return {name: int(min(getattr(holder, f"num_{name}", 1), limit)) for name in names}
 
 
 def _map_holders(function: Callable, tree: Any) -> Any:
