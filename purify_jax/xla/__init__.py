@@ -50,29 +50,31 @@ def known(flags: Sequence[str]) -> list[str]:
     answers: dict[str, bool] = {}
     try:
         path = _cache() / f"xla_flags-{version('jaxlib')}-{platform.machine()}.json"
-        answers = json.loads(path.read_text())
+        answers = dict(json.loads(path.read_text()))
     except PackageNotFoundError:
         return []
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         pass
     if new := [flag for flag in flags if flag not in answers]:
-        accepted = _accepted(new)
-        answers |= {flag: flag in accepted for flag in new}
+        answers |= _asked(new)
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             beside = path.with_suffix(f".{os.getpid()}")
             beside.write_text(json.dumps(answers))
             beside.replace(path)
-    return [flag for flag in flags if answers[flag]]
+    return [flag for flag in flags if answers.get(flag)]
 
 
-def _accepted(flags: Sequence[str]) -> list[str]:
-    """Tries flags in a child process; if it ends with an error, each by itself."""
+def _asked(flags: Sequence[str]) -> dict[str, bool]:
+    """Flag → whether a child process accepts it; without those whose child failed for another reason."""
     env = {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", "import jax; jax.devices()"]
-    if subprocess.run(command, env=env, capture_output=True, check=False).returncode == 0:
-        return list(flags)
-    return [] if len(flags) == 1 else [flag for each in flags for flag in _accepted([each])]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return dict.fromkeys(flags, True)
+    if len(flags) > 1:
+        return {flag: answer for each in flags for flag, answer in _asked([each]).items()}
+    return {flags[0]: False} if "Unknown flag" in done.stderr else {}
 
 
 def _cpu_only() -> bool:

@@ -12,6 +12,7 @@ from conftest import ROOT
 from purify_jax import xla
 
 UNKNOWN = "--xla_no_such_flag=1"
+ACCEPTED = lambda flags: dict.fromkeys(flags, True)
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +24,12 @@ def nothing_known(monkeypatch, tmp_path):
 def test_a_flag_that_jaxlib_does_not_know_is_left_out_and_each_is_asked_for_once(monkeypatch):
     xla.add([xla.LEVEL, UNKNOWN])
     assert os.environ["XLA_FLAGS"] == xla.LEVEL
-    monkeypatch.setattr(xla, "_accepted", None)
+    monkeypatch.setattr(xla, "_asked", None)
     assert xla.known([UNKNOWN, xla.LEVEL]) == [xla.LEVEL]
 
 
 def test_a_damaged_answer_is_asked_for_again(monkeypatch, tmp_path):
-    monkeypatch.setattr(xla, "_accepted", list)
+    monkeypatch.setattr(xla, "_asked", ACCEPTED)
     assert xla.known(["--a=1"]) == ["--a=1"]
     (answer,) = (tmp_path / "purify_jax").iterdir()
     assert json.loads(answer.read_text()) == {"--a=1": True}
@@ -39,8 +40,15 @@ def test_a_damaged_answer_is_asked_for_again(monkeypatch, tmp_path):
 def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(xla, "_accepted", list)
+    monkeypatch.setattr(xla, "_asked", ACCEPTED)
     assert xla.known(["--a=1"]) == ["--a=1"]
+
+
+def test_a_child_that_failed_for_another_reason_is_asked_again(monkeypatch):
+    monkeypatch.setattr(xla.sys, "executable", "false")
+    assert xla.known([xla.LEVEL]) == []
+    monkeypatch.setattr(xla, "_asked", ACCEPTED)
+    assert xla.known([xla.LEVEL]) == [xla.LEVEL]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +60,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
     ],
 )
 def test_what_the_user_gave_stays(given, expected, monkeypatch):
-    monkeypatch.setattr(xla, "_accepted", list)
+    monkeypatch.setattr(xla, "_asked", ACCEPTED)
     monkeypatch.setattr(xla, "_cpu_only", lambda: True)
     monkeypatch.setenv("XLA_FLAGS", given)
     monkeypatch.setenv("PURIFY_JAX_XLA_FLAGS", "off")
