@@ -84,10 +84,14 @@ def _seconds(arguments: tuple[str, ...], variables: dict[str, str]) -> float:
 def _recompilations() -> list[dict[str, Any]]:
     """Programs compiled after the first dispatch of a training, and after an attack's first batch."""
     dataset = pj.data.load_split("digits", "train[:64]")
-    network, optimizer = networks.MLP((64,)), training.adam(1e-3, 100)
-    loss = training.dsm_loss(
-        network, energy.score_from_energy_network, noise.linear(0.5, 0.1, 8), noise.per_variance
+    network, settings = networks.MLP((64,)), training.Settings(70, 16, steps_per_dispatch=10)
+    loss = training.DSMLoss(
+        noise.linear(0.5, 0.1, 8),
+        network=network,
+        score_factory=energy.score_from_energy_network,
+        scale=noise.per_variance,
     )
+    optimizer = settings.optimizer()
     run = training.scan_steps(loss, optimizer, jax.random.key(0))
     state = training.init_state(network, optimizer, jax.random.key(0), dataset.image_shape)
     compiled_by_dispatch: list[int] = []
@@ -97,10 +101,7 @@ def _recompilations() -> list[dict[str, Any]]:
             compiled_by_dispatch.append(len(compiled))
             return run(*arguments)
 
-        training.fit(
-            counted, state, dataset, num_steps=70, batch_size=16, seed=0,
-            steps_per_dispatch=10, progress=False,
-        )  # fmt: skip
+        training.fit(counted, state, dataset, settings)
         # If this were 0 too, nothing would be counted.
         first = compiled_by_dispatch[1] - compiled_by_dispatch[0]
         after_training = len(compiled) - compiled_by_dispatch[1]

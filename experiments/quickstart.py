@@ -81,7 +81,8 @@ def _trained(workdir: Path, name: str, train, config, dataset) -> pj.models.Mode
     path = workdir / f"{name}.safetensors"
     if path.exists():
         return pj.models.load_model(path)
-    model, finished = train(config, dataset, workdir / name, FLAGS.progress)
+    execution = pj.Execution(workdir=workdir / name, progress=FLAGS.progress)
+    model, finished = train(config, dataset, execution)
     if not finished:
         raise InputError("training: stopped by SIGTERM; the same command continues")
     pj.models.save_model(path, model)

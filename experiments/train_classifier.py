@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
         FLAGS.workdir, {"classifier": {**flagging.section(config, "classifier"), **given}}
     )
     model, finished = from_config.train_classifier(
-        config, dataset, workdir, FLAGS.progress, purifier, start=start, **flagging.placement()
+        config, dataset, purifier=purifier, start=start, **flagging.how(workdir)
     )
     flagging.finish(model, finished, workdir)
 

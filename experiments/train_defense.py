@@ -35,12 +35,12 @@ def main(argv: list[str]) -> None:
         FLAGS.workdir, {"defense": {**flagging.section(config, "defense"), **given}}
     )
     made = from_config.train_defense(
-        config, dataset, classifier, ebm, workdir, FLAGS.progress, **flagging.placement()
+        config, dataset, classifier=classifier, score_model=ebm, **flagging.how(workdir)
     )
     if not made.finished:
         print(f"stopped by SIGTERM; saved. The same command continues in {workdir}")
         return
-    for name, model in (("classifier", made.classifier), ("ebm", made.ebm)):
+    for name, model in (("classifier", made.classifier), ("ebm", made.score_model)):
         if model is not None:
             pj.models.save_model(workdir / f"{name}.safetensors", model)
             print(f"model: {workdir / name}.safetensors")

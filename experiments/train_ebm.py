@@ -21,9 +21,7 @@ def main(argv: list[str]) -> None:
     config = flagging.training_config("ebm")
     dataset = flagging.training_data(config)
     workdir = claim_workdir(FLAGS.workdir, {"ebm": flagging.section(config, "ebm")})
-    model, finished = from_config.train_ebm(
-        config, dataset, workdir, FLAGS.progress, **flagging.placement()
-    )
+    model, finished = from_config.train_ebm(config, dataset, **flagging.how(workdir))
     flagging.finish(model, finished, workdir)
 
 

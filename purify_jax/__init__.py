@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from purify_jax.data import load_split
     from purify_jax.defense import defend, undefended
     from purify_jax.devices import sharding
+    from purify_jax.devices.execution import Execution
     from purify_jax.evaluation import accuracy, certify, evaluate, worst_case
     from purify_jax.keys import fold_keys, image_keys, stream_key
     from purify_jax.models import load_model, pretrained, save_model
@@ -51,6 +52,7 @@ set_flags()
 #: Name → the room that it is from; the other names of ``__all__`` are rooms. Type checkers read the imports
 #: above; tests/project/test_start.py compares the two.
 _FROM = {
+    "Execution": "devices.execution",
     "InputError": "checks",
     "Partial": "pytrees",
     "accuracy": "evaluation",
@@ -80,6 +82,7 @@ _FOUNDATIONS = ("arrays", "atomic", "checks", "devices", "passes", "pytrees")
 
 __all__ = [
     "Adaptive",
+    "Execution",
     "InputError",
     "Partial",
     "accuracy",

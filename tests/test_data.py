@@ -76,16 +76,18 @@ def test_fit_averages_and_cuts_the_centre():
     # Stripes of two pixels, which a filter that only picks pixels would turn into one of the greys.
     stripes = np.tile(np.repeat(np.array([0, 200], np.uint8), 2), 16)[None, :, None]
     image = np.broadcast_to(stripes, (32, 64, 1))
-    small = data.fit(image, 8)
+    small = data.central_square(image, 8)
     assert small.shape == (8, 8, 1)
     assert abs(int(small[4, 4, 0]) - 100) <= 12
     # The left third black, the right third white: the central square of a 3 : 1 image is grey.
     thirds = np.repeat(np.array([0, 120, 255], np.uint8), 30)[None, :, None]
-    square = data.fit(np.broadcast_to(thirds, (30, 90, 1)), 30)
+    square = data.central_square(np.broadcast_to(thirds, (30, 90, 1)), 30)
     assert set(np.unique(square)) == {120}
     colour = np.zeros((10, 20, 3), np.uint8) + np.array([10, 20, 30], np.uint8)
-    np.testing.assert_array_equal(data.fit(colour, 5), np.broadcast_to([10, 20, 30], (5, 5, 3)))
-    assert data.fit(colour, None) is colour
+    np.testing.assert_array_equal(
+        data.central_square(colour, 5), np.broadcast_to([10, 20, 30], (5, 5, 3))
+    )
+    assert data.central_square(colour, None) is colour
 
 
 def test_a_folder_of_any_sizes_becomes_one_size(tmp_path):

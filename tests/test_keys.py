@@ -21,7 +21,6 @@ from purify_jax.diffusions import FromScore
 from purify_jax.evaluation import certification, detection, fresh_draws, red_flags
 from purify_jax.evaluation.sweeps import AttackedAndScored
 from purify_jax.purifiers import diffpure, guidance, likelihood
-from purify_jax.training.augmentation import crop_and_purify
 
 pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
 
@@ -238,35 +237,38 @@ def test_networks_that_are_trained_with_neighbouring_seeds_share_no_key(recorder
     """As it was, seed 0's classifier and seed 1's score model had one key, drawn from and folded."""
     images = np.linspace(0, 1, 4 * 16).reshape(4, 4, 4, 1).astype(np.float32)
     data = pj.data.Dataset("tiny", "train", images, np.array([0, 1, 0, 1]), 2)
-    more = {"progress": False}
     score, convnet = (
         networks.MLP(features=(4,)),
         networks.ConvNet(features=(2,), hidden=4, num_outputs=2),
     )
     for seed in (1, 0):
-        settings = training.Settings(1, 2, seed=seed, flip=True, steps_per_dispatch=1)
-        model = training.train_score_model(score, data, settings, sigmas=(0.1, 0.5), **more).model
+        steps = {
+            "num_steps": 1,
+            "batch_size": 2,
+            "seed": seed,
+            "flip": True,
+            "steps_per_dispatch": 1,
+        }
+        settings = training.ScoreSettings(**steps, sigmas=(0.1, 0.5))
+        model = training.train_score_model(score, data, settings).model
         if seed == 1:
             continue
-        classifier = training.train_classifier(
-            convnet,
-            data,
-            settings,
-            crop_padding=1,
-            purifier=_purifiers()["adp"],
-            purified=0.5,
-            **more,
-        ).model
-        training.train_denoiser(networks.MLP(features=(5,)), data, settings, **more)
+        settings = training.ClassifierSettings(**steps, crop_padding=1, purified=0.5)
+        adp = _purifiers()["adp"]
+        classifier = training.train_classifier(convnet, data, settings, purifier=adp).model
+        settings = training.DenoiserSettings(**steps)
+        training.train_score_model(networks.MLP(features=(5,)), data, settings)
+        attack = training.adversarial.Attack(0.1, num_steps=2)
+        settings = training.DefenseSettings(**steps, attack=attack, probe_images=1, probe_steps=1)
         training.train_defense(
-            classifier, data, settings, training.adversarial.Attack(0.1, num_steps=2), ebm=model,
-            purification={"noise_scale": 0.1, "num_steps": 1}, probe_images=1, probe_steps=1, **more,
+            classifier, data, settings, score_model=model,
+            purification={"noise_scale": 0.1, "num_steps": 1},
         )  # fmt: skip
     recorder.check()
 
 
 def test_augmentation(recorder):
-    augment = crop_and_purify(1, _purifiers()["adp"], 0.5)
+    augment = training.CropAndPurify(_purifiers()["adp"], share=0.5, crop_padding=1)
     augment(keys_for(2), IMAGES)
     recorder.check()
 

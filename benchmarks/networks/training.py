@@ -52,13 +52,19 @@ def _dispatch(
     """Four steps inside one ``lax.scan``, as the library trains."""
     network = subject.make(dtype)
     if subject.levels is None:
-        loss = training.classification_loss(network)
+        loss = training.ClassificationLoss(network=network)
         optimizer = optax.sgd(RATES[1], momentum=MOMENTUM)
     else:
         levels = noise.geometric(*subject.levels)
-        loss = training.dsm_loss(network, energy.score_from_network, levels, noise.per_sigma)
-        optimizer = training.adam(RATES[0], 1000, cosine=False)
-    run = training.scan_steps(loss, optimizer, jax.random.key(0), flip=True)
+        loss = training.DSMLoss(
+            levels,
+            network=network,
+            score_factory=energy.score_from_network,
+            scale=noise.per_sigma,
+        )
+        settings = training.Settings(1000, learning_rate=RATES[0], schedule="constant")
+        optimizer = settings.optimizer()
+    run = training.scan_steps(loss, optimizer, jax.random.key(0), augment=training.flip_at_random)
     holder = [start_state(subject.variables(), optimizer)]
     pixels, classes = jnp.asarray(data), jnp.asarray(labels, jnp.int32)
 

@@ -1,58 +1,52 @@
 """What a config may say: its fields and sections, checked before data are read or anything is trained."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import purify_jax as pj
 from purify_jax.checks import InputError, check_seed, shown
 
-#: The fields of a section that are settings of any training.
-SETTINGS = (
-    "batch_size",
-    "learning_rate",
-    "schedule",
-    "warmup_steps",
-    "clip_norm",
-    "weight_decay",
-    "ema_decay",
-    "flip",
-    "steps_per_dispatch",
-    "checkpoint_every",
-    "rule",
-)
-#: The fields of a section that the short recipe reads.
-RECIPE = (
-    "batch_size",
-    "microbatches",
-    "whitening_images",
-    "whitening_steps",
-    "label_smoothing",
-    "crop_padding",
-    "filter_rate",
-    "bias_rate",
-    "head_rate",
-    "weight_decay",
-    "steps_per_dispatch",
-    "checkpoint_every",
-)
-#: The fields of a section "defense" beside those of its attack.
-DEFENSE = ("denoising_weight", "label_smoothing", "crop_padding", "probe_images", "probe_steps")
-_LEVELS = ("role", "scale", "sigma_schedule", "sigma_max", "sigma_min", "num_sigmas")
-#: Kind of training → (fields it needs, fields it may have).
-_SECTIONS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "ebm": (("network", "steps", *_LEVELS), (*SETTINGS, "patterns", "loss")),
-    "edm": (("network", "steps", "log_sigma_mean", "log_sigma_std", "loss"), SETTINGS),
-    "classifier": (
-        ("network", "steps"),
-        (*SETTINGS, "label_smoothing", "crop_padding", "purified", "purification", "recipe"),
+#: How the data are handled comes by flags, and a config's seed and steps have their own places.
+_ELSEWHERE = {"num_steps", "seed", "stream", "tensorboard"}
+#: A kind of section → (its settings in ``pj.training``, those of its fields that it must have, and those
+#: that it has in place of a field of the settings).
+_KINDS: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "ebm": (
+        "ScoreSettings",
+        ("network", "role", "scale"),
+        ("sigma_schedule", "sigma_max", "sigma_min", "num_sigmas"),
     ),
-    "airbench": (("network", "steps", "recipe"), RECIPE),
+    "edm": ("DenoiserSettings", ("network", "log_sigma_mean", "log_sigma_std", "loss"), ()),
+    "classifier": ("ClassifierSettings", ("network",), ()),
+    "airbench": ("AirbenchSettings", ("network", "recipe"), ()),
     "defense": (
-        ("steps", "epsilon", "norm", "attack_steps", "trainable", "purification"),
-        (*SETTINGS, *DEFENSE, "step_size", "start_noise"),
+        "DefenseSettings",
+        ("trainable", "purification"),
+        ("epsilon", "norm", "attack_steps"),
     ),
 }
-_WHOLE = ("dataset", "train_split", "test_split")
+#: More fields that a kind may have.
+_OPTIONAL = {"classifier": {"purification"}, "defense": {"step_size", "start_noise"}}
+
+
+def settings_of(
+    section: str, plain: Mapping[str, Any]
+) -> tuple[str, type[pj.training.RunSettings]]:
+    """(the kind of a section, the class of its settings)."""
+    kind = section
+    for field, known in (("loss", "edm"), ("recipe", "airbench")):
+        if field in plain:
+            kind = known
+    return kind, getattr(pj.training, _KINDS[kind][0])
+
+
+def fields_of(settings: type[pj.training.RunSettings]) -> set[str]:
+    """The fields of a section that are those of its settings."""
+    replaced = {"sigmas", "attack"}
+    return {field.name for field in dataclasses.fields(settings)} - _ELSEWHERE - replaced
 
 
 def check(config: Any, section: str) -> None:
@@ -66,14 +60,12 @@ def check(config: Any, section: str) -> None:
     plain = config.to_dict()
     wanted = ["dataset", "train_split", "seed", section]
     _has("config", plain, [*wanted, "purification"] if section == "ebm" else wanted)
-    for name in _WHOLE:
+    for name in ("dataset", "train_split", "test_split"):
         if not isinstance(plain.get(name, ""), str):
             raise InputError(f"config.{name}: got {shown(plain[name])}, expected a name")
     check_seed(plain["seed"], "config.seed")
     _check_section(section, plain[section])
-    if "purification" in plain:
-        _is_section("purification", plain["purification"])
-        pj.models.purification.check_settings(plain["purification"], "config.purification")
+    _check_purification("", plain)
     if "attack" in plain:
         _is_section("attack", plain["attack"])
         _has("config.attack", plain["attack"], ["norm", "epsilon"])
@@ -91,23 +83,19 @@ def check_whole(config: Any) -> None:
 def _check_section(section: str, plain: Any) -> None:
     where = f"config.{section}"
     _is_section(section, plain)
-    kind = section
-    if section == "ebm" and "loss" in plain:
-        _one_of(f"{where}.loss", plain["loss"], "edm")
-        kind = "edm"
-    if section == "classifier" and "recipe" in plain:
-        _one_of(f"{where}.recipe", plain["recipe"], "airbench")
-        kind = "airbench"
-    needed, more = _SECTIONS[kind]
-    _has(where, plain, needed)
-    unknown = sorted(map(str, plain.keys() - {*needed, *more}))
+    for owner, field, known in (("ebm", "loss", "edm"), ("classifier", "recipe", "airbench")):
+        if section == owner and plain.get(field, known) != known:
+            raise InputError(
+                f"{where}.{field}: got {shown(plain[field])}, expected {known!r}, or none"
+            )
+    kind, settings = settings_of(section, plain)
+    needed = {"steps", *_KINDS[kind][1], *_KINDS[kind][2]}
+    _has(where, plain, sorted(needed))
+    known = needed | fields_of(settings) | _OPTIONAL.get(kind, set())
+    unknown = sorted(map(str, plain.keys() - known))
     if unknown:
-        raise InputError(
-            f"{where}: got {shown(unknown)}, expected some of {sorted({*needed, *more})}"
-        )
-    if "purification" in plain:
-        _is_section(f"{section}.purification", plain["purification"])
-        pj.models.purification.check_settings(plain["purification"], f"{where}.purification")
+        raise InputError(f"{where}: got {shown(unknown)}, expected some of {sorted(known)}")
+    _check_purification(f"{section}.", plain)
     if section == "defense":
         return
     _is_section(f"{section}.network", plain["network"])
@@ -118,9 +106,11 @@ def _check_section(section: str, plain: Any) -> None:
         raise InputError(f"{where}.{error}") from error
 
 
-def _one_of(name: str, value: Any, known: str) -> None:
-    if value != known:
-        raise InputError(f"{name}: got {shown(value)}, expected {known!r}, or none")
+def _check_purification(prefix: str, plain: Mapping[str, Any]) -> None:
+    if "purification" in plain:
+        _is_section(f"{prefix}purification", plain["purification"])
+        where = f"config.{prefix}purification"
+        pj.models.purification.check_settings(plain["purification"], where)
 
 
 def _is_section(name: str, value: Any) -> None:
@@ -128,7 +118,7 @@ def _is_section(name: str, value: Any) -> None:
         raise InputError(f"config.{name}: got {shown(value)}, expected a section")
 
 
-def _has(where: str, plain: Mapping[str, Any], names: Any) -> None:
+def _has(where: str, plain: Mapping[str, Any], names: Iterable[str]) -> None:
     missing = [name for name in names if name not in plain]
     if missing:
         raise InputError(f"{where}: lacks {missing}, expected them beside {sorted(plain)}")

@@ -69,9 +69,12 @@ def training_data(config: ConfigDict) -> pj.data.Dataset:
     )
 
 
-def placement() -> dict[str, Any]:
-    """Where data, parameters and metrics go; what is learned does not depend on it."""
-    return {name: FLAGS[name].value for name in ("stream", "shard_parameters", "tensorboard")}
+def how(workdir: Path) -> dict[str, Any]:
+    """How a training is executed, for ``from_config``; what is learned does not depend on it."""
+    execution = pj.Execution(
+        workdir=workdir, shard_parameters=FLAGS.shard_parameters, progress=FLAGS.progress
+    )
+    return {"execution": execution, "stream": FLAGS.stream, "tensorboard": FLAGS.tensorboard}
 
 
 def define_data() -> None:
@@ -88,10 +91,7 @@ def training_config(name: str) -> ConfigDict:
         from purify_jax.training.metrics import check_installed
 
         check_installed()
-    if config[name].get("recipe") != "airbench":
-        from_config.settings(config, name)
-    if name == "ebm" and "loss" not in config.ebm:
-        from_config.sigmas(config.ebm)
+    from_config.settings(config, name)
     return config
 
 

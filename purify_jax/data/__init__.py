@@ -1,8 +1,8 @@
-"""Data: labelled images, batches that depend on the seed and the step alone, and anybody's iterators."""
+"""Data: labelled images, batches that depend on the seed and the step alone, and iterators of other libraries."""
 
 from purify_jax.data.batching import batch_indices
 from purify_jax.data.datasets import Dataset, LazyImages, load_split
-from purify_jax.data.images import fit, image_files, png, read_image, to_float
+from purify_jax.data.images import central_square, image_files, png, read_image, to_float
 from purify_jax.data.iterators import Batches, as_training_data
 
 __all__ = [
@@ -11,7 +11,7 @@ __all__ = [
     "LazyImages",
     "as_training_data",
     "batch_indices",
-    "fit",
+    "central_square",
     "image_files",
     "load_split",
     "png",

@@ -11,7 +11,7 @@ from absl import logging
 from purify_jax.checks import InputError, check_count, check_labels, shown
 from purify_jax.data import built_in
 from purify_jax.data.built_in import BUILT_IN
-from purify_jax.data.images import fit, image_files, read_image, to_float
+from purify_jax.data.images import central_square, image_files, read_image, to_float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,10 @@ class LazyImages:
         """The images of an array of indices, or of a slice."""
         indices = (self._start + np.arange(len(self))[chosen]).tolist()
         return np.stack(
-            [fit(r["image"], self._image_size) for r in self._source.__getitems__(indices)]
+            [
+                central_square(r["image"], self._image_size)
+                for r in self._source.__getitems__(indices)
+            ]
         )
 
 
@@ -118,12 +121,12 @@ def load_split(
         alphabetical order), or the name of any tensorflow-datasets image-classification set
         that is prepared in ``data_dir`` ("mnist", "fashion_mnist", "cifar10", "cifar100", ...).
       split: "train", "test", or a slice such as "train[:80%]", "test[100:200]" or "test[-100:]", read
-        as tensorflow-datasets reads it, whatever the data set.
+        as tensorflow-datasets reads it, for every data set.
       data_dir: folder of prepared data sets; not needed for what is built in.
       lazy: leave the images of a tensorflow-datasets set on disk (:class:`LazyImages`); training
         streams them. The others are loaded.
       image_size: resize every image so that its shorter side has so many pixels, and cut out the square
-        in the centre (:func:`fit`); the images may then differ in size. As they are by default.
+        in the centre (:func:`central_square`); the images may then differ in size. None leaves them as they are.
 
     Raises InputError for an unknown data set or split, or a missing or empty ``data_dir``.
     """
@@ -204,7 +207,7 @@ def _load_tfds(
     if lazy:
         return _lazy(name, split, builder, source, class_names, image_size)
     records = source.__getitems__(range(len(source)))
-    images = _stacked([fit(record["image"], image_size) for record in records], name)
+    images = _stacked([central_square(record["image"], image_size) for record in records], name)
     labels = np.array([record["label"] for record in records], np.int32)
     return Dataset(name, split, images, labels, len(class_names), class_names)
 
@@ -231,7 +234,7 @@ def _load_folder(split: str, data_dir: Path, image_size: int | None) -> Dataset:
     for label, name in enumerate(classes):
         for path in image_files(root / name):
             try:
-                images.append(fit(read_image(path), image_size))
+                images.append(central_square(read_image(path), image_size))
                 labels.append(label)
             except InputError as error:
                 logging.warning("%s (skipped)", error)

@@ -49,7 +49,7 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def fit(image: np.ndarray, size: int | None) -> np.ndarray:
+def central_square(image: np.ndarray, size: int | None) -> np.ndarray:
     """An image uint8 ``[h, w, c]`` as the central square of ``size`` pixels a side; None: as it is.
 
     Its shorter side becomes ``size`` by a bicubic filter that averages where it shrinks, then the longer

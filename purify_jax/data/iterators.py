@@ -1,4 +1,4 @@
-"""Batches from somebody else's iterator (grain, PyTorch, a generator): checked, and continued after a stop."""
+"""Batches from an iterator (grain, PyTorch, a generator): checked, and continued after a stop."""
 
 import base64
 import copy
@@ -16,7 +16,7 @@ Source = Iterable[Any] | Callable[[int], Iterable[Any]]
 
 
 class Batches:
-    """Training data that come as batches, in the order in which somebody else's iterator yields them.
+    """Training data that come as batches, in the order in which an iterator yields them.
 
     A batch is ``{"image": ..., "label": ...}`` or ``(images, labels)``: images uint8 or floats in [0, 1],
     ``[batch, h, w, c]``, labels integers ``[batch]``; without ``labeled``, a batch may also be images alone.
@@ -67,7 +67,7 @@ class Batches:
         if state is not None and hasattr(self._iterator, "set_state"):
             try:
                 self._iterator.set_state(_from_text(state))
-            except Exception as error:  # whatever a library's iterator says of a state
+            except Exception as error:  # each library's iterator raises its own
                 raise InputError(
                     f"batches: the iterator does not take back where it was at step {step} "
                     f"({type(error).__name__}: {' '.join(str(error).split())[:400]}), expected the same "
@@ -90,8 +90,9 @@ class Batches:
         for _ in range(count):
             taken.append(self._unused.pop() if self._unused else self._next())
             self._read += 1
-        has_state = hasattr(self._iterator, "get_state")
-        state = _as_text(self._iterator.get_state()) if has_state else None
+        state = None
+        if hasattr(self._iterator, "get_state"):
+            state = _as_text(self._iterator.get_state())
         images, labels = zip(*taken, strict=True)
         return np.stack(images), np.stack(labels), state
 

@@ -2,42 +2,55 @@
 
 from purify_jax.atomic import SaveError
 from purify_jax.training import adversarial, augmentation, denoising, feeding
-from purify_jax.training.adversarial import train_defense
-from purify_jax.training.airbench import train_airbench
-from purify_jax.training.augmentation import crop_and_purify, random_crop, random_flip
+from purify_jax.training.adversarial import DefenseSettings, train_defense
+from purify_jax.training.airbench import AirbenchSettings, train_airbench
+from purify_jax.training.augmentation import CropAndPurify, random_crop, random_flip
 from purify_jax.training.checkpoints import TrainingCheckpoints
-from purify_jax.training.classifier import train_classifier
-from purify_jax.training.edm import train_denoiser
+from purify_jax.training.classifier import ClassifierSettings, train_classifier
 from purify_jax.training.loop import Diverged, FitResult, fit
-from purify_jax.training.score_model import train_score_model
-from purify_jax.training.settings import Settings, Trained
+from purify_jax.training.score_model import (
+    DenoiserSettings,
+    EDMLoss,
+    LogNormal,
+    ScoreSettings,
+    train_score_model,
+)
+from purify_jax.training.settings import RunSettings, Settings, Trained
 from purify_jax.training.step import (
+    ClassificationLoss,
+    DSMLoss,
     TrainState,
-    adam,
-    classification_loss,
-    dsm_loss,
+    flip_at_random,
     init_state,
     scan_steps,
     train_step,
 )
 
 __all__ = [
+    "AirbenchSettings",
+    "ClassificationLoss",
+    "ClassifierSettings",
+    "CropAndPurify",
+    "DSMLoss",
+    "DefenseSettings",
+    "DenoiserSettings",
     "Diverged",
+    "EDMLoss",
     "FitResult",
+    "LogNormal",
+    "RunSettings",
     "SaveError",
+    "ScoreSettings",
     "Settings",
     "TrainState",
     "Trained",
     "TrainingCheckpoints",
-    "adam",
     "adversarial",
     "augmentation",
-    "classification_loss",
-    "crop_and_purify",
     "denoising",
-    "dsm_loss",
     "feeding",
     "fit",
+    "flip_at_random",
     "init_state",
     "random_crop",
     "random_flip",
@@ -45,7 +58,6 @@ __all__ = [
     "train_airbench",
     "train_classifier",
     "train_defense",
-    "train_denoiser",
     "train_score_model",
     "train_step",
 ]

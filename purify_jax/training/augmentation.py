@@ -1,41 +1,79 @@
 """Augmentation: (keys, images) → images, by each image's own key."""
 
-from typing import Any
+from dataclasses import KW_ONLY
 
 import jax
 import jax.numpy as jnp
 
 from purify_jax.arrays import per_image
 from purify_jax.checks import InputError, check_count, check_number
-from purify_jax.keys import NOISE, SHARE, fold_keys, stream
-from purify_jax.pytrees import pytree, static
+from purify_jax.keys import NOISE, SHARE, fold_keys, image_keys, stream
+from purify_jax.purifiers import Purifier
+from purify_jax.pytrees import Pytree, static
 from purify_jax.types import Array, Keys
 
 
 def random_flip(keys: Keys, images: Array) -> Array:
     """Mirrors each image left to right with probability ½, by its own key."""
-    flip = jax.vmap(jax.random.bernoulli)(keys)
-    return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
+    return _mirrored(jax.vmap(jax.random.bernoulli)(keys), images)
 
 
-def random_crop(keys: Keys, images: Array, padding: int) -> Array:
-    """Shifts each image by up to ``padding`` pixels each way, filling with zeros (pad and crop)."""
+def alternating_flip(key: Array, images: Array, indices: Array, epochs: Array) -> Array:
+    """Mirrors image i at random in epoch 0 and the other way round from one epoch to the next.
+
+    Two epochs in a row always show an image both ways, which chance does half of the time.
+
+    Args:
+      key: of the run; whether an image starts mirrored depends on it and on its index alone.
+      images: ``[batch, h, w, c]``.
+      indices: ``[batch]``, of the images in their data set.
+      epochs: ``[batch]``, counted from 0.
+    """
+    starts_mirrored = jax.vmap(jax.random.bernoulli)(image_keys(key, indices))
+    return _mirrored(starts_mirrored ^ (epochs % 2 == 1), images)
+
+
+def _mirrored(chosen: Array, images: Array) -> Array:
+    return jnp.where(per_image(chosen, images), images[:, :, ::-1], images)
+
+
+def random_crop(keys: Keys, images: Array, padding: int, mode: str = "constant") -> Array:
+    """Shifts each image by up to ``padding`` pixels each way.
+
+    ``mode`` as in ``jnp.pad``: "constant" fills with zeros, "reflect" with the image's reflection.
+    """
     pad = ((padding, padding), (padding, padding), (0, 0))
 
     def one(key: Array, image: Array) -> Array:
         row, column = jax.random.randint(key, (2,), 0, 2 * padding + 1)
-        return jax.lax.dynamic_slice(jnp.pad(image, pad), (row, column, 0), image.shape)
+        return jax.lax.dynamic_slice(jnp.pad(image, pad, mode=mode), (row, column, 0), image.shape)
 
     return jax.vmap(one)(keys, images)
 
 
-@pytree
-class CropAndPurify:
-    """See :func:`crop_and_purify`."""
+class CropAndPurify(Pytree):
+    """Random crops, then a share of the images through a purifier.
 
-    purifier: Any
-    share: float
+    purifier: only its first restart is used. Its parameters are leaves: a compiled training step takes
+      them as arguments.
+    share: of the images that are purified, in [0, 1].
+    crop_padding: largest shift of a crop in pixels; 0 for no crops.
+
+    Raises InputError for a value outside its range, or a share without a purifier.
+    """
+
+    purifier: Purifier | None = None
+    _: KW_ONLY
+    share: float = 0.0
     crop_padding: int = static(default=0)
+
+    def __post_init__(self) -> None:
+        check_count("crop_padding", self.crop_padding, 0)
+        check_number("purified", self.share, 0.0, 1.0)
+        if self.share and self.purifier is None:
+            raise InputError("ebm: not given, expected one, because a share is to be purified")
+        if not self.share:
+            self.fill(purifier=None)
 
     def __call__(self, keys: Keys, images: Array) -> Array:
         if self.crop_padding:
@@ -46,24 +84,3 @@ class CropAndPurify:
         draw = lambda key: jax.random.bernoulli(key, self.share)
         chosen = jax.vmap(draw)(fold_keys(keys, SHARE))
         return jnp.where(per_image(chosen, images), purified, images)
-
-
-def crop_and_purify(
-    crop_padding: int = 0, purifier: Any = None, share: float = 0.0
-) -> CropAndPurify | None:
-    """Random crops of ``crop_padding`` pixels, then a share of the images through the purifier.
-
-    Only the first restart of the purifier is used. Its parameters are leaves: the compiled training
-    step takes them as arguments. None if there is nothing to do.
-
-    Raises InputError for a share outside [0, 1], or above 0 without a purifier.
-    """
-    check_count("crop_padding", crop_padding, 0)
-    check_number("purified", share, 0.0, 1.0)
-    if share and purifier is None:
-        raise InputError("ebm: not given, expected one, because a share is to be purified")
-    if not crop_padding and not share:
-        return None
-    return CropAndPurify(
-        purifier=purifier if share else None, share=share, crop_padding=crop_padding
-    )

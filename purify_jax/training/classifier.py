@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -10,54 +9,65 @@ import jax
 import jax.numpy as jnp
 
 from purify_jax import networks
-from purify_jax.checks import InputError, check_number
+from purify_jax.checks import InputError, check_count, check_number
 from purify_jax.data import Batches, Dataset, as_training_data
 from purify_jax.data.iterators import Source
+from purify_jax.devices.execution import Execution
+from purify_jax.keys import stream_key
 from purify_jax.models.files import Model
-from purify_jax.models.versions import versions
 from purify_jax.purifiers import Purifier
-from purify_jax.training import settings as runs
-from purify_jax.training.augmentation import crop_and_purify
-from purify_jax.training.inputs import claim_inputs
-from purify_jax.training.settings import Settings, Trained
-from purify_jax.training.step import classification_loss
+from purify_jax.training.augmentation import CropAndPurify
+from purify_jax.training.checkpoints import claim_inputs
+from purify_jax.training.loop import minimise
+from purify_jax.training.settings import Settings, Trained, about_training, run_key
+from purify_jax.training.step import ClassificationLoss, init_state, start_state
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierSettings(Settings):
+    """How a classifier is trained. Beside the fields of :class:`Settings`:
+
+    label_smoothing: in [0, 1).
+    crop_padding: random shifts by up to so many pixels; 0 for none.
+    purified: the share of the training images that is purified first, in [0, 1].
+    """
+
+    label_smoothing: float = 0.0
+    crop_padding: int = 0
+    purified: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("label_smoothing", self.label_smoothing, 0.0, 1.0, open_high=True)
+        check_count("crop_padding", self.crop_padding, 0)
+        check_number("purified", self.purified, 0.0, 1.0)
 
 
 def train_classifier(
     network: nn.Module,
     dataset: Dataset | Batches | Source,
-    settings: Settings,
+    settings: ClassifierSettings,
     *,
-    label_smoothing: float = 0.0,
-    crop_padding: int = 0,
     purifier: Purifier | None = None,
-    purified: float = 0.0,
     start: Model | None = None,
     metadata: Mapping[str, Any] | None = None,
-    workdir: str | Path | None = None,
-    progress: bool = True,
-    stream: bool | None = None,
-    shard_parameters: bool = False,
-    tensorboard: bool = False,
+    execution: Execution = Execution(),
 ) -> Trained:
     """Cross-entropy training of a linen classifier on a data set.
 
     Args:
       network: a linen module, images → logits ``[batch, classes]``.
-      dataset: labelled images. A data set, or anybody's batches of ``settings.batch_size`` images
-        (:class:`purify_jax.data.Batches` says what they may be).
+      dataset: labelled images: a data set, or batches of ``settings.batch_size`` images
+        (:class:`purify_jax.data.Batches`).
       settings: steps, batch size, learning rate and the like.
-      label_smoothing: in [0, 1).
-      crop_padding: random shifts by up to so many pixels; 0 for none.
-      purifier, purified: purify this share of the training images first, in [0, 1].
+      purifier: what purifies the share ``settings.purified`` of the images.
       start: a classifier of the same network whose parameters to go on from; None for random ones.
       metadata: more for the model file's header.
-      workdir: a folder for checkpoints and metrics; a run that was killed continues from it.
-      progress, stream, shard_parameters, tensorboard: see :func:`purify_jax.training.fit`.
+      execution: see :func:`purify_jax.training.fit`.
 
     Returns the model with averaged parameters and batch statistics, and whether training finished.
-    Raises InputError for a share without a purifier, a value outside its range, or a start of another
-    network or image shape.
+    Raises InputError for a share without a purifier, a start of another network or image shape, or a work
+    directory whose training began with other weights.
     """
     if start is not None and start.network != network:
         raise InputError(
@@ -69,41 +79,25 @@ def train_classifier(
         raise InputError(
             f"start: made for images {start.image_shape}, expected the data's {data.image_shape}"
         )
-    check_number("label_smoothing", label_smoothing, 0.0, 1.0, open_high=True)
     classes = data.num_classes if isinstance(data, Dataset) else _outputs(network, data)
-    augment = crop_and_purify(crop_padding, purifier, purified)
-    if workdir is not None:
-        claim_inputs(workdir, {"start": start, "purifier": purifier if purified else None})
-    state, finished = runs.run(
-        classification_loss(network, label_smoothing, augment),
-        network,
-        data,
-        settings,
-        runs.run_key(settings.seed, "classifier"),
-        workdir=workdir,
-        description="classifier",
-        progress=progress,
-        stream=stream,
-        shard_parameters=shard_parameters,
-        start=None if start is None else start.variables,
-        tensorboard=tensorboard,
+    augment = CropAndPurify(purifier, share=settings.purified, crop_padding=settings.crop_padding)
+    claim_inputs(execution.workdir, {"start": start, "purifier": augment.purifier})
+    key, optimizer = run_key(settings.seed, "classifier"), settings.optimizer()
+    if start is None:
+        first = stream_key(key, "initial parameters")
+        state = init_state(network, optimizer, first, data.image_shape)
+    else:
+        state = start_state(start.variables, optimizer)
+    loss = ClassificationLoss(
+        label_smoothing=settings.label_smoothing, augment=augment, network=network
+    )
+    state, finished = minimise(
+        loss, state, data, settings, key, execution=execution, description="classifier"
     )
     variables = {"params": state.ema_params}
     if state.ema_batch_stats:
         variables["batch_stats"] = state.ema_batch_stats
-    training = {
-        "label_smoothing": label_smoothing,
-        "crop_padding": crop_padding,
-        "purified": purified,
-        **dataclasses.asdict(settings),
-    }
-    about = {
-        **runs.name_of(data),
-        "num_classes": classes,
-        "training": training,
-        "versions": versions(),
-        **(metadata or {}),
-    }
+    about = about_training(data, metadata, num_classes=classes, training=settings.recorded())
     model = Model("classifier", network, variables, data.image_shape, about)
     return Trained(model, finished)
 

@@ -16,6 +16,7 @@ from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 from purify_jax.data import Batches, Dataset, batch_indices
 from purify_jax.devices import progress, sharding
+from purify_jax.training.settings import RunSettings
 
 
 class Dispatch(NamedTuple):
@@ -58,17 +59,17 @@ def _parts(start: int, stop: int, at_once: int) -> Iterator[range]:
         start += count
 
 
-def plan(
-    data: Dataset | Batches, start: int, stop: int, *, batch_size: int, seed: int, at_once: int
-) -> Iterator[np.ndarray]:
-    """:func:`dispatches` of a data set; of batches that come by themselves, arrays of the same shapes."""
-    if isinstance(data, Batches):
-        if data.batch_size != batch_size:
-            raise InputError(
-                f"batches: the first has {data.batch_size} images, expected batch_size = {batch_size}"
-            )
-        return (np.zeros((len(k), batch_size), np.int32) for k in _parts(start, stop, at_once))
-    return dispatches(len(data), start, stop, batch_size=batch_size, seed=seed, at_once=at_once)
+def plan(data: Dataset | Batches, settings: RunSettings, start: int) -> Iterator[np.ndarray]:
+    """:func:`dispatches` of a data set; for :class:`Batches`, zeros of the same shapes."""
+    stop, at_once, size = settings.num_steps, settings.steps_per_dispatch, settings.batch_size
+    if not isinstance(data, Batches):
+        seed = settings.seed
+        return dispatches(len(data), start, stop, batch_size=size, seed=seed, at_once=at_once)
+    if data.batch_size != size:
+        raise InputError(
+            f"batches: the first has {data.batch_size} images, expected batch_size = {size}"
+        )
+    return (np.zeros((len(k), size), np.int32) for k in _parts(start, stop, at_once))
 
 
 #: Beside the checkpoints: where the caller's iterator was at each of the last few saves.

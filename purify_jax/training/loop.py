@@ -10,16 +10,18 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
-from purify_jax.checks import InputError, check_count
+from purify_jax.checks import InputError
 from purify_jax.data import Batches, Dataset
 from purify_jax.devices import compiling, sharding
+from purify_jax.devices.execution import Execution
 from purify_jax.devices.progress import bar as progress_bar
+from purify_jax.keys import stream_key
 from purify_jax.training import feeding
 from purify_jax.training.checkpoints import TrainingCheckpoints
-from purify_jax.training.metrics import check_installed, open_metrics, read_metrics
-from purify_jax.training.step import TrainState
+from purify_jax.training.metrics import Metrics, Picture, check_installed, read_metrics
+from purify_jax.training.settings import RunSettings, Settings
+from purify_jax.training.step import TrainLoss, TrainState, flip_at_random, scan_steps
 
 
 class Diverged(InputError):
@@ -37,66 +39,89 @@ class FitResult(NamedTuple):
     finished: bool
 
 
-def fit(
-    run_steps: Callable,
+def minimise(
+    loss_fn: TrainLoss,
     state: TrainState,
     dataset: Dataset | Batches,
+    settings: Settings,
+    key: jax.Array,
     *,
-    num_steps: int,
-    batch_size: int,
-    seed: int,
-    workdir: str | Path | None = None,
-    checkpoint_every: int = 1000,
-    steps_per_dispatch: int = 100,
+    execution: Execution,
+    description: str,
+    watch: Watch | None = None,
+    picture: Picture | None = None,
+) -> FitResult:
+    """Trains a state by a loss; what the kinds of training share. See :func:`fit`."""
+    steps = scan_steps(
+        loss_fn,
+        settings.optimizer(),
+        stream_key(key, "steps"),
+        augment=flip_at_random if settings.flip else None,
+        ema_decay=settings.ema_decay,
+        mesh=execution.mesh or sharding.default_mesh(),
+        shard_parameters=execution.shard_parameters,
+    )
+    return fit(
+        steps, state, dataset, settings,
+        execution=execution, description=description, watch=watch, picture=picture,
+    )  # fmt: skip
+
+
+def fit(
+    run_steps: Callable[..., tuple[TrainState, Mapping[str, jax.Array]]],
+    state: TrainState,
+    dataset: Dataset | Batches,
+    settings: RunSettings,
+    *,
+    execution: Execution = Execution(),
     keep: int = 3,
     description: str = "training",
-    progress: bool = True,
-    mesh: Mesh | None = None,
-    shard_parameters: bool = False,
-    stream: bool | None = None,
     watch: Watch | None = None,
-    tensorboard: bool = False,
-    picture: Callable[[TrainState], np.ndarray | None] | None = None,
+    picture: Picture | None = None,
 ) -> FitResult:
-    """Trains until ``num_steps``, from the newest checkpoint of ``workdir`` if there is one.
+    """Trains until ``settings.num_steps``, from the newest checkpoint of the work directory if there is one.
 
-    The batch at step k depends on ``seed`` and k alone and dispatches end at fixed steps, so a
-    run that was killed and started again ends with the same parameters to the bit as one that
-    was not. SIGTERM saves and returns at the end of the running dispatch. With a ``workdir``,
-    metrics go to ``workdir/metrics.jsonl``, checkpoints to ``workdir/checkpoints``. With a ``mesh``,
-    state and data are on all its devices (``run_steps`` must be made for it), and a checkpoint may
-    come from another number of devices; ``shard_parameters`` as in :func:`scan_steps`, and the
-    state that is returned is whole on every device again. With ``stream`` the data stay where they
-    are and a thread sends each dispatch's batches ahead, every process its own share; by default,
-    when they are no plain array or take more than ``feeding.RESIDENT_BYTES``. ``watch`` is called before every save with (step, state, the metrics of the run so far, those of before a
-    restart too); what it returns joins the metrics, and what it raises ends the run without that save. ``tensorboard`` writes the metrics as events too, into ``workdir/tensorboard``, and
-    before every save the ``picture`` of the state, an image ``[h, w, c]`` in [0, 1].
+    The batch at step k depends on the seed and k alone and dispatches end at fixed steps, so a run that was
+    killed and started again ends with the same parameters to the bit as one that was not. SIGTERM saves and
+    returns at the end of the running dispatch.
 
-    The data may also be :class:`purify_jax.data.Batches`, somebody else's batches: see there what they are
-    when a run continues. ``seed`` then only seeds the noise and the flips.
+    Args:
+      run_steps: :func:`scan_steps` of a loss, made for the mesh of ``execution``.
+      state: before the first step; it is donated.
+      dataset: a data set, or :class:`purify_jax.data.Batches`, which says what it yields when a run
+        continues; the seed then only seeds the noise and the flips.
+      settings: steps, batch size, seed and the like.
+      execution: work directory (metrics go to ``metrics.jsonl``, states to ``checkpoints``), mesh, whether
+        parameters are split over it too, and progress bars. A checkpoint may come from another number of
+        devices; the state that is returned is whole on every device.
+      keep: how many checkpoints stay.
+      description: of the progress bar.
+      watch: called before every save with (step, state, the metrics of the run so far, those of before a
+        restart too); what it returns joins the metrics, what it raises ends the run without that save.
+      picture: state → image ``[h, w, c]`` in [0, 1], or None, for TensorBoard at every save.
 
-    Raises InputError for zero steps or batch size, a batch size that the devices cannot share
-    evenly, batches that are not as they should be, or ``tensorboard`` without its package or a ``workdir``;
-    Diverged for a loss that is not finite; SaveError if saving fails.
+    Raises InputError for a batch size that the devices cannot share evenly, batches that are not as they
+    should be, TensorBoard without its package or a work directory, or fields of ``execution`` that training
+    has no use for; Diverged for a loss that is not finite; SaveError if saving fails.
     """
-    if tensorboard:
+    execution.refuse("training", "batch_size", "block", "shard")
+    mesh, workdir = execution.mesh or sharding.default_mesh(), execution.workdir
+    if settings.tensorboard:
         check_installed()
         if workdir is None:
             raise InputError("tensorboard: got it without a workdir, expected a folder for events")
-    check_count("num_steps", num_steps)
-    check_count("batch_size", batch_size)
-    check_count("steps_per_dispatch", steps_per_dispatch)
-    check_count("checkpoint_every", checkpoint_every)
-    if sharding.round_up(batch_size, mesh) != batch_size:
+    if sharding.round_up(settings.batch_size, mesh) != settings.batch_size:
         raise InputError(
-            f"batch_size: got {batch_size}, expected a multiple of the {jax.device_count()} devices"
+            f"batch_size: got {settings.batch_size}, expected a multiple of the "
+            f"{jax.device_count()} devices"
         )
-    if shard_parameters and mesh is not None:
+    if execution.shard_parameters and mesh is not None:
         state = jax.device_put(state, sharding.large_arrays_split(mesh, state))
     else:
         state = sharding.replicate(mesh, state)
-    checkpoint_every = -(-checkpoint_every // steps_per_dispatch) * steps_per_dispatch
-    # Whatever ends the run, an error too, files are closed and the last save is complete.
+    at_once, num_steps = settings.steps_per_dispatch, settings.num_steps
+    checkpoint_every = -(-settings.checkpoint_every // at_once) * at_once
+    # However the run ends, by an error too, files are closed and the last save is complete.
     with ExitStack() as stack:
         checkpoints = metrics = None
         history: list[Mapping[str, float]] = []
@@ -107,8 +132,8 @@ def fit(
             state = checkpoints.restore_latest(state) or state
             history = read_metrics(workdir, int(state.step))
             if jax.process_index() == 0:
-                opened = open_metrics(workdir, int(state.step), tensorboard)
-                metrics = stack.enter_context(opened)
+                opened = Metrics(workdir, int(state.step), settings.tensorboard)
+                metrics = stack.enter_context(closing(opened))
         step = first = int(state.step)
         bar = stack.enter_context(
             progress_bar(
@@ -116,15 +141,12 @@ def fit(
                 initial=step,
                 desc=description,
                 unit="step",
-                disable=not progress or jax.process_index() > 0,
+                disable=not execution.progress or jax.process_index() > 0,
             )
         )
-        plan = feeding.plan(
-            dataset, step, num_steps,
-            batch_size=batch_size, seed=seed, at_once=steps_per_dispatch,
-        )  # fmt: skip
         feeding.begin(dataset, workdir, step, bar.disable)
-        feed = stack.enter_context(closing(feeding.feed(dataset, plan, mesh, stream)))
+        plan = feeding.plan(dataset, settings, step)
+        feed = stack.enter_context(closing(feeding.feed(dataset, plan, mesh, settings.stream)))
         terminated = stack.enter_context(_termination_flag())
         for images, labels, indices, place in feed:
             if step == first and not bar.disable:
@@ -146,22 +168,23 @@ def fit(
                 values |= watch(step, state, history)
             history.append(values)
             if metrics is not None:
-                metrics.write(step, values)
-                if picture is not None and saves and tensorboard:
-                    metrics.picture(step, getattr(picture, "name", "picture"), picture(state))
+                shown = (
+                    picture(state)
+                    if picture is not None and saves and settings.tensorboard
+                    else None
+                )
+                metrics.write(step, values, shown)
             bar.update(len(indices))
             bar.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
-            if checkpoints is not None and saves:
+            ends = step == num_steps or terminated()
+            if checkpoints is not None and (saves or ends):
                 feeding.remember(workdir, step, place)
                 checkpoints.save(step, state)
-            if terminated():
+            if ends:
                 break
         if checkpoints is not None:
-            if step > first:
-                feeding.remember(workdir, step, place)
-                checkpoints.save(step, state)
             checkpoints.wait()
-    if shard_parameters:
+    if execution.shard_parameters:
         state = sharding.gather(mesh, state)
     return FitResult(state, step >= num_steps)
 

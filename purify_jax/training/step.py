@@ -1,8 +1,10 @@
 """A training step: losses, gradient, update, moving averages; many steps as one dispatch."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY
 from typing import Any
 
+import chex
 import flax.linen as nn
 import flax.struct
 import jax
@@ -11,16 +13,16 @@ import optax
 from jax.sharding import Mesh
 
 from purify_jax import energy, losses
-from purify_jax.checks import check_at_least
 from purify_jax.devices import sharding
 from purify_jax.keys import FLIP, fold_keys, image_keys
-from purify_jax.pytrees import Jitted, as_pytree, pytree, static
+from purify_jax.pytrees import Jitted, Pytree, as_pytree, static
 from purify_jax.training.augmentation import random_flip
-from purify_jax.training.muon import scale_by_muon
 from purify_jax.types import Array, Keys, Params
 
 #: (params, batch_stats, keys, images, labels) → (mean loss, (metrics, new batch_stats)).
 TrainLoss = Callable[[Params, Params, Keys, Array, Array], tuple[Array, tuple[dict, Params]]]
+#: (keys, images, indices of the images in their data set, step) → images.
+Augmentation = Callable[[Keys, Array, Array, Array], Array]
 
 
 @flax.struct.dataclass
@@ -35,50 +37,13 @@ class TrainState:
     ema_batch_stats: Params
 
 
-def adam(
-    learning_rate: float,
-    num_steps: int,
-    *,
-    cosine: bool = True,
-    warmup_steps: int = 0,
-    clip_norm: float | None = 1.0,
-    weight_decay: float = 0.0,
-    muon: bool = False,
-) -> optax.GradientTransformation:
-    """Adam(W) with gradient clipping, and a cosine (to zero) or constant learning rate.
-
-    ``cosine=True`` follows the half cosine of Loshchilov & Hutter 2017 (arXiv 1608.03983)
-    after a linear warm-up. ``muon``: the kernels of convolutions move by
-    ``training.muon.scale_by_muon`` instead.
-    """
-    check_at_least("learning_rate", learning_rate, 0.0)
-    if cosine:
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0 if warmup_steps else learning_rate, learning_rate, warmup_steps, num_steps
-        )
-    else:
-        schedule = optax.linear_schedule(
-            0.0 if warmup_steps else learning_rate, learning_rate, warmup_steps
-        )
-    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    if not muon:
-        return optax.chain(clip, optax.adamw(schedule, weight_decay=weight_decay))
-    kind = lambda value: "filter" if value.ndim == 4 else "other"
-    scaled = optax.multi_transform(
-        {"filter": scale_by_muon(), "other": optax.scale_by_adam()},
-        lambda params: jax.tree.map(kind, params),
-    )
-    decay = optax.add_decayed_weights(weight_decay)
-    return optax.chain(clip, scaled, decay, optax.scale_by_learning_rate(schedule))
-
-
 def init_state(
     network: nn.Module,
     optimizer: optax.GradientTransformation,
     key: Array,
     image_shape: tuple[int, ...],
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step, with random parameters."""
     return start_state(network.init(key, jnp.zeros((1, *image_shape))), optimizer)
 
 
@@ -101,17 +66,28 @@ def start_state(
     )
 
 
-@pytree
-class DSMLoss:
-    """See :func:`dsm_loss`."""
+class DSMLoss(Pytree):
+    """Denoising score matching of a scalar energy or a score network; mean over the batch.
+
+    A :data:`TrainLoss`; see :func:`purify_jax.losses.denoising_score_matching`.
+
+    sigmas: noise levels ``[L]``, in units of a pixel's range.
+    perturb: (keys, images) → noise beside the Gaussian one; None for none.
+    network: a linen module, images → images, or one number per image for an energy.
+    score_factory: (network, parameters) → score, of :mod:`purify_jax.energy`.
+    scale: how the score at σ follows from it, of :mod:`purify_jax.noise`.
+    """
 
     sigmas: Array
-    perturb: Any
+    _: KW_ONLY
+    perturb: Callable[[Keys, Array], Array] | None = None
     network: nn.Module = static()
     score_factory: energy.ScoreFactory = static()
     scale: Callable[[Array], Array] = static()
 
-    def __call__(self, params, batch_stats, keys, images, labels):
+    def __call__(
+        self, params: Params, batch_stats: Params, keys: Keys, images: Array, labels: Array
+    ) -> tuple[Array, tuple[dict, Params]]:
         score_fn = self.score_factory(self.network, params)
         loss = losses.denoising_score_matching(
             score_fn, keys, images, self.sigmas, self.scale, self.perturb
@@ -119,65 +95,66 @@ class DSMLoss:
         return loss, ({"loss": loss}, batch_stats)
 
 
-def dsm_loss(
-    network: nn.Module,
-    score_factory: energy.ScoreFactory,
-    sigmas: Array,
-    scale: Callable[[Array], Array],
-    perturb: Callable[[Keys, Array], Array] | None = None,
-) -> TrainLoss:
-    """Denoising score matching of a scalar energy or a score network; mean over the batch."""
-    return DSMLoss(
-        network=network,
-        score_factory=score_factory,
-        sigmas=sigmas,
-        scale=scale,
-        perturb=perturb,
-    )
+class ClassificationLoss(Pytree):
+    """Cross-entropy and accuracy of a classifier, updating its batch statistics if it has any.
 
+    label_smoothing: in [0, 1).
+    augment: (keys, images) → images before the network: noise, crops, purification; None for none.
+    network: a linen module, images → logits ``[batch, classes]``.
+    """
 
-@pytree
-class ClassificationLoss:
-    """See :func:`classification_loss`."""
-
-    augment: Any
-    label_smoothing: float
+    _: KW_ONLY
+    label_smoothing: float = 0.0
+    augment: Callable[[Keys, Array], Array] | None = None
     network: nn.Module = static()
 
-    def __call__(self, params, batch_stats, keys, images, labels):
+    def __call__(
+        self, params: Params, batch_stats: Params, keys: Keys, images: Array, labels: Array
+    ) -> tuple[Array, tuple[dict, Params]]:
         if self.augment is not None:
             images = self.augment(keys, images)
-        if batch_stats:
-            logits, updated = self.network.apply(
-                {"params": params, "batch_stats": batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-            )
-            batch_stats = updated["batch_stats"]
-        else:
-            logits = self.network.apply({"params": params}, images)
-        one_hot = jax.nn.one_hot(labels, logits.shape[-1])
-        targets = optax.smooth_labels(one_hot, self.label_smoothing)
-        loss = optax.softmax_cross_entropy(logits, targets).mean()
+        logits, batch_stats = training_logits(self.network, params, batch_stats, images)
+        loss = smoothed_cross_entropy(logits, labels, self.label_smoothing)
         accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
         return loss, ({"loss": loss, "accuracy": accuracy}, batch_stats)
 
 
-def classification_loss(
-    network: nn.Module,
-    label_smoothing: float = 0.0,
-    augment: Callable[[Keys, Array], Array] | None = None,
-) -> TrainLoss:
-    """Cross-entropy and accuracy of a classifier, updating its batch statistics if it has any.
+def training_logits(
+    network: nn.Module, params: Params, batch_stats: Params, images: Array
+) -> tuple[Array, Params]:
+    """(logits, new batch statistics) of a network that is trained; with statistics if it has any."""
+    if not batch_stats:
+        return jnp.asarray(network.apply({"params": params}, images)), batch_stats
+    variables = {"params": params, "batch_stats": batch_stats}
+    logits, updated = network.apply(variables, images, train=True, mutable=["batch_stats"])
+    return logits, updated["batch_stats"]
 
-    ``augment`` maps (keys, images) to images before the network: noise, crops, purification.
-    """
-    return ClassificationLoss(
-        network=network,
-        label_smoothing=label_smoothing,
-        augment=augment,
-    )
+
+def smoothed_cross_entropy(logits: Array, labels: Array, label_smoothing: float) -> Array:
+    """The mean over the batch of the cross-entropy to smoothed labels."""
+    chex.assert_rank([logits, labels], [2, 1])
+    chex.assert_equal_shape_prefix([logits, labels], 1)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets).mean()
+
+
+def _gradient(
+    loss_fn: TrainLoss, state: TrainState, batch: tuple[Keys, Array, Array], microbatches: int
+) -> tuple[Params, tuple[dict, Params]]:
+    """(gradient, (metrics, new batch_stats)), the means over equal parts of a batch."""
+    differentiate = jax.grad(loss_fn, has_aux=True)
+    gradient = lambda part: differentiate(state.params, state.batch_stats, *part)
+    if microbatches == 1:
+        return gradient(batch)
+    parts = jax.tree.map(lambda a: a.reshape(microbatches, -1, *a.shape[1:]), batch)
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        share = jax.tree.map(lambda a: a / microbatches, gradient(part))
+        return jax.tree.map(jnp.add, total, share), None
+
+    shapes = jax.eval_shape(gradient, jax.tree.map(lambda a: a[0], parts))
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    return jax.lax.scan(add, zeros, parts)[0]
 
 
 def train_step(
@@ -188,16 +165,15 @@ def train_step(
     images: Array,
     labels: Array,
     ema_decay: float = 0.999,
+    microbatches: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One pure step: gradient, update, exponential moving average.
 
-    The average's decay warms up as min(decay, (1 + t)/(10 + t)), so that it forgets the
-    initial parameters in short runs too.
+    The average's decay warms up as min(decay, (1 + t)/(10 + t)), so that it forgets the initial
+    parameters in short runs too. The gradient is the mean over ``microbatches`` equal parts of the batch,
+    computed one after the other, which bounds memory; each part is normalised by its own statistics.
     """
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
-    (_, (metrics, batch_stats)), grads = gradient(
-        state.params, state.batch_stats, keys, images, labels
-    )
+    grads, (metrics, batch_stats) = _gradient(loss_fn, state, (keys, images, labels), microbatches)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
@@ -209,51 +185,65 @@ def train_step(
     return new, metrics
 
 
+def flip_at_random(keys: Keys, images: Array, indices: Array, step: Array) -> Array:
+    """:func:`random_flip` as an :data:`Augmentation`."""
+    del indices, step
+    return random_flip(fold_keys(keys, FLIP), images)
+
+
 def scan_steps(
     loss_fn: TrainLoss,
     optimizer: optax.GradientTransformation,
     key: Array,
     *,
-    flip: bool = False,
+    augment: Augmentation | None = None,
     ema_decay: float = 0.999,
+    microbatches: int = 1,
     mesh: Mesh | None = None,
     shard_parameters: bool = False,
 ) -> Jitted:
     """A jitted function (state, images, labels, indices ``[K, batch]``) → (state, mean metrics).
 
-    The data set stays on the device; every step gathers, scales and flips its batch there, and
+    The data set stays on the device; every step gathers, scales and augments its batch there, and
     K steps are one dispatch. The state is donated. With a ``mesh`` each batch is split over its
     devices; the batch must be a multiple of their number, and with ``shard_parameters`` large
     arrays of the state are split too. Streamed data come as batches: images ``[K, batch, h, w, c]``,
-    labels ``[K, batch]``, and indices that are not looked at.
+    labels ``[K, batch]``, and indices that only ``augment`` looks at.
     """
 
-    def advance(loss_fn, state: TrainState, batch: Array, labels: Array) -> tuple[TrainState, dict]:
-        keys = image_keys(jax.random.fold_in(key, state.step), jnp.arange(batch.shape[0]))
-        keys, batch = sharding.split(mesh, (keys, batch))
-        if batch.dtype == jnp.uint8:
-            batch = batch.astype(jnp.float32) / 255
-        if flip:
-            batch = random_flip(fold_keys(keys, FLIP), batch)
-        state, metrics = train_step(loss_fn, optimizer, state, keys, batch, labels, ema_decay)
+    def advance(
+        loss_fn: TrainLoss, state: TrainState, batch: tuple[Array, Array, Array]
+    ) -> tuple[TrainState, dict]:
+        images, labels, indices = batch
+        keys = image_keys(jax.random.fold_in(key, state.step), jnp.arange(images.shape[0]))
+        keys, images = sharding.split(mesh, (keys, images))
+        if images.dtype == jnp.uint8:
+            images = images.astype(jnp.float32) / 255
+        if augment is not None:
+            images = augment(keys, images, indices, state.step)
+        state, metrics = train_step(
+            loss_fn, optimizer, state, keys, images, labels, ema_decay, microbatches
+        )
         if shard_parameters and mesh is not None:
             shardings = sharding.large_arrays_split(mesh, state)
             state = jax.lax.with_sharding_constraint(state, shardings)
         return state, metrics
 
-    def one(loss_fn, carry: tuple, indices: Array) -> tuple[tuple, dict]:
-        state, images, labels = carry
-        indices = sharding.split(mesh, indices)
-        state, metrics = advance(loss_fn, state, images[indices], labels[indices])
-        return (state, images, labels), metrics
-
-    def run(loss_fn, state: TrainState, images: Array, labels: Array, indices: Array):
+    def run(
+        loss_fn: TrainLoss, state: TrainState, images: Array, labels: Array, indices: Array
+    ) -> tuple[TrainState, dict]:
         if images.ndim == 5:
-            streamed = lambda state, batch: advance(loss_fn, state, *batch)
-            state, metrics = jax.lax.scan(streamed, state, (images, labels))
-        else:
-            resident = lambda carry, chosen: one(loss_fn, carry, chosen)
-            (state, _, _), metrics = jax.lax.scan(resident, (state, images, labels), indices)
+            streamed = lambda state, batch: advance(loss_fn, state, batch)
+            state, metrics = jax.lax.scan(streamed, state, (images, labels, indices))
+            return state, jax.tree.map(jnp.mean, metrics)
+
+        def resident(carry: tuple, chosen: Array) -> tuple[tuple, dict]:
+            state, images, labels = carry
+            chosen = sharding.split(mesh, chosen)
+            state, metrics = advance(loss_fn, state, (images[chosen], labels[chosen], chosen))
+            return (state, images, labels), metrics
+
+        (state, _, _), metrics = jax.lax.scan(resident, (state, images, labels), indices)
         return state, jax.tree.map(jnp.mean, metrics)
 
     placed = sharding.place(mesh, as_pytree(loss_fn))

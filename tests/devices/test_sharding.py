@@ -37,8 +37,9 @@ config.ebm.schedule = "constant"  # the cosine would depend on the number of ste
 config.ebm.checkpoint_every, config.classifier.steps_per_dispatch = 20, 20
 train, test = (pj.data.load_split("digits", s) for s in ("train", "test"))
 placement = json.loads(os.environ.get("PLACEMENT", "{}"))
-ebm, _ = from_config.train_ebm(config, train, folder, progress=False, **placement)
-classifier, _ = from_config.train_classifier(config, train, None, progress=False)
+run = {"stream": placement.pop("stream", None)}
+ebm, _ = from_config.train_ebm(config, train, pj.Execution(workdir=folder, **placement), **run)
+classifier, _ = from_config.train_classifier(config, train, pj.Execution())
 mesh = sharding.default_mesh()
 purifier = pj.models.model_purifier(ebm, num_steps=2, num_restarts=2)
 defense = pj.defend(purifier, pj.models.logits_fn(classifier))

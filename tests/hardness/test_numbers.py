@@ -19,8 +19,13 @@ from purify_jax.evaluation import certification, corrupted
 from purify_jax.evaluation.suite_runs import SuiteRun
 from purify_jax.purifiers import step_rules
 from purify_jax.purifiers.likelihood import likelihood_maximisation
-from purify_jax.training import Settings, train_airbench, train_denoiser
-from purify_jax.training.augmentation import crop_and_purify
+from purify_jax.training import (
+    AirbenchSettings,
+    CropAndPurify,
+    DenoiserSettings,
+    ScoreSettings,
+    Settings,
+)
 
 NO_NUMBERS = [None, "abc", "3", True, math.nan, math.inf, -math.inf, [1], 1j, {}, np.bool_(True)]
 NO_COUNTS = [*NO_NUMBERS, 1.5, 2.0, 0, -3, np.float32(2)]
@@ -82,7 +87,7 @@ def test_bounds_are_open_or_closed_as_said():
         lambda v: SuiteRun(probe_images=-1 if v == 0 else v),
         lambda v: Settings(num_steps=v),
         lambda v: Settings(num_steps=1, seed=-1 if v == 0 else v),
-        lambda v: crop_and_purify(-1 if v == 0 else v),
+        lambda v: CropAndPurify(crop_padding=-1 if v == 0 else v),
         lambda v: noise.geometric(1.0, 0.1, v),
         lambda v: corrupted.load_folder("x", "fog", v),
         lambda v: certification.check_settings(0.1, v, 10, 0.1),
@@ -114,9 +119,9 @@ def test_counts_are_whole_everywhere(call, value):
         lambda v: Settings(num_steps=1, clip_norm="x" if v is None else v),
         lambda v: noise.linear(1.0, v, 3),
         lambda v: noise.patterns(v),
-        lambda v: crop_and_purify(0, None, v),
-        lambda v: train_airbench(None, None, filter_rate=v),
-        lambda v: train_airbench(None, None, label_smoothing=v),
+        lambda v: CropAndPurify(share=v),
+        lambda v: AirbenchSettings(filter_rate=v),
+        lambda v: AirbenchSettings(label_smoothing=v),
     ],
 )
 @pytest.mark.parametrize("value", [math.nan, -1.0, "abc", None, True])
@@ -180,10 +185,6 @@ def test_a_seed_that_jax_would_cut_is_refused():
 )
 def test_a_purifier_that_could_not_be_made_is_refused_before_training(purification, message):
     """Neither a network nor data are looked at before the settings are."""
-    settings = Settings(num_steps=1)
-    with pytest.raises(InputError, match=message):
-        pj.train_score_model(
-            None, None, settings, sigmas=[0.1], scale="per_variance", purification=purification
-        )
-    with pytest.raises(InputError, match=message):
-        train_denoiser(None, None, settings, purification=purification)
+    for settings in (ScoreSettings(1, sigmas=[0.1], scale="per_variance"), DenoiserSettings(1)):
+        with pytest.raises(InputError, match=message):
+            pj.train_score_model(None, None, settings, purification=purification)

@@ -1,7 +1,9 @@
 """Adversarial training through the purifier: what is attacked, what trains, what it brings, collapse."""
 
+import dataclasses
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,15 +16,16 @@ from experiments.configs import digits_defense
 from purify_jax import attacks
 from purify_jax.checks import InputError
 from purify_jax.keys import stream
-from purify_jax.training import Settings, adversarial, fit
+from purify_jax.training import DefenseSettings, adversarial, fit
 from purify_jax.training.adversarial import loss as losses
+from purify_jax.training.step import start_state
 
 pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
 
 EPSILON = 0.15
 ATTACK = adversarial.Attack(epsilon=EPSILON)
-SETTINGS = Settings(num_steps=60, batch_size=64, schedule="constant", steps_per_dispatch=20,
-                    checkpoint_every=20)  # fmt: skip
+SETTINGS = DefenseSettings(num_steps=60, batch_size=64, schedule="constant", steps_per_dispatch=20,
+                           checkpoint_every=20, attack=ATTACK)  # fmt: skip
 ONE_STEP = {"method": "tweedie", "noise_scale": 0.2}
 
 
@@ -39,7 +42,7 @@ def train():
 def _loss(shipped, trainable=("classifier", "purifier"), **changes):
     everything = {"classifier": shipped.classifier.params, "purifier": shipped.ebm.params}
     made = adversarial.DefenseLoss(
-        frozen={k: v for k, v in everything.items() if k not in trainable},
+        {k: v for k, v in everything.items() if k not in trainable},
         denoising_weight=0.5,
         label_smoothing=0.1,
         parts=losses.parts_of(shipped.classifier, shipped.ebm, ONE_STEP),
@@ -80,7 +83,7 @@ def test_the_denoising_term_alone_is_that_of_score_training(shipped, train):
     loss, params = _loss(shipped)
     images, _ = train.batch(np.arange(16))
     keys = pj.image_keys(jax.random.key(1), np.arange(16))
-    found = loss._denoising(params["purifier"], keys, jnp.asarray(images))
+    found = loss.denoising(params["purifier"], keys, jnp.asarray(images))
     expected = pj.losses.denoising_score_matching(
         pj.models.score_fn(shipped.ebm), keys, jnp.asarray(images), jnp.array([0.2]),
         pj.noise.SCALES[shipped.ebm.metadata["training"]["scale"]],
@@ -107,41 +110,38 @@ def test_it_makes_a_defense_robust(control, shipped, train, digits_test):
     config = digits_defense.get_config()
     config.defense.update({"steps": 300, "checkpoint_every": 300, "steps_per_dispatch": 100})
     ebm = None if control else shipped.ebm
-    made = from_config.train_defense(config, train, shipped.classifier, ebm, None, progress=False)
+    made = from_config.train_defense(config, train, pj.Execution(), shipped.classifier, ebm)
     started = None if control else pj.models.Model(
         ebm.role, ebm.network, ebm.variables, ebm.image_shape,
         {**ebm.metadata, "purification": {**config.defense.purification, "num_restarts": 1}},
     )  # fmt: skip
     before = _attacked_accuracy(shipped.classifier, started, digits_test)
-    after = _attacked_accuracy(made.classifier, made.ebm, digits_test)
+    after = _attacked_accuracy(made.classifier, made.score_model, digits_test)
     # A purifier already takes most attacks of so few draws away; the bare classifier has more to gain.
     assert after > before + (0.3 if control else 0.06), (before, after)
-    assert (made.ebm is None) == control
+    assert (made.score_model is None) == control
     if not control:  # it purifies as it was trained to, and says so in its file
-        assert made.ebm.metadata["purification"]["method"] == "tweedie"
+        assert made.score_model.metadata["purification"]["method"] == "tweedie"
         assert made.classifier.metadata["defense"]["purifier"]["noise_scale"] == 0.25
-
-
-def _same(a, b):
-    return all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
 
 
 def test_only_what_is_trainable_trains_and_a_resumed_run_ends_with_the_same_bits(
     shipped, train, tmp_path
 ):
     def run(num_steps, folder):
-        settings = Settings(**{**vars(SETTINGS), "num_steps": num_steps})
+        settings = dataclasses.replace(SETTINGS, num_steps=num_steps, trainable="purifier")
         return adversarial.train_defense(
-            shipped.classifier, train, settings, ATTACK, ebm=shipped.ebm, trainable="purifier",
-            purification=ONE_STEP, workdir=folder, progress=False,
+            shipped.classifier, train, settings, score_model=shipped.ebm, purification=ONE_STEP,
+            execution=pj.Execution(workdir=folder),
         )  # fmt: skip
 
     whole = run(40, tmp_path / "whole")
-    assert _same(whole.classifier.params, shipped.classifier.params)
-    assert not _same(whole.ebm.params, shipped.ebm.params)
+    chex.assert_trees_all_equal(whole.classifier.params, shipped.classifier.params)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_equal(whole.score_model.params, shipped.ebm.params)
     run(20, tmp_path / "parts")
     resumed = run(40, tmp_path / "parts")
-    assert _same(resumed.ebm.params, whole.ebm.params)
+    chex.assert_trees_all_equal(resumed.score_model.params, whole.score_model.params)
     lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [20, 40]
     assert all(0 <= json.loads(line)["probe_accuracy"] <= 1 for line in lines)
@@ -168,22 +168,20 @@ def test_a_collapse_ends_the_run_and_keeps_what_was_saved(shipped, train, tmp_pa
         return {}
 
     optimizer = SETTINGS.optimizer()
-    start = pj.training.TrainState(
-        jnp.int32(0), *(jax.tree.map(jnp.array, params) for _ in range(2)), {},
-        optimizer.init(params), {},
-    )  # fmt: skip
+    start = start_state({"params": params}, optimizer)
     steps = pj.training.scan_steps(loss, optimizer, jax.random.key(1))
     with pytest.raises(adversarial.Collapsed):
-        fit(steps, start, train, num_steps=60, batch_size=64, seed=0, workdir=tmp_path,
-            steps_per_dispatch=20, checkpoint_every=20, progress=False, watch=raising)  # fmt: skip
+        fit(steps, start, train, SETTINGS, execution=pj.Execution(workdir=tmp_path), watch=raising)
     assert seen == [20, 40]
     saved = [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
     assert saved == ["20"]
 
 
+#: What is no setting, but a parameter.
+GIVEN = ("score_model", "purification")
 BAD = {
     "trainable": ({"trainable": "all"}, "trainable: got 'all'"),
-    "nothing to train": ({"ebm": None, "trainable": "both"}, "without a purifier"),
+    "nothing to train": ({"score_model": None}, "without a purifier"),
     "method": ({"purification": {"method": "magic"}}, "method: got 'magic'"),
     "weight": ({"denoising_weight": -1.0}, "denoising_weight"),
     "probe": ({"probe_images": 10_000}, "probe_images: got 10000"),
@@ -194,11 +192,13 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line(name, shipped, train):
     changes, message = BAD[name]
+    given = {"score_model": shipped.ebm, **{n: v for n, v in changes.items() if n in GIVEN}}
+    changed = {n: v for n, v in changes.items() if n not in GIVEN}
+    tried = lambda: adversarial.train_defense(
+        shipped.classifier, train, dataclasses.replace(SETTINGS, **changed), **given
+    )
     with pytest.raises(InputError, match=message) as caught:
-        adversarial.train_defense(
-            shipped.classifier, train, SETTINGS, ATTACK,
-            **{"ebm": shipped.ebm, "progress": False, **changes},
-        )  # fmt: skip
+        tried()
     assert "\n" not in str(caught.value)
 
 
@@ -246,7 +246,8 @@ def test_the_binary(run_binary, model_files, tmp_path):
     made = pj.load_model(tmp_path / "run" / "ebm.safetensors", ("energy",))
     assert made.metadata["purification"]["method"] == "tweedie"
     trained = pj.load_model(tmp_path / "run" / "classifier.safetensors")
-    assert not _same(trained.params, pj.load_model(classifier).params)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_equal(trained.params, pj.load_model(classifier).params)
     done = run_binary("train_defense", "--config=digits", *args[2:5], check=False)
     assert done.returncode == 1
     assert "has no section 'defense'" in done.stderr

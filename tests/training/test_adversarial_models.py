@@ -9,7 +9,7 @@ import pytest
 
 import purify_jax as pj
 from purify_jax.checks import InputError
-from purify_jax.training import Settings, adversarial
+from purify_jax.training import DefenseSettings, adversarial
 from purify_jax.training.adversarial import loss as losses
 
 pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
@@ -28,17 +28,21 @@ def train():
 
 
 def _few_steps(num_steps, **changes):
-    return Settings(num_steps, batch_size=16, schedule="constant", steps_per_dispatch=2,
+    return DefenseSettings(num_steps, attack=ATTACK, batch_size=16, schedule="constant", steps_per_dispatch=2,
                     checkpoint_every=2, **changes)  # fmt: skip
 
 
 def test_a_run_that_continues_knows_the_best_accuracy_of_before(shipped, train, tmp_path):
     def run(num_steps, learning_rate, classifier=shipped.classifier):
-        settings = _few_steps(num_steps, learning_rate=learning_rate, clip_norm=None)
-        adversarial.train_defense(
-            classifier, train, settings, ATTACK, trainable="classifier", probe_steps=1,
-            workdir=tmp_path, progress=False,
-        )  # fmt: skip
+        settings = _few_steps(
+            num_steps,
+            learning_rate=learning_rate,
+            clip_norm=None,
+            trainable="classifier",
+            probe_steps=1,
+        )
+        execution = pj.Execution(workdir=tmp_path)
+        adversarial.train_defense(classifier, train, settings, execution=execution)
 
     run(2, 0.0)
     with pytest.raises(adversarial.Collapsed, match="fell from 0.* at step 4"):
@@ -59,11 +63,9 @@ def test_an_energy_model_without_settings_trains_at_the_published_noise(shipped,
     """What ``train_score_model`` writes by default has no purification settings."""
     ebm = _with_metadata(shipped.ebm, ("purification",))
     parts = losses.parts_of(shipped.classifier, ebm, {"num_steps": 1})
-    loss = losses.DefenseLoss(
-        frozen={}, denoising_weight=1.0, label_smoothing=0.0, parts=parts, attack=ATTACK
-    )
+    loss = losses.DefenseLoss({}, parts=parts, attack=ATTACK)
     images, keys = jnp.asarray(train.images[:4]), pj.image_keys(jax.random.key(1), np.arange(4))
-    found = loss._denoising(ebm.params, keys, images)
+    found = loss.denoising(ebm.params, keys, images)
     expected = pj.losses.denoising_score_matching(
         pj.models.score_fn(ebm), keys, images, jnp.array([0.25]),
         pj.noise.SCALES[ebm.metadata["training"]["scale"]],
@@ -88,6 +90,5 @@ def test_a_purifier_without_a_denoising_loss_is_refused(
     ebm = _with_metadata(shipped.ebm, ("purification",), training=training)
     with pytest.raises(InputError, match=message):
         adversarial.train_defense(
-            shipped.classifier, train, _few_steps(2), ATTACK, ebm=ebm, purification=purification,
-            progress=False,
-        )  # fmt: skip
+            shipped.classifier, train, _few_steps(2), score_model=ebm, purification=purification
+        )

@@ -7,10 +7,11 @@ import numpy as np
 import optax
 import pytest
 
+import purify_jax as pj
 from purify_jax import data, models, networks, training
 from purify_jax.keys import image_keys
 from purify_jax.networks import convolution
-from purify_jax.training import airbench, muon
+from purify_jax.training import AirbenchSettings, airbench, augmentation, optimizers
 
 SMALL = networks.WhitenedConvNet(features=(8, 12, 16))
 
@@ -40,7 +41,7 @@ def test_flips_alternate_between_epochs_from_a_random_start():
     indices = jnp.arange(400) + 7
     seen = [
         np.asarray(
-            airbench.alternating_flip(jax.random.key(1), images, indices, jnp.full(400, epoch))
+            augmentation.alternating_flip(jax.random.key(1), images, indices, jnp.full(400, epoch))
         )
         for epoch in range(3)
     ]
@@ -49,7 +50,7 @@ def test_flips_alternate_between_epochs_from_a_random_start():
     np.testing.assert_array_equal(seen[1], seen[0][:, :, ::-1])
     np.testing.assert_array_equal(seen[2], seen[0])
     # By the image's index, not by its place in the batch.
-    turned = airbench.alternating_flip(
+    turned = augmentation.alternating_flip(
         jax.random.key(1), images[::-1], indices[::-1], jnp.zeros(400, jnp.int32)
     )
     np.testing.assert_array_equal(turned[::-1], seen[0])
@@ -58,10 +59,18 @@ def test_flips_alternate_between_epochs_from_a_random_start():
 def test_crops_are_windows_of_the_reflected_image():
     image = np.arange(25.0, dtype=np.float32).reshape(5, 5, 1)
     keys = image_keys(jax.random.key(0), jnp.arange(200))
-    crops = np.asarray(airbench.reflecting_crop(keys, jnp.tile(image, (200, 1, 1, 1))))
+    crops = np.asarray(
+        augmentation.random_crop(keys, jnp.tile(image, (200, 1, 1, 1)), 2, "reflect")
+    )
     padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="reflect")
     windows = {padded[i : i + 5, j : j + 5].tobytes() for i in range(5) for j in range(5)}
     assert {crop.tobytes() for crop in crops} == windows
+
+
+def _orthogonalised(matrix, num_steps):
+    kernel = matrix.reshape(1, 1, *matrix.shape)
+    rule = optimizers.orthogonalised_momentum(0.9, num_steps)
+    return np.asarray(rule.update(kernel, rule.init(kernel))[0][0, 0])
 
 
 def test_orthogonalised_brings_singular_values_near_one_and_keeps_directions():
@@ -70,13 +79,13 @@ def test_orthogonalised_brings_singular_values_near_one_and_keeps_directions():
     values = np.array([1.0, 0.9, 0.8, 0.6, 0.5, 0.4])
     matrix = jnp.asarray(left * values @ right, jnp.float32)
     for given in (matrix, matrix.T):
-        result = np.asarray(muon.orthogonalised(given))
+        result = _orthogonalised(given, 3)
         result = result if given is matrix else result.T
         inside = left.T @ result @ right.T
         assert np.all((np.diag(inside) > 0.6) & (np.diag(inside) < 1.3))
         np.testing.assert_allclose(inside, np.diag(np.diag(inside)), atol=1e-4)
     # One step on a single row is the polynomial at 1.
-    one = muon.orthogonalised(jnp.asarray([[3.0, 4.0]]), num_steps=1)
+    one = _orthogonalised(jnp.asarray([[3.0, 4.0]]), 1)
     np.testing.assert_allclose(one, (3.4445 - 4.7750 + 2.0315) * np.array([[0.6, 0.8]]), rtol=1e-5)
 
 
@@ -90,7 +99,7 @@ def test_muon_steps_by_hand():
 
     kernel = jnp.asarray([0.0, 2.0, 0.0, 0.0]).reshape(2, 2, 1, 1)
     gradient = jnp.asarray([3.0, 0.0, 0.0, 0.0]).reshape(2, 2, 1, 1)
-    rule = muon.filter_muon(optax.linear_schedule(0.2, 0.0, 4), momentum=0.6)
+    rule = optimizers.filter_muon(optax.linear_schedule(0.2, 0.0, 4), momentum=0.6)
     state = rule.init(kernel)
     update, state = rule.update(gradient, state, kernel)
     kernel = optax.apply_updates(kernel, update)
@@ -106,7 +115,7 @@ def test_muon_steps_by_hand():
 
 
 def test_nesterov_steps_by_hand():
-    sgd = muon.nesterov(optax.linear_schedule(0.5, 0.0, 2), momentum=0.8, weight_decay=0.1)
+    sgd = optimizers.nesterov(optax.linear_schedule(0.5, 0.0, 2), momentum=0.8, weight_decay=0.1)
     weight = jnp.asarray([2.0])
     state = sgd.init(weight)
     update, state = sgd.update(jnp.asarray([1.0]), state, weight)
@@ -136,7 +145,7 @@ def test_muon_for_the_filters_of_any_network_by_hand():
 
 def test_muon_steps_are_as_large_as_adams():
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 32, 48))
-    rule = muon.scale_by_muon()
+    rule = optimizers.scale_by_muon()
     update, _ = rule.update(kernel, rule.init(kernel))
     assert 0.12 < float(jnp.sqrt(jnp.mean(update**2))) < 0.28
 
@@ -171,14 +180,13 @@ def _data(count=60):
 def trained():
     dataset = _data()
     network = networks.WhitenedConvNet(num_outputs=3, features=(4, 6, 8))
-    optimizer = muon.optimizer(12, 20, whitening_steps=3)
-    start = training.init_state(network, optimizer, jax.random.key(0), dataset.image_shape)
-    start = start.replace(ema_params={}, ema_batch_stats={})
+    settings = AirbenchSettings(12, 20, steps_per_dispatch=6, whitening_steps=3, microbatches=2)
+    optimizer, shape = settings.optimizer(), dataset.image_shape
+    start = training.init_state(network, optimizer, jax.random.key(0), shape)
     start = airbench.with_whitening(start, network, data.to_float(dataset.images))
-    run = airbench.scan_steps(network, optimizer, jax.random.key(1), microbatches=2)
+    run = settings.steps(network, jax.random.key(1), len(dataset), pj.Execution())
     filters = np.asarray(start.batch_stats["whitening"])
-    options = {"num_steps": 12, "batch_size": 20, "seed": 0, "steps_per_dispatch": 6}
-    end, _ = training.fit(run, start, dataset, **options, progress=False)
+    end, _ = training.fit(run, start, dataset, settings)
     return network, dataset, filters, end
 
 
@@ -206,15 +214,15 @@ def test_parts_of_a_batch_add_up_to_the_gradient_of_their_sum():
     dataset = _data(8)
     twice = np.concatenate([np.arange(4), np.arange(4)])[None]
     network = networks.WhitenedConvNet(num_outputs=3, features=(4, 6, 8))
-    optimizer = muon.nesterov(optax.linear_schedule(1e-3, 0.0, 10), 0.0, 0.0)
+    optimizer = optimizers.nesterov(optax.linear_schedule(1e-3, 0.0, 10), 0.0, 0.0)
     moved = []
     for microbatches in (1, 2):
         state = training.init_state(network, optimizer, jax.random.key(0), dataset.image_shape)
-        state = state.replace(ema_params={}, ema_batch_stats={})
         start = jax.flatten_util.ravel_pytree(state.params)[0]
-        run = airbench.scan_steps(
-            network, optimizer, jax.random.key(1), crop_padding=0, microbatches=microbatches
-        )
+        run = training.scan_steps(
+            training.ClassificationLoss(network=network), optimizer, jax.random.key(1),
+            microbatches=microbatches,
+        )  # fmt: skip
         end = run(state, jnp.asarray(dataset.images), jnp.asarray(dataset.labels), twice)[0]
         moved.append(np.asarray(jax.flatten_util.ravel_pytree(end.params)[0] - start))
     # Not to the digit: where a pool's values nearly tie, rounding decides which one is largest.

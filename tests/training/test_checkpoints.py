@@ -3,6 +3,7 @@
 import errno
 import os
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -13,7 +14,7 @@ import safetensors.numpy
 from purify_jax import models, networks
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
-from purify_jax.training.checkpoints import TrainingCheckpoints
+from purify_jax.training.checkpoints import TrainingCheckpoints, claim_inputs
 
 
 def _state(value):
@@ -134,9 +135,7 @@ def test_model_round_trip_is_exact(network, tmp_path):
     again = models.load_model(tmp_path / "m.safetensors")
     assert again.network == network
     assert (again.role, again.image_shape, again.metadata["note"]) == (role, (8, 8, 1), "ψ")
-    a, b = jax.tree.leaves(variables), jax.tree.leaves(dict(again.variables))
-    assert jax.tree.structure(variables) == jax.tree.structure(dict(again.variables))
-    assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    chex.assert_trees_all_equal(variables, dict(again.variables))
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
 
 
@@ -201,3 +200,23 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_work_directory_is_for_the_weights_that_its_training_began_with(tmp_path):
+    first = {"start": {"w": np.arange(3.0)}, "purifier": None}
+    claim_inputs(tmp_path, first)
+    claim_inputs(tmp_path, first)
+    claim_inputs(None, {"start": 1.0})
+    for other in (
+        {"start": {"w": np.arange(3.0) + 1e-7}},  # another value, dtype, name, and none at all
+        {"start": {"w": np.arange(3)}},
+        {"start": {"v": np.arange(3.0)}},
+        {"start": None},
+    ):
+        with pytest.raises(InputError, match="start: its weights are not those that the training"):
+            claim_inputs(tmp_path, other)
+    with pytest.raises(InputError, match="purifier: its weights"):
+        claim_inputs(tmp_path, {**first, "purifier": 0.5})
+    (tmp_path / "inputs.json").write_text("{")
+    with pytest.raises(InputError, match=r"inputs.json is damaged"):
+        claim_inputs(tmp_path, first)

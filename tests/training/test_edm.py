@@ -11,7 +11,7 @@ from purify_jax.data import load_split
 from purify_jax.keys import image_keys
 from purify_jax.models import noise_score
 from purify_jax.networks import shuffled_unet
-from purify_jax.training import edm
+from purify_jax.training import EDMLoss, LogNormal, score_model
 
 SMALL = networks.NoiseConditionalUNet(features=(8, 12), blocks=1)
 
@@ -34,7 +34,7 @@ def test_the_best_denoiser_of_gaussian_data_has_loss_one(sigma):
     best = lambda x, s: (s**2 / (s**2 + 0.25**2)).reshape(-1, 1, 1, 1) * (0.5 - x)
     keys = image_keys(jax.random.key(1), jnp.arange(512))
     at = lambda keys: jnp.full(keys.shape, sigma)
-    losses = edm.denoising_loss(best, keys, _gaussian(512, 0.25), at, data_std=0.25)
+    losses = score_model.denoising_loss(best, keys, _gaussian(512, 0.25), at, data_std=0.25)
     # 512 · 192 squares of standard normals: a relative error of √2/√98304 = 0.0045.
     np.testing.assert_allclose(losses.mean(), 1.0, atol=0.02)
 
@@ -42,7 +42,7 @@ def test_the_best_denoiser_of_gaussian_data_has_loss_one(sigma):
 def test_doing_nothing_costs_the_variance_of_the_noise():
     nothing = lambda x, s: jnp.zeros_like(x)
     keys = image_keys(jax.random.key(1), jnp.arange(512))
-    losses = edm.denoising_loss(
+    losses = score_model.denoising_loss(
         nothing, keys, _gaussian(512, 0.1), lambda keys: jnp.full(keys.shape, 0.5), data_std=0.25
     )
     np.testing.assert_allclose(losses.mean(), (0.5**2 + 0.25**2) / 0.25**2, rtol=0.02)
@@ -68,7 +68,7 @@ def test_preconditioning_keeps_the_variances_at_one():
 
 def test_levels_are_log_normal():
     keys = image_keys(jax.random.key(0), jnp.arange(4000))
-    logs = np.log(edm.log_normal(-1.9, 1.2)(keys))
+    logs = np.log(LogNormal(-1.9, 1.2)(keys))
     assert abs(logs.mean() + 1.9) < 0.08
     assert abs(logs.std() - 1.2) < 0.06
 
@@ -93,7 +93,7 @@ def test_a_step_of_training_moves_the_network():
     images = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3))
     state = training.init_state(SMALL, optax.adam(1e-3), jax.random.key(0), (16, 16, 3))
     run = training.scan_steps(
-        edm.edm_loss(SMALL, edm.log_normal(-1.9, 1.2)), optax.adam(1e-3), jax.random.key(1)
+        EDMLoss(LogNormal(-1.9, 1.2), network=SMALL), optax.adam(1e-3), jax.random.key(1)
     )
     end, metrics = run(state, images, jnp.zeros(4, jnp.int32), jnp.arange(4)[None].repeat(3, 0))
     assert int(end.step) == 3
@@ -111,7 +111,7 @@ def test_a_network_that_is_not_told_the_noise_trains_on_the_same_loss():
             return slope * (images - 0.5)
 
     network, sigma = Linear(), 0.25
-    loss = edm.edm_loss(network, edm.log_normal(np.log(sigma), 0.0))
+    loss = EDMLoss(LogNormal(np.log(sigma), 0.0), network=network)
     keys, images = image_keys(jax.random.key(1), jnp.arange(256)), _gaussian(256, 0.25)
     value = jax.jit(lambda slope: loss({"slope": slope}, {}, keys, images, None)[0])
     slopes = jnp.linspace(-0.8, -0.2, 13)  # the best one is −σ²/(σ² + d²) = −½
@@ -119,9 +119,7 @@ def test_a_network_that_is_not_told_the_noise_trains_on_the_same_loss():
     assert float(slopes[jnp.argmin(values)]) == pytest.approx(-0.5, abs=1e-6)
     np.testing.assert_allclose(values.min(), 1.0, atol=0.02)
     dataset = load_split("digits", "train")
-    settings = training.Settings(num_steps=2, batch_size=8, steps_per_dispatch=1)
-    model, finished = training.train_denoiser(
-        networks.MLP(features=(8,)), dataset, settings, progress=False
-    )
+    settings = training.DenoiserSettings(num_steps=2, batch_size=8, steps_per_dispatch=1)
+    model, finished = training.train_score_model(networks.MLP(features=(8,)), dataset, settings)
     assert finished
     assert np.isfinite(noise_score(model)(jnp.full((1, 8, 8, 1), 0.5), 0.2)).all()

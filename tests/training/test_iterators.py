@@ -4,6 +4,7 @@ import json
 import re
 import sys
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -12,9 +13,14 @@ import purify_jax as pj
 from purify_jax import networks
 from purify_jax.checks import InputError
 from purify_jax.data import Batches, batch_indices
-from purify_jax.training import Settings, feeding
+from purify_jax.training import ClassifierSettings, RunSettings, ScoreSettings, feeding
 
-SETTINGS = Settings(8, batch_size=16, schedule="constant", steps_per_dispatch=2, checkpoint_every=2)
+SETTINGS = {
+    "batch_size": 16,
+    "schedule": "constant",
+    "steps_per_dispatch": 2,
+    "checkpoint_every": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +46,13 @@ def same_batches(dataset, start=0):
 
 
 def score_model(data, workdir=None, steps=8, **more):
-    settings = Settings(**{**SETTINGS.__dict__, "num_steps": steps, **more})
-    return pj.train_score_model(
-        network(), data, settings, sigmas=[0.1, 0.3], workdir=workdir, progress=False
-    ).model
+    settings = ScoreSettings(**{**SETTINGS, "num_steps": steps, "sigmas": [0.1, 0.3], **more})
+    execution = pj.Execution(workdir=workdir)
+    return pj.train_score_model(network(), data, settings, execution=execution).model
 
 
 def assert_same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+    chex.assert_trees_all_equal(a.params, b.params)
 
 
 def test_an_iterator_trains_what_its_data_set_does(digits):
@@ -66,12 +71,7 @@ def test_an_iterator_trains_what_its_data_set_does(digits):
 def test_pixels_of_8_bits_are_those_divided_by_255(digits):
     pixels = lambda: (np.rint(b["image"] * 255).astype(np.uint8) for b in same_batches(digits))
     floats = (p.astype(np.float32) / np.float32(255) for p in pixels())
-    for a, b in zip(
-        jax.tree.leaves(score_model(pixels()).params),
-        jax.tree.leaves(score_model(floats).params),
-        strict=True,
-    ):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+    chex.assert_trees_all_close(score_model(pixels()).params, score_model(floats).params, atol=1e-6)
 
 
 class Counting:
@@ -109,7 +109,7 @@ class WithState:
 def test_the_state_beside_a_dispatch_is_the_one_after_it(digits, tmp_path):
     """The thread that reads ahead is further by then; it shares nothing with the one that saves."""
     batches = Batches(WithState(Counting(digits), False))
-    plan = feeding.plan(batches, 0, 400, batch_size=16, seed=0, at_once=1)
+    plan = feeding.plan(batches, RunSettings(400, 16, steps_per_dispatch=1), 0)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -177,9 +177,8 @@ def test_what_can_be_read_again_is(digits):
 
 
 def test_a_classifier_has_the_classes_of_its_network(digits):
-    train = lambda data, outputs: (
-        pj.train_classifier(network(outputs), data, SETTINGS, progress=False).model
-    )
+    settings = ClassifierSettings(8, **SETTINGS)
+    train = lambda data, outputs: pj.train_classifier(network(outputs), data, settings).model
     found = train(same_batches(digits), 10)
     assert found.metadata["num_classes"] == 10
     assert_same(found, train(digits, 10))

@@ -11,7 +11,7 @@ from PIL import Image
 import purify_jax as pj
 from purify_jax import networks
 from purify_jax.checks import InputError
-from purify_jax.training import Settings, metrics
+from purify_jax.training import ScoreSettings, metrics
 
 event_pb2 = pytest.importorskip(
     "tensorboardX.proto.event_pb2", reason="tensorboardX is not installed"
@@ -37,31 +37,29 @@ def events(folder):
     return shown
 
 
-def train(workdir, steps=8, **more):
-    settings = Settings(
-        steps, batch_size=16, schedule="constant", steps_per_dispatch=2, checkpoint_every=4
-    )
+def train(workdir, steps=8, tensorboard=True):
+    settings = ScoreSettings(
+        steps, batch_size=16, schedule="constant", steps_per_dispatch=2, checkpoint_every=4,
+        sigmas=[0.1, 0.4], tensorboard=tensorboard,
+    )  # fmt: skip
     return pj.train_score_model(
         networks.build({"name": "MLP", "features": [4]}),
         pj.load_split("digits", "train[:100]"),
         settings,
-        sigmas=[0.1, 0.4],
-        workdir=workdir,
-        progress=False,
-        **{"tensorboard": True, **more},
+        execution=pj.Execution(workdir=workdir),
     )
 
 
 def test_events_are_the_metrics_and_a_restart_doubles_none(tmp_path, monkeypatch):
     died = []
 
-    def write(self, step, values, before=metrics.lines.Metrics.write):
-        before(self, step, values)
+    def write(self, step, values, picture, before=metrics.Metrics.write):
+        before(self, step, values, picture)
         if step == 6 and not died:  # after the save at step 4, and a point at step 6
             died.append(step)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(metrics.lines.Metrics, "write", write)
+    monkeypatch.setattr(metrics.Metrics, "write", write)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path)
     assert ("loss", 6) in events(tmp_path / "tensorboard")
@@ -105,7 +103,7 @@ def test_a_sheet_shows_what_the_network_makes_of_noise():
 def test_without_the_package_or_a_folder_it_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="tensorboard: got it without a workdir"):
         train(None)
-    monkeypatch.setattr(metrics.tensorboard.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="tensorboard: needs the package tensorboardX"):
         train(tmp_path / "none")
     assert not (tmp_path / "none").exists()

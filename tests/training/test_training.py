@@ -5,6 +5,7 @@ import random
 import time
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,8 +60,7 @@ def test_killed_and_resumed_ends_with_the_same_parameters(tmp_path):
     assert rest.code == 0, rest.err
     files = [tmp_path / name / "model.safetensors" for name in ("whole", "killed")]
     first, second = (pj.models.load_model(f) for f in files)
-    leaves = [jax.tree.leaves(m.params) for m in (first, second)]
-    assert all(np.array_equal(a, b) for a, b in zip(*leaves, strict=True))
+    chex.assert_trees_all_equal(first.params, second.params)
     metrics = [(tmp_path / n / "metrics.jsonl").read_text() for n in ("whole", "killed")]
     assert metrics[0] == metrics[1]
     assert [json.loads(line)["step"] for line in metrics[0].splitlines()] == list(
@@ -111,12 +111,16 @@ def test_ema_and_step_in_closed_form():
 
 def test_schedules():
     """Cosine: half the rate half way; constant: the rate; both after a linear warm-up."""
-    updates = lambda optimizer, steps: _updates(optimizer, steps)
-    cosine = updates(training.adam(1.0, 100, clip_norm=None), 100)
+
+    def updates(steps, **more):
+        settings = training.Settings(100, learning_rate=1.0, clip_norm=None, **more)
+        return _updates(settings.optimizer(), steps)
+
+    cosine = updates(100)
     np.testing.assert_allclose(cosine[[0, 50]], [1, 0.5], rtol=1e-4)
-    constant = updates(training.adam(1.0, 100, cosine=False, clip_norm=None), 100)
+    constant = updates(100, schedule="constant")
     np.testing.assert_allclose(constant, 1, rtol=1e-4)
-    warm = updates(training.adam(1.0, 100, cosine=False, warmup_steps=10, clip_norm=None), 20)
+    warm = updates(20, schedule="constant", warmup_steps=10)
     np.testing.assert_allclose(warm[[0, 5, 15]], [0, 0.5, 1], atol=1e-4)
 
 
@@ -145,27 +149,32 @@ def test_augmentation():
 
 def test_zero_steps_are_named(digits_test):
     with pytest.raises(InputError, match="num_steps: got 0"):
-        training.fit(None, None, digits_test, num_steps=0, batch_size=1, seed=0)
+        training.RunSettings(num_steps=0)
+    with pytest.raises(InputError, match="batch_size: got 7, expected none: training has no use"):
+        training.fit(
+            None, None, digits_test, training.RunSettings(1), execution=pj.Execution(batch_size=7)
+        )
+    with pytest.raises(InputError, match="warmup_steps: got 5, expected fewer than num_steps = 5"):
+        training.Settings(num_steps=5, warmup_steps=5)
 
 
 def test_streamed_data_give_the_same_parameters_as_resident_ones():
     dataset = pj.data.load_split("digits", "train[:100]")
-    network, optimizer = networks.MLP((16,)), training.adam(1e-3, 50)
-    loss = training.dsm_loss(
-        network, energy.score_from_network, noise.linear(0.5, 0.1, 8), noise.per_sigma
-    )
-    run = training.scan_steps(loss, optimizer, jax.random.key(0), flip=True)
+    network, optimizer = networks.MLP((16,)), training.Settings(50).optimizer()
+    loss = training.DSMLoss(
+        noise.linear(0.5, 0.1, 8), network=network, score_factory=energy.score_from_network,
+        scale=noise.per_sigma,
+    )  # fmt: skip
+    flip = training.flip_at_random
+    run = training.scan_steps(loss, optimizer, jax.random.key(0), augment=flip)
 
-    def fit(**where):
+    def fit(stream):
         state = training.init_state(network, optimizer, jax.random.key(0), dataset.image_shape)
         # 33 steps in dispatches of 10: the last one is shorter; 100 images: batches straddle epochs.
-        return training.fit(
-            run, state, dataset, num_steps=33, batch_size=16, seed=3, steps_per_dispatch=10,
-            progress=False, **where,
-        ).state.params  # fmt: skip
+        settings = training.RunSettings(33, 16, seed=3, steps_per_dispatch=10, stream=stream)
+        return training.fit(run, state, dataset, settings).state.params
 
-    assert_trees_equal = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
-    assert_trees_equal(fit(stream=True), fit(stream=False))
+    chex.assert_trees_all_equal(fit(stream=True), fit(stream=False))
 
 
 def test_dispatches_end_at_fixed_steps():
@@ -203,18 +212,14 @@ def test_compiling_ahead_says_so_and_is_not_repeated():
 def test_a_classifier_goes_on_from_another_one():
     dataset = pj.data.load_split("digits", "train").take(64)
     ready = pj.pretrained.load("digits").classifier
-    settings = training.Settings(num_steps=2, batch_size=16, learning_rate=0.0, ema_decay=0.5)
-    started = dict(progress=False, start=ready)
-    made, _ = pj.train_classifier(ready.network, dataset, settings, **started)
-    near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6)  # the average rounds
-    jax.tree.map(near, made.params, ready.params)
-    fresh, _ = pj.train_classifier(ready.network, dataset, settings, progress=False)
-    assert any(
-        not np.array_equal(a, b)
-        for a, b in zip(jax.tree.leaves(fresh.params), jax.tree.leaves(ready.params), strict=True)
-    )
+    settings = training.ClassifierSettings(2, 16, learning_rate=0.0, ema_decay=0.5)
+    made, _ = pj.train_classifier(ready.network, dataset, settings, start=ready)
+    chex.assert_trees_all_close(made.params, ready.params, rtol=1e-6)  # the average rounds
+    fresh, _ = pj.train_classifier(ready.network, dataset, settings)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(fresh.params, ready.params, rtol=1e-6)
     other = networks.build({"name": "ConvNet", "features": (3,), "hidden": 4, "num_outputs": 10})
     with pytest.raises(
         InputError, match="start: got the network {.*expected the one that is trained, {"
     ):
-        pj.train_classifier(other, dataset, settings, **started)
+        pj.train_classifier(other, dataset, settings, start=ready)

@@ -3,13 +3,13 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from purify_jax import attacks, losses, noise
 from purify_jax.checks import InputError, check_at_least, check_choice, check_count, check_number
@@ -19,12 +19,13 @@ from purify_jax.models.files import Model
 from purify_jax.models.methods import model_purifier
 from purify_jax.models.purification import PUBLISHED
 from purify_jax.models.settings import network_logits, score_fn
-from purify_jax.pytrees import jit, pytree, static
-from purify_jax.training import edm
+from purify_jax.pytrees import Pytree, jit, static
 from purify_jax.training.augmentation import random_crop
 from purify_jax.training.loop import Diverged, Watch
-from purify_jax.training.step import TrainState
-from purify_jax.types import BOUNDS, Array
+from purify_jax.training.score_model import EDMLoss, LogNormal
+from purify_jax.training.step import TrainState, smoothed_cross_entropy, training_logits
+from purify_jax.types import BOUNDS, Array, Keys, Params
+from purify_jax.types import Attack as AttackFn
 
 
 class Collapsed(Diverged):
@@ -61,7 +62,7 @@ class Attack:
             return self.epsilon / self.num_steps
         return 1.25 * self.epsilon if self.num_steps == 1 else None
 
-    def on(self, defense: Defense) -> Any:
+    def on(self, defense: Defense) -> AttackFn:
         """As an attack by the exact gradient of a defense, one draw a step."""
         pgd = attacks.PGD(
             attacks.exact(defense),
@@ -74,10 +75,10 @@ class Attack:
         )
         if not self.start_noise:
             return pgd
-        ball, radius = attacks.norms.get(self.norm), self.start_noise * self.epsilon
+        norm, radius = attacks.norms.get(self.norm), self.start_noise * self.epsilon
 
-        def noised(keys, images, labels):
-            moved = ball.random(stream(keys, "start"), images, radius)
+        def noised(keys: Keys, images: Array, labels: Array) -> Array:
+            moved = norm.random(stream(keys, "start"), images, radius)
             return pgd(keys, jnp.clip(images + moved, *BOUNDS), labels)
 
         return noised
@@ -103,45 +104,59 @@ class Parts:
         """Raises InputError if the purifier's model lacks what its denoising loss needs."""
         about = json.loads(self.metadata).get("training", {})
         if self.role not in ("energy", "score"):
-            raise InputError(f"ebm: got a {self.role} to train, expected an energy or score model")
+            raise InputError(
+                f"score_model: got a {self.role} to train, expected an energy or score model"
+            )
         if getattr(self.network, "noise_conditional", False):
             for name in ("log_sigma_mean", "log_sigma_std"):
-                check_number(f"ebm: metadata.training.{name}", about.get(name))
+                check_number(f"score_model: metadata.training.{name}", about.get(name))
             return
-        check_choice("ebm: metadata.training.scale", about.get("scale"), sorted(noise.SCALES))
+        check_choice(
+            "score_model: metadata.training.scale", about.get("scale"), sorted(noise.SCALES)
+        )
         check_number("noise_scale, for the denoising loss", self.noise_scale, 0.0, open_low=True)
 
-    def ebm(self, params: Any) -> Model:
+    def score_model(self, params: Params) -> Model:
+        """The purifier's model, with these parameters."""
         assert self.role is not None
         assert self.network is not None
         about = json.loads(self.metadata)
         return Model(self.role, self.network, {"params": params}, self.image_shape, about)
 
-    def defense(self, params: Mapping[str, Any], batch_stats: Any) -> Defense:
+    def defense(self, params: Mapping[str, Params], batch_stats: Params) -> Defense:
+        """The defense with these parameters, by part, and the classifier's batch statistics."""
         stats = {"batch_stats": batch_stats} if batch_stats else {}
         logits_fn = network_logits(self.classifier, {"params": params["classifier"], **stats})
         if self.role is None:
             return undefended(logits_fn)
         return defend(
-            model_purifier(self.ebm(params["purifier"]), **dict(self.purification)), logits_fn
+            model_purifier(self.score_model(params["purifier"]), **dict(self.purification)),
+            logits_fn,
         )
 
 
-@pytree
-class DefenseLoss:
+class DefenseLoss(Pytree):
     """Cross-entropy on attacked images, through the whole defense, plus the denoising loss.
 
     frozen: the parameters, by part, that do not train.
+    denoising_weight: of the denoising loss, while the purifier trains.
+    label_smoothing: in [0, 1).
+    parts: the structure of the defense.
+    attack: of every step.
+    crop_padding: random shifts by up to so many pixels; 0 for none.
     """
 
-    frozen: Any
-    denoising_weight: float
-    label_smoothing: float
+    frozen: Mapping[str, Params]
+    _: KW_ONLY
+    denoising_weight: float = 1.0
+    label_smoothing: float = 0.0
     parts: Parts = static()
     attack: Attack = static()
     crop_padding: int = static(default=0)
 
-    def __call__(self, params, batch_stats, keys, images, labels):
+    def __call__(
+        self, params: Params, batch_stats: Params, keys: Keys, images: Array, labels: Array
+    ) -> tuple[Array, tuple[dict, Params]]:
         if self.crop_padding:
             images = random_crop(stream(keys, "crop"), images, self.crop_padding)
         whole = {**self.frozen, **params}
@@ -151,56 +166,57 @@ class DefenseLoss:
         attacked = jax.lax.stop_gradient(attacked)
         purifier = self.parts.defense(whole, batch_stats).purifier
         purified = purifier(stream(keys, "predict"), attacked)[0][0]
-        logits, batch_stats = self._logits(whole["classifier"], batch_stats, purified)
-        targets = jax.nn.one_hot(labels, logits.shape[-1])
-        targets = optax.smooth_labels(targets, self.label_smoothing)
-        cross_entropy = optax.softmax_cross_entropy(logits, targets).mean()
+        network = self.parts.classifier
+        logits, batch_stats = training_logits(network, whole["classifier"], batch_stats, purified)
+        loss = smoothed_cross_entropy(logits, labels, self.label_smoothing)
         accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
-        metrics = {"cross_entropy": cross_entropy, "attacked_accuracy": accuracy}
-        loss = cross_entropy
+        metrics = {"cross_entropy": loss, "attacked_accuracy": accuracy}
         if "purifier" in params:
-            metrics["denoising"] = self._denoising(params["purifier"], keys, images)
+            metrics["denoising"] = self.denoising(params["purifier"], keys, images)
             loss = loss + self.denoising_weight * metrics["denoising"]
         return loss, ({"loss": loss, **metrics}, batch_stats)
 
-    def _logits(self, params: Any, batch_stats: Any, images: Array) -> tuple[Array, Any]:
-        network, variables = self.parts.classifier, {"params": params}
-        if not batch_stats:
-            return jnp.asarray(network.apply(variables, images)), batch_stats
-        logits, updated = network.apply(
-            {**variables, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
-        )
-        return logits, updated["batch_stats"]
-
-    def _denoising(self, params: Any, keys: Array, images: Array) -> Array:
+    def denoising(self, params: Params, keys: Keys, images: Array) -> Array:
         """EDM's loss of a network that is told σ; denoising score matching at the purifier's σ else."""
-        ebm = self.parts.ebm(params)
-        about = ebm.metadata["training"]
-        if getattr(ebm.network, "noise_conditional", False):
-            drawn = edm.log_normal(about["log_sigma_mean"], about["log_sigma_std"])
-            loss = edm.edm_loss(ebm.network, drawn)
+        model = self.parts.score_model(params)
+        about = model.metadata["training"]
+        if getattr(model.network, "noise_conditional", False):
+            drawn = LogNormal(about["log_sigma_mean"], about["log_sigma_std"])
+            loss = EDMLoss(drawn, network=model.network)
             return loss(params, {}, keys, images, None)[0]
-        scale, sigma = noise.SCALES[about["scale"]], self.parts.noise_scale
-        levels = jnp.full(1, sigma, images.dtype)
-        return losses.denoising_score_matching(score_fn(ebm), keys, images, levels, scale).mean()
+        scale = noise.SCALES[about["scale"]]
+        levels = jnp.full(1, self.parts.noise_scale, images.dtype)
+        return losses.denoising_score_matching(score_fn(model), keys, images, levels, scale).mean()
 
 
-def parts_of(classifier: Model, ebm: Model | None, purification: Mapping[str, Any]) -> Parts:
+def parts_of(
+    classifier: Model, score_model: Model | None, purification: Mapping[str, Any]
+) -> Parts:
     """The structure of the two models' defense; InputError if they do not fit each other."""
-    if ebm is None:
+    if score_model is None:
         return Parts(classifier.network)
-    if ebm.image_shape != classifier.image_shape:
+    if score_model.image_shape != classifier.image_shape:
         raise InputError(
-            f"ebm: made for images {ebm.image_shape}, expected the classifier's {classifier.image_shape}"
+            f"score_model: made for images {score_model.image_shape}, expected the classifier's "
+            f"{classifier.image_shape}"
         )
-    known = {**ebm.metadata.get("purification", {}), **purification, "num_restarts": 1}
-    settings = tuple(sorted(known.items()))
-    model_purifier(ebm, **known)  # an unknown method or setting is said before anything compiles
-    about = json.dumps(dict(ebm.metadata), sort_keys=True)
-    return Parts(classifier.network, ebm.role, ebm.network, ebm.image_shape, about, settings)
+    known = {**score_model.metadata.get("purification", {}), **purification, "num_restarts": 1}
+    model_purifier(
+        score_model, **known
+    )  # refuses an unknown method or setting before anything compiles
+    return Parts(
+        classifier.network,
+        score_model.role,
+        score_model.network,
+        score_model.image_shape,
+        json.dumps(dict(score_model.metadata), sort_keys=True),
+        tuple(sorted(known.items())),
+    )
 
 
-def watch(loss: DefenseLoss, probe: tuple, attack: Attack, key: Array) -> Watch:
+def watch(
+    loss: DefenseLoss, probe: tuple[np.ndarray, np.ndarray], attack: Attack, key: Array
+) -> Watch:
     """A function (step, state, metrics so far) → {"probe_accuracy": ...} that raises :class:`Collapsed`.
 
     The best accuracy so far is that of the metrics, so that a run that continues raises where one that was

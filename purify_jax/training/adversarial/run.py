@@ -7,29 +7,63 @@ the classifier alone (Madry et al. 2018, arXiv 1706.06083): the control of the e
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import KW_ONLY
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from purify_jax.checks import InputError, check_at_least, check_count
+from purify_jax.checks import InputError, check_at_least, check_choice, check_count, check_number
 from purify_jax.data import Dataset
+from purify_jax.devices.execution import Execution
 from purify_jax.models.files import Model
 from purify_jax.models.versions import versions
-from purify_jax.training import settings as runs
 from purify_jax.training.adversarial.loss import Attack, DefenseLoss, parts_of, watch
-from purify_jax.training.inputs import claim_inputs
-from purify_jax.training.settings import Settings
+from purify_jax.training.checkpoints import claim_inputs
+from purify_jax.training.loop import minimise
+from purify_jax.training.settings import Settings, run_key
 from purify_jax.training.step import start_state
 
 #: What may train.
 TRAINABLE = ("both", "classifier", "purifier")
 
 
-class TrainedDefense(NamedTuple):
-    """ebm: None for the control. Both with averaged parameters. finished: False after SIGTERM."""
+@dataclasses.dataclass(frozen=True)
+class DefenseSettings(Settings):
+    """How a defense is trained. Beside the fields of :class:`purify_jax.training.Settings`:
 
-    ebm: Model | None
+    attack: of every step, on fresh noise; the training pass draws noise of its own.
+    trainable: "both", "classifier" or "purifier".
+    denoising_weight: of the denoising loss, while the purifier trains.
+    label_smoothing: in [0, 1). crop_padding: random shifts by up to so many pixels; 0 for none.
+    probe_images: the data set's last so many images are not trained on; at every save, accuracy on them
+      under PGD of ``probe_steps`` steps joins the metrics.
+
+    Raises InputError for values outside their ranges.
+    """
+
+    _: KW_ONLY
+    attack: Attack
+    trainable: str = "both"
+    denoising_weight: float = 1.0
+    label_smoothing: float = 0.0
+    crop_padding: int = 0
+    probe_images: int = 128
+    probe_steps: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("trainable", self.trainable, TRAINABLE)
+        check_at_least("denoising_weight", self.denoising_weight, 0.0)
+        check_number("label_smoothing", self.label_smoothing, 0.0, 1.0, open_high=True)
+        check_count("crop_padding", self.crop_padding, 0)
+        check_count("probe_steps", self.probe_steps)
+        check_count("probe_images", self.probe_images)
+
+
+class TrainedDefense(NamedTuple):
+    """score_model: None for the control. Both have averaged parameters. finished: False after SIGTERM."""
+
+    score_model: Model | None
     classifier: Model
     finished: bool
 
@@ -37,121 +71,92 @@ class TrainedDefense(NamedTuple):
 def train_defense(
     classifier: Model,
     dataset: Dataset,
-    settings: Settings,
-    attack: Attack,
+    settings: DefenseSettings,
     *,
-    ebm: Model | None = None,
-    trainable: str = "both",
+    score_model: Model | None = None,
     purification: Mapping[str, Any] | None = None,
-    denoising_weight: float = 1.0,
-    label_smoothing: float = 0.0,
-    crop_padding: int = 0,
-    probe_images: int = 128,
-    probe_steps: int = 10,
     metadata: Mapping[str, Any] | None = None,
-    workdir: str | Path | None = None,
-    progress: bool = True,
-    stream: bool | None = None,
-    shard_parameters: bool = False,
-    tensorboard: bool = False,
+    execution: Execution = Execution(),
 ) -> TrainedDefense:
     """Trains a classifier, its purifier or both on attacks through the whole defense.
 
     Args:
       classifier: where the classifier starts.
-      dataset: labelled images; its last ``probe_images`` are not trained on but probed.
-      settings: steps, batch size, learning rate and the like.
-      attack: of every step, on fresh noise; the training pass draws noise of its own.
-      ebm: the model of the purifier, or None for adversarial training of the classifier alone.
-      trainable: "both", "classifier" or "purifier".
+      dataset: labelled images.
+      settings: the attack, what trains, steps, batch size, learning rate and the like.
+      score_model: the model of the purifier, or None for adversarial training of the classifier alone.
       purification: settings of the purifier in place of the model's own ("method", "noise_scale",
         ...), one restart. Choose one or two network calls ("tweedie"; "probability_flow" with
         num_steps 2): memory and time of a training step grow with them.
-      denoising_weight: of the denoising loss, while the purifier trains.
-      label_smoothing, crop_padding: see :func:`purify_jax.training.train_classifier`.
-      probe_images, probe_steps: at every save, accuracy under PGD of so many steps.
       metadata: more for the model files' headers.
-      workdir, progress, stream, shard_parameters, tensorboard: see :func:`purify_jax.training.fit`.
+      execution: see :func:`purify_jax.training.fit`.
 
     Raises Collapsed if the probe's accuracy falls below half of the best one so far: one-step attacks
     stop working suddenly (Wong et al. 2020), and what trains on against them is no defense. What was
-    saved before is kept. Raises InputError for values outside their ranges.
+    saved before is kept. Raises InputError for models that do not fit each other, a purifier that has no
+    denoising loss, or a work directory whose training began with other weights.
     """
-    if trainable not in TRAINABLE:
-        raise InputError(f"trainable: got {trainable!r}, expected one of {TRAINABLE}")
-    if ebm is None and trainable != "classifier":
+    trainable, probe_images = settings.trainable, settings.probe_images
+    if score_model is None and trainable != "classifier":
         raise InputError(f"trainable: got {trainable!r} without a purifier, expected 'classifier'")
-    check_at_least("denoising_weight", denoising_weight, 0.0)
-    check_count("probe_steps", probe_steps)
-    check_count("probe_images", probe_images)
     if probe_images >= len(dataset):
         raise InputError(
             f"probe_images: got {probe_images}, expected fewer than the {len(dataset)} images"
         )
-    parts = parts_of(classifier, ebm, purification or {})
+    parts = parts_of(classifier, score_model, purification or {})
     everything = {"classifier": classifier.params}
-    if ebm is not None:
-        everything["purifier"] = ebm.params
-    if ebm is not None and trainable != "classifier":
+    if score_model is not None:
+        everything["purifier"] = score_model.params
+    params = {part: p for part, p in everything.items() if trainable in ("both", part)}
+    frozen = {part: p for part, p in everything.items() if part not in params}
+    if "purifier" in params:
         parts.check_denoising()
-    chosen = [part for part in everything if trainable in ("both", part)]
-    params = {part: everything[part] for part in chosen}
-    frozen = {part: everything[part] for part in everything if part not in chosen}
-    stats = classifier.variables.get("batch_stats", {})
+    claim_inputs(execution.workdir, {"classifier": classifier, "score_model": score_model})
     loss = DefenseLoss(
-        frozen=frozen,
-        denoising_weight=denoising_weight,
-        label_smoothing=label_smoothing,
+        frozen,
+        denoising_weight=settings.denoising_weight,
+        label_smoothing=settings.label_smoothing,
         parts=parts,
-        attack=attack,
-        crop_padding=crop_padding,
+        attack=settings.attack,
+        crop_padding=settings.crop_padding,
     )
-    if workdir is not None:
-        claim_inputs(workdir, {"classifier": classifier, "ebm": ebm})
-    state = start_state({"params": params, "batch_stats": stats}, settings.optimizer())
     count = len(dataset) - probe_images
-    probe = dataset.batch(np.arange(count, len(dataset)))
-    state, finished = runs.run_from(
+    longer = dataclasses.replace(
+        settings.attack, num_steps=settings.probe_steps, step_size=None, start_noise=0.0
+    )
+    stats = classifier.variables.get("batch_stats", {})
+    state, finished = minimise(
         loss,
-        state,
+        start_state({"params": params, "batch_stats": stats}, settings.optimizer()),
         dataset.take(count),
         settings,
-        runs.run_key(settings.seed, "defense"),
-        workdir=workdir,
+        run_key(settings.seed, "defense"),
+        execution=execution,
         description="defense",
-        progress=progress,
-        stream=stream,
-        shard_parameters=shard_parameters,
-        tensorboard=tensorboard,
         watch=watch(
             loss,
-            probe,
-            dataclasses.replace(attack, num_steps=probe_steps, step_size=None, start_noise=0.0),
-            runs.run_key(settings.seed, "probe"),
+            dataset.batch(np.arange(count, len(dataset))),
+            longer,
+            run_key(settings.seed, "probe"),
         ),
     )
     trained = {**frozen, **state.ema_params}
+    used = None if score_model is None else dict(parts.purification)
     about = {
-        "defense": {
-            "trainable": trainable,
-            "purifier": None if ebm is None else dict(parts.purification),
-            "attack": dataclasses.asdict(attack),
-            "denoising_weight": denoising_weight,
-            "label_smoothing": label_smoothing,
-            "crop_padding": crop_padding,
-            **dataclasses.asdict(settings),
-        },
+        "defense": {"purifier": used, **settings.recorded()},
         "versions": versions(),
         **(metadata or {}),
     }
     variables = {"params": trained["classifier"]}
     if state.ema_batch_stats:
         variables["batch_stats"] = state.ema_batch_stats
-    made = dataclasses.replace(
-        classifier, variables=variables, metadata={**classifier.metadata, **about}
-    )
-    if ebm is None:
+    made = _remade(classifier, variables, about)
+    if score_model is None:
         return TrainedDefense(None, made, finished)
-    used = {**ebm.metadata, **about, "purification": dict(parts.purification)}
-    again = dataclasses.replace(ebm, variables={"params": trained["purifier"]}, metadata=used)
+    about = {**about, "purification": used}
+    again = _remade(score_model, {"params": trained["purifier"]}, about)
     return TrainedDefense(again, made, finished)
+
+
+def _remade(model: Model, variables: Mapping[str, Any], about: Mapping[str, Any]) -> Model:
+    return dataclasses.replace(model, variables=variables, metadata={**model.metadata, **about})
