@@ -85,8 +85,8 @@ def gradient_bytes(network: Any, variables: Any, shape: tuple[int, ...], steps: 
         purifier = purifiers.diffusion_purifier(
             diffpure.reverse_sde, diffusions.VP(network=apply), t_star=0.1, dt=0.1 / steps
         )
-        defense = pj.defend(purifier, lambda x: jnp.mean(x, axis=(1, 2)))
-        return attacks.exact(defense)(keys, images, labels)[0]
+        defense = pj.Defense(purifier, lambda x: jnp.mean(x, axis=(1, 2)))
+        return attacks.ExactGradient(defense)(keys, images, labels)[0]
 
     keys = jax.eval_shape(lambda: pj.image_keys(jax.random.key(0), jnp.arange(shape[0])))
     images = jax.ShapeDtypeStruct(shape, jnp.float32)

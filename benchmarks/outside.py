@@ -70,7 +70,7 @@ def _mean(each: np.ndarray) -> str:
 def _ours(suite: str, key, defense, dataset) -> tuple[np.ndarray, np.ndarray]:
     """Of each image: right in one draw before and after every attack; the share of right draws."""
     options = suites.Options(norm=FLAGS.norm, epsilon=FLAGS.epsilon)
-    table = {e.name: e.attack for e in suites.build(suite, defense, options)}
+    table = suites.build(suite, defense, options)
     records = evaluate(
         key, defense, table, dataset, draws=FLAGS.draws, batch_size=FLAGS.batch_size, drop_fallen=True
     )  # fmt: skip

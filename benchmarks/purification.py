@@ -24,7 +24,7 @@ def purifier(settings: Settings, curvature: Callable, dtype: str = "float32", **
     """The paper's purifier with an untrained NCSNv2."""
     network, params, _ = settings.jax_network(dtype)
     return purifiers.purifier(
-        energy.score_from_network(network, params["params"]),
+        energy.NetworkScore(network, params["params"]),
         purifiers.Adaptive(0.05, curvature()),
         num_steps=settings.steps,
         **{"num_restarts": settings.restarts, "noise_scale": 0.25, **changes},
@@ -58,12 +58,12 @@ def gradients(settings: Settings) -> list[dict[str, Any]]:
     labels = jnp.zeros(count, jnp.int32)
     logits_fn = settings.jax_classifier()
     rows = []
-    for kind, factory in (("BPDA+EOT", attacks.bpda), ("exact+EOT", attacks.exact)):
+    for kind, factory in (("BPDA+EOT", attacks.bpda), ("exact+EOT", attacks.ExactGradient)):
         runs, flops = {}, {}
         calls = settings.forward_flops() * settings.steps * restarts * count * samples
         for name, (curvature, per_step) in CURVATURES.items():
-            model = pj.defend(purifier(settings, curvature, num_restarts=restarts), logits_fn)
-            function = jax.jit(attacks.eot(factory(model), samples))
+            model = pj.Defense(purifier(settings, curvature, num_restarts=restarts), logits_fn)
+            function = jax.jit(attacks.EOT(factory(model), num_samples=samples))
             runs[f"jax, {name}"] = lambda f=function: jax.block_until_ready(f(keys, images, labels))
             # Without what is computed again, and without the classifier.
             flops[f"jax, {name}"] = calls * per_step * (1 if factory is attacks.bpda else 2)

@@ -106,7 +106,7 @@ def _recompilations() -> list[dict[str, Any]]:
         first = compiled_by_dispatch[1] - compiled_by_dispatch[0]
         after_training = len(compiled) - compiled_by_dispatch[1]
     model = pj.pretrained.load("digits").defense
-    attack = attacks.PGD(attacks.exact(model), epsilon=0.1, step_size=0.05, num_steps=2)
+    attack = attacks.PGD(attacks.ExactGradient(model), epsilon=0.1, step_size=0.05, num_steps=2)
     batches: list[int] = []
     with timing.count_compilations() as compiled:
         pj.evaluation.evaluate(

@@ -165,7 +165,7 @@ def _measure(name, defense, dataset, changed, kept) -> dict:
     atk, evaluation, key = pj.attacks, pj.evaluation, loading.key()
     samples = 1 if defense.is_deterministic else FLAGS.eot
     pgd = lambda gradient, eot: atk.PGD(
-        atk.eot(gradient, eot),
+        atk.EOT(gradient, num_samples=eot),
         norm=FLAGS.norm,
         epsilon=FLAGS.epsilon,
         num_steps=FLAGS.steps,
@@ -173,7 +173,7 @@ def _measure(name, defense, dataset, changed, kept) -> dict:
     attacks = {
         "blind": pgd(atk.blind(defense.logits_fn), 1),
         "BPDA+EOT": pgd(atk.bpda(defense), samples),
-        "exact+EOT": pgd(atk.exact(defense), samples),
+        "exact+EOT": pgd(atk.ExactGradient(defense), samples),
     }
     records = evaluation.evaluate(
         key, defense, attacks, dataset, draws=FLAGS.draws, batch_size=FLAGS.batch_size,
@@ -192,7 +192,7 @@ def _measure(name, defense, dataset, changed, kept) -> dict:
 def _passes(network, purifier, dataset) -> int:
     images, _ = dataset.batch(np.arange(1))
     keys = pj.image_keys(loading.key(), np.arange(1))
-    return pj.passes.network_passes(network, purifier, keys, images)
+    return pj.costs.network_passes(network, purifier, keys, images)
 
 
 def _seconds(defense, dataset) -> float:

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     score_fn = pj.models.score_fn(loaded.ebm)
     energy_fn = None
     if loaded.ebm.role == "energy":
-        energy_fn = pj.energy.energy_from_network(loaded.ebm.network, loaded.ebm.params)
+        energy_fn = pj.energy.NetworkEnergy(loaded.ebm.network, loaded.ebm.params)
     defense = loaded.defense
     norm = detection.score_norm(score_fn)
     statistics = {
@@ -124,9 +124,9 @@ def _attacks(bare, rule, norm, threshold):
         epsilon=FLAGS.epsilon,
         num_steps=FLAGS.steps,
     )
-    eot = lambda gradient: atk.eot(gradient, FLAGS.eot)
-    yield "blind", pgd(atk.exact(bare))
-    yield "exact+EOT on the rule", pgd(eot(atk.exact(rule)))
+    eot = lambda gradient: atk.EOT(gradient, num_samples=FLAGS.eot)
+    yield "blind", pgd(atk.ExactGradient(bare))
+    yield "exact+EOT on the rule", pgd(eot(atk.ExactGradient(rule)))
     yield "evading, classifier alone", pgd(evading(bare, norm, threshold))
     yield "evading, decision rule", pgd(eot(evading(rule, norm, threshold)))
 

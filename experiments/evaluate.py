@@ -37,7 +37,11 @@ flags.DEFINE_integer("draws", 10, "Scoring draws.")
 flags.DEFINE_integer("eot", None, "EOT samples (default: the suite's).")
 flags.DEFINE_integer("steps", None, "Attack steps (default: the suite's).")
 flags.DEFINE_integer("eot_at_once", None, "EOT samples side by side (default: 4 or fewer).")
-flags.DEFINE_integer("attack_restarts", None, "Restarts that attacks look through (default: all).")
+flags.DEFINE_integer(
+    "surrogate_restarts",
+    None,
+    "Restarts of the purifier in the surrogate that attacks optimise on (default: all).",
+)
 flags.DEFINE_list("skip", None, "Attacks to leave out, by name ('shared keys' too).")
 flags.DEFINE_integer("probe_images", 48, "Images of the red flags' attacks; 0 for none.")
 flags.DEFINE_enum("sweep", "none", ["none", *SWEEPS], "Also draw a curve over this.")
@@ -87,8 +91,10 @@ def main(argv: list[str]) -> None:
     )
     if FLAGS.skip:
         summary += f" Left out: {', '.join(FLAGS.skip)}."
-    if FLAGS.attack_restarts is not None:
-        summary += f" Restarts that attacks look through: {FLAGS.attack_restarts}."
+    if FLAGS.surrogate_restarts is not None:
+        summary += (
+            f" Restarts in the surrogate that attacks optimise on: {FLAGS.surrogate_restarts}."
+        )
     pj.reporting.robustness.write_robustness(workdir, result, summary, _settings(), FLAGS.seed)
     shards.finish()
 
@@ -162,7 +168,7 @@ class _Progress:
 def _settings() -> dict:
     more = ("suite", "norm", "epsilon", "draws", "eot", "steps", "block")
     # Named only where given: records of before these flags belong to the same settings.
-    given = [name for name in ("attack_restarts", "skip") if FLAGS[name].value is not None]
+    given = [name for name in ("surrogate_restarts", "skip") if FLAGS[name].value is not None]
     return loading.settings(*more, *given)
 
 
@@ -172,10 +178,10 @@ def _options() -> pj.attacks.suites.Options:
         epsilon=FLAGS.epsilon,
         steps=FLAGS.steps,
         eot=FLAGS.eot,
-        restarts=FLAGS.attack_restarts,
+        surrogate_restarts=FLAGS.surrogate_restarts,
     )
     given = FLAGS.eot_at_once
-    return options if given is None else options._replace(samples_at_once=given)
+    return options if given is None else dataclasses.replace(options, samples_at_once=given)
 
 
 def _both(first, second):

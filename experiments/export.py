@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     del argv
     check_output("output", FLAGS.output)
     ebm, classifier = loading.read_models(needs_ebm=True)
-    defense = pj.defend(pj.models.model_purifier(ebm), pj.models.logits_fn(classifier))
+    defense = pj.Defense(pj.models.model_purifier(ebm), pj.models.logits_fn(classifier))
     size = pj.models.exporting.export_defense(
         FLAGS.output, defense, ebm.image_shape, FLAGS.platforms
     )

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
 
     key = jax.random.key(config.seed)
     logits_fn = pj.models.logits_fn(classifier)
-    defense = pj.defend(pj.models.adp_purifier(ebm), logits_fn)
+    defense = pj.Defense(pj.models.adp_purifier(ebm), logits_fn)
     attacks = accuracy.attacks(defense, config.attack, steps=FLAGS.steps, num_samples=FLAGS.eot)
     attacked = test.take(min(FLAGS.images, len(test)))
     results, adversarial = accuracy.run_attacks(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     )
     from purify_jax.checks import InputError
     from purify_jax.data import load_split
-    from purify_jax.defense import defend, undefended
+    from purify_jax.defense import Defense, undefended
     from purify_jax.devices import sharding
     from purify_jax.devices.execution import Execution
     from purify_jax.evaluation import accuracy, certify, evaluate, worst_case
@@ -57,9 +57,9 @@ _FROM = {
     "Partial": "pytrees",
     "accuracy": "evaluation",
     "Adaptive": "purifiers",
+    "Defense": "defense",
     "as_pytree": "pytrees",
     "certify": "evaluation",
-    "defend": "defense",
     "evaluate": "evaluation",
     "fold_keys": "keys",
     "image_keys": "keys",
@@ -78,10 +78,11 @@ _FROM = {
 }
 
 #: Rooms that hardly anybody types, but may.
-_FOUNDATIONS = ("arrays", "atomic", "checks", "devices", "passes", "pytrees")
+_FOUNDATIONS = ("arrays", "atomic", "checks", "costs", "devices", "pytrees")
 
 __all__ = [
     "Adaptive",
+    "Defense",
     "Execution",
     "InputError",
     "Partial",
@@ -92,7 +93,6 @@ __all__ = [
     "certify",
     "corruptions",
     "data",
-    "defend",
     "defense",
     "diffusions",
     "energy",

@@ -1,8 +1,7 @@
-"""A defense: a purifier before a classifier that nobody retrained. Deployed and attacked as one."""
+"""A defense: a purifier before a classifier that is not retrained. It is deployed and attacked as one."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,8 @@ import jax.numpy as jnp
 from purify_jax.checks import InputError, check_count
 from purify_jax.purifiers.filters import identity
 from purify_jax.purifiers.loop import is_deterministic
-from purify_jax.pytrees import Replaceable, pytree, static
-from purify_jax.types import Array, Keys, LogitsFn
+from purify_jax.pytrees import Pytree, static
+from purify_jax.types import Array, Keys, LogitsFn, PurifyFn
 
 #: logits of every restart ``[restarts, batch, classes]`` → log-probabilities ``[batch, classes]``.
 Combine = Callable[[Array], Array]
@@ -31,8 +30,8 @@ def mean_logits(logits: Array) -> Array:
 def vote(logits: Array) -> Array:
     """log of each class's share of the restarts' votes, with one vote spread over all classes.
 
-    A vote's own derivative is zero almost everywhere, which would stop an attacker for no good
-    reason; so the backward pass is that of :func:`mean_probabilities`.
+    The derivative of a vote is zero almost everywhere, which would mask gradients. So the backward pass
+    is that of :func:`mean_probabilities`.
     """
     classes = logits.shape[-1]
     votes = jnp.sum(jax.nn.one_hot(jnp.argmax(logits, axis=-1), classes), axis=0)
@@ -41,17 +40,18 @@ def vote(logits: Array) -> Array:
     return soft + jax.lax.stop_gradient(hard - soft)
 
 
-@pytree
-class Defense(Replaceable):
-    """(keys ``[batch]``, images) → log-probabilities ``[batch, classes]``; make one with :func:`defend`.
+class Defense(Pytree):
+    """(keys ``[batch]``, images) → log-probabilities ``[batch, classes]``: ``logits_fn`` after ``purifier``.
+
+    Plain functions work for both. What they have closed over is constant in compiled programs.
 
     purifier: (keys, images) → (purified ``[restarts, batch, h, w, c]``, info).
     logits_fn: images → logits; applied to every restart's purified images.
-    combine: how the restarts' logits become one prediction.
+    combine: how the restarts' logits become one prediction; by default the average of their softmax.
     """
 
-    purifier: Any
-    logits_fn: Any
+    purifier: PurifyFn
+    logits_fn: LogitsFn
     combine: Combine = static(default=mean_probabilities)
 
     @property
@@ -60,17 +60,17 @@ class Defense(Replaceable):
         return is_deterministic(self.purifier)
 
     def with_restarts(self, num_restarts: int) -> "Defense":
-        """The same with another number of noise restarts: one restart is a draw of what more would average.
+        """The same with another number of noise restarts. One restart is a draw of what more would average.
 
-        A purifier that draws nothing stays as it is. Raises InputError for fewer than one, and for a purifier
-        without a ``num_restarts`` to change.
+        A purifier that draws nothing stays as it is. Raises InputError for fewer than one, and for a
+        purifier whose ``num_restarts`` cannot be changed.
         """
         check_count("num_restarts", num_restarts)
         if self.is_deterministic:
             return self
-        purifier: Any = self.purifier
-        has_restarts = dataclasses.is_dataclass(purifier) and hasattr(purifier, "num_restarts")
-        if not has_restarts:
+        purifier = self.purifier
+        is_object = dataclasses.is_dataclass(purifier) and not isinstance(purifier, type)
+        if not (is_object and hasattr(purifier, "num_restarts")):
             raise InputError(
                 f"num_restarts: got {num_restarts} for {type(purifier).__name__}, expected a purifier that "
                 "has a number of restarts"
@@ -90,14 +90,6 @@ class Defense(Replaceable):
         return self.combine(logits.reshape(purified.shape[:2] + logits.shape[1:]))
 
 
-def defend(purifier: Any, logits_fn: LogitsFn, combine: Combine = mean_probabilities) -> Defense:
-    """Puts ``purifier`` before ``logits_fn``; the average of the softmax over restarts by default.
-
-    Plain functions work for each; what they have closed over is constant in compiled programs.
-    """
-    return Defense(purifier=purifier, logits_fn=logits_fn, combine=combine)
-
-
 def undefended(logits_fn: LogitsFn) -> Defense:
     """The bare classifier in the form of a defense, so that it is attacked by the same code."""
-    return defend(identity, logits_fn)
+    return Defense(identity, logits_fn)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from purify_jax.arrays import dot
 from purify_jax.checks import InputError
-from purify_jax.pytrees import Partial, as_pytree, pytree, static
+from purify_jax.pytrees import Partial, Pytree, as_pytree, static
 from purify_jax.types import Array, EnergyFn, Params, ScoreFn
 
 
@@ -26,12 +26,18 @@ def score_from_energy(energy_fn: EnergyFn) -> ScoreFn:
     return Partial(_descend, as_pytree(energy_fn))
 
 
-@pytree
-class NetworkEnergy:
-    """See :func:`energy_from_network`."""
+class NetworkEnergy(Pytree):
+    """The energy of a network and its parameters; images → ``[batch]``.
 
+    A network with one output per image is the energy itself. A network with an image as output, g, gives
+    E(x) = ½‖x − g(x)‖² (Salimans & Ho 2021, "Should EBMs model the energy or the score?", equation 8),
+    which learns far better than a bare scalar.
+
+    A call raises InputError for any other output shape.
+    """
+
+    network: nn.Module = static(kw_only=False)
     params: Params
-    network: nn.Module = static()
 
     def __call__(self, images: Array) -> Array:
         output = cast(Array, self.network.apply({"params": self.params}, images))
@@ -45,24 +51,14 @@ class NetworkEnergy:
         )
 
 
-def energy_from_network(network: nn.Module, params: Params) -> NetworkEnergy:
-    """The energy of a network and its parameters; images → ``[batch]``.
+class NetworkScore(Pytree):
+    """The raw output f(x) of a score network, which purification uses as it is (σ := 1).
 
-    A network with one output per image is the energy itself. A network with an image as
-    output, g, gives E(x) = ½‖x − g(x)‖² (Salimans & Ho 2021, "Should EBMs model the energy
-    or the score?", equation 8), which learns far better than a bare scalar.
-
-    The energy raises InputError for any other output shape.
+    A call raises InputError unless the network's output has the images' shape.
     """
-    return NetworkEnergy(network=network, params=params)
 
-
-@pytree
-class NetworkScore:
-    """See :func:`score_from_network`."""
-
+    network: nn.Module = static(kw_only=False)
     params: Params
-    network: nn.Module = static()
 
     def __call__(self, images: Array) -> Array:
         output = cast(Array, self.network.apply({"params": self.params}, images))
@@ -73,17 +69,9 @@ class NetworkScore:
         return output
 
 
-def score_from_network(network: nn.Module, params: Params) -> NetworkScore:
-    """The raw output f(x) of a score network, which purification uses as it is (σ := 1).
-
-    The score raises InputError if the network's output has not the images' shape.
-    """
-    return NetworkScore(network=network, params=params)
-
-
 def score_from_energy_network(network: nn.Module, params: Params) -> ScoreFn:
-    """``score_from_energy(energy_from_network(network, params))``."""
-    return score_from_energy(energy_from_network(network, params))
+    """``score_from_energy(NetworkEnergy(network, params))``."""
+    return score_from_energy(NetworkEnergy(network, params))
 
 
 def difference(

@@ -27,9 +27,12 @@ __all__ = ["Jitted", "Partial", "Pytree", "as_pytree", "described", "jit", "pytr
 T = TypeVar("T")
 
 
-def static(*, default: Any = dataclasses.MISSING) -> Any:
-    """A keyword that is part of the structure: hashable, and a new value compiles anew."""
-    return dataclasses.field(default=default, kw_only=True, metadata={"pytree_node": False})
+def static(*, default: Any = dataclasses.MISSING, kw_only: bool = True) -> Any:
+    """A keyword that is part of the structure: hashable, and a new value compiles anew.
+
+    ``kw_only=False``: a main operand, which may be given by position too (a network before its parameters).
+    """
+    return dataclasses.field(default=default, kw_only=kw_only, metadata={"pytree_node": False})
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(static,))

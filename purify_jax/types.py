@@ -29,6 +29,8 @@ ScoreFn: TypeAlias = Callable[[Array], Array]
 NoiseScore: TypeAlias = Callable[[Array, Array], Array]
 #: images → unnormalised class scores ``[batch, classes]``.
 LogitsFn: TypeAlias = Callable[[Array], Array]
+#: (keys, images) → (purified ``[restarts, batch, h, w, c]``, info): a purifier, or a function like one.
+PurifyFn: TypeAlias = Callable[[Keys, Array], "tuple[Array, PurifyInfo]"]
 #: (keys, images) → log-probabilities ``[batch, classes]``: a defense, or any other prediction.
 PredictFn: TypeAlias = Callable[[Keys, Array], Array]
 #: (log-probabilities ``[batch, classes]``, labels) → loss ``[batch]``; attacks ascend it.

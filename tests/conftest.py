@@ -79,7 +79,7 @@ def defense(models):
     """A small purified defense on digits."""
     ebm, classifier = models
     purifier = pj.models.adp_purifier(ebm, num_steps=3, num_restarts=2)
-    return pj.defend(purifier, pj.models.logits_fn(classifier))
+    return pj.Defense(purifier, pj.models.logits_fn(classifier))
 
 
 @pytest.fixture(scope="session")

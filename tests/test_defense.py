@@ -26,7 +26,7 @@ def test_one_restart_is_the_first_of_more(models, digits_test):
     images, _ = digits_test.batch(np.arange(5))
     purifier = pj.models.adp_purifier(models[0], num_steps=2, num_restarts=3)
     logits_fn = pj.models.logits_fn(models[1])
-    whole = defense.defend(purifier, logits_fn)
+    whole = defense.Defense(purifier, logits_fn)
     purified, _ = purifier(keys_for(5), images)
     expected = jax.nn.log_softmax(logits_fn(purified[0]))
     found = whole.with_restarts(1)(keys_for(5), images)
@@ -35,7 +35,7 @@ def test_one_restart_is_the_first_of_more(models, digits_test):
     assert bare.with_restarts(1) is bare
     with pytest.raises(InputError, match="num_restarts: got 0, expected a whole number >= 1"):
         whole.with_restarts(0)
-    plain = defense.defend(lambda keys, images: (images[None], None), logits_fn)
+    plain = defense.Defense(lambda keys, images: (images[None], None), logits_fn)
     with pytest.raises(InputError, match="expected a purifier that has a number of restarts"):
         plain.with_restarts(2)
     plain.purifier.num_restarts = 3  # said, and not to be changed
@@ -71,8 +71,8 @@ def test_exact_gradient_against_central_differences_in_float64(models, digits_te
             purifier = purifiers.purifier(
                 score_fn, rule, num_steps=5, noise_scale=0.05, num_restarts=2
             )
-            model = defense.defend(purifier, logits_fn)
-            gradient = jax.jit(attacks.exact(model, losses.cross_entropy))
+            model = defense.Defense(purifier, logits_fn)
+            gradient = jax.jit(attacks.ExactGradient(model, losses.cross_entropy))
             loss = jax.jit(lambda x, m=model: losses.cross_entropy(m(keys_for(3), x), labels))
             exact, _ = gradient(keys_for(3), images, labels)
             for direction in directions:

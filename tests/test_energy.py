@@ -25,7 +25,7 @@ def test_denoiser_energy_is_half_the_squared_distance():
     images = jnp.linspace(0, 1, 32).reshape(2, 4, 4, 1)
     params = network.init(jax.random.key(0), images)["params"]
     output = network.apply({"params": params}, images)
-    found = energy.energy_from_network(network, params)(images)
+    found = energy.NetworkEnergy(network, params)(images)
     np.testing.assert_allclose(found, 0.5 * np.sum((images - output) ** 2, (1, 2, 3)), rtol=1e-6)
 
 
@@ -33,7 +33,7 @@ def test_a_scalar_network_is_the_energy_itself():
     network = networks.MLP(features=(8,), num_outputs=1)
     images = jnp.linspace(0, 1, 32).reshape(2, 4, 4, 1)
     params = network.init(jax.random.key(0), images)["params"]
-    found = energy.energy_from_network(network, params)(images)
+    found = energy.NetworkEnergy(network, params)(images)
     np.testing.assert_array_equal(found, network.apply({"params": params}, images)[:, 0])
 
 
@@ -42,6 +42,6 @@ def test_wrong_output_shapes_are_named():
     images = jnp.zeros((2, 4, 4, 1))
     params = network.init(jax.random.key(0), images)["params"]
     with pytest.raises(InputError, match=r"network: output shape \(2, 10\)"):
-        energy.energy_from_network(network, params)(images)
+        energy.NetworkEnergy(network, params)(images)
     with pytest.raises(InputError, match="expected the images'"):
-        energy.score_from_network(network, params)(images)
+        energy.NetworkScore(network, params)(images)

@@ -16,7 +16,7 @@ from conftest import keys_for
 
 import purify_jax as pj
 from purify_jax import attacks, keys, losses, networks, noise, purifiers, training
-from purify_jax.defense import defend
+from purify_jax.defense import Defense
 from purify_jax.diffusions import FromScore
 from purify_jax.evaluation import certification, detection, fresh_draws, red_flags
 from purify_jax.evaluation.sweeps import AttackedAndScored
@@ -154,32 +154,37 @@ def test_every_purifier_of_the_library_is_recorded():
 
 
 def _attacks():
-    defense = defend(_purifiers()["adp"], _logits)
+    defense = Defense(_purifiers()["adp"], _logits)
     ball = {"epsilon": 0.1, "num_steps": 3}
-    gradient = attacks.eot(attacks.exact(defense), 3, 1)
-    spsa = attacks.spsa(defense, num_queries=8, queries_at_once=4)
+    gradient = attacks.EOT(attacks.ExactGradient(defense), num_samples=3, samples_at_once=1)
+    spsa = attacks.SPSA(defense, num_queries=8, queries_at_once=4)
     l2 = {"epsilon": 0.5, "norm": "l2"}
     return {
         "pgd l2": attacks.PGD(gradient, **ball, norm="l2"),
-        "pgd l1": attacks.PGD(attacks.joint_full(defense), **ball, norm="l1"),
+        "pgd l1": attacks.PGD(attacks.JointFull(defense), **ball, norm="l1"),
         "spsa": attacks.PGD(spsa, **ball),
-        "grafted": attacks.PGD(attacks.grafted(defense, 3, step=0.02), **ball),
-        "apgd restarts": attacks.apgd(gradient, **ball, num_restarts=2),
-        "apgd targeted": attacks.apgd_targeted(
+        "grafted": attacks.PGD(attacks.Grafted(defense, num_samples=3, step=0.02), **ball),
+        "apgd restarts": attacks.APGD(gradient, **ball, num_restarts=2),
+        "apgd targeted": attacks.TargetedAPGD(
             defense, **ball, num_targets=2, num_samples=2, deterministic=False
         ),
-        "momentum": attacks.momentum_pgd(gradient, **ball),
-        "momentum warm start": attacks.momentum_pgd(
+        "momentum": attacks.MomentumPGD(gradient, **ball),
+        "momentum warm start": attacks.MomentumPGD(
             gradient, **ball, start=attacks.PGD(attacks.blind(_logits), **ball)
         ),
-        "joint (score)": attacks.PGD(attacks.joint_score(_score, _logits), **ball),
-        "mean prediction": attacks.PGD(attacks.exact(attacks.average_draws(defense, 2, 1)), **ball),
+        "joint (score)": attacks.PGD(attacks.JointScore(_score, _logits), **ball),
+        "mean prediction": attacks.PGD(
+            attacks.ExactGradient(
+                attacks.MeanPrediction(defense, num_samples=2, samples_at_once=1)
+            ),
+            **ball,
+        ),
         "evading": attacks.PGD(_evading(defense), **ball),
         "shared keys": attacks.suites.white_box(
             defense, attacks.suites.Options(epsilon=0.1, steps=2)
-        ).attack,
-        "square": attacks.square(defense, epsilon=0.1, num_queries=4, num_samples=2),
-        "square l2": attacks.square(defense, **l2, num_queries=4, num_samples=2),
+        ),
+        "square": attacks.Square(defense, epsilon=0.1, num_queries=4, num_samples=2),
+        "square l2": attacks.Square(defense, **l2, num_queries=4, num_samples=2),
     }
 
 
@@ -195,29 +200,29 @@ def test_an_attack_and_the_defense_inside_it_share_no_key(recorder, name):
 
 
 def test_scoring_shares_no_key_with_the_attack(recorder):
-    defense = defend(_purifiers()["adp"], _logits)
-    attack = attacks.PGD(attacks.exact(defense), epsilon=0.1, num_steps=12)
+    defense = Defense(_purifiers()["adp"], _logits)
+    attack = attacks.PGD(attacks.ExactGradient(defense), epsilon=0.1, num_steps=12)
     run = AttackedAndScored(attack=attack, scorer=fresh_draws(defense, 5))
     run(keys_for(2), IMAGES, LABELS)
     recorder.check()
 
 
 def test_the_probes_of_red_flags(recorder):
-    defense = defend(_purifiers()["adp"], _logits)
+    defense = Defense(_purifiers()["adp"], _logits)
     red_flags.Health(defense=defense)(keys_for(2), IMAGES, LABELS)
     recorder.check()
 
 
 def test_a_health_probe_does_not_depend_on_the_batch():
     """As it was, the random cotangent and signs were one draw of the whole batch's shape."""
-    defense = defend(_purifiers()["adp"], lambda x: jnp.round(8 * _logits(x)) + _logits(x))
+    defense = Defense(_purifiers()["adp"], lambda x: jnp.round(8 * _logits(x)) + _logits(x))
     together = red_flags.Health(defense=defense)(keys_for(2), IMAGES, LABELS)
     alone = red_flags.Health(defense=defense)(keys_for(2)[1:], IMAGES[1:], LABELS[1:])
     chex.assert_trees_all_equal(jax.tree.map(lambda a: a[1:], together), alone)
 
 
 def test_detection_and_certification(recorder):
-    defense = defend(_purifiers()["adp"].replace(num_restarts=9), _logits)
+    defense = Defense(_purifiers()["adp"].replace(num_restarts=9), _logits)
     statistic = detection.energy_drop(_score, defense.purifier)
     detection.verdict(defense, statistic, 0.1)(keys_for(2), IMAGES, LABELS)
     counts = certification.class_counts(defense, 0.2, 6, 3)
@@ -281,7 +286,7 @@ def test_named_streams_are_apart_from_each_other_and_from_counters():
 
 def test_the_recorder_sees_what_was_wrong_with_spsa(recorder):
     """As it was: directions and restarts folded the same integers into the same keys."""
-    defense = defend(_purifiers()["adp"], _logits)
+    defense = Defense(_purifiers()["adp"], _logits)
     image_keys = keys_for(2)
     for index in range(3):
         draw = lambda key: jax.random.rademacher(key, (4, 4, 1))

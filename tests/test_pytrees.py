@@ -43,14 +43,14 @@ def _defense(seed, **changes):
     settings = {"num_steps": 2, "num_restarts": 2, "noise_scale": 0.2, "rate": 0.1, **changes}
     rate = settings.pop("rate")
     purifier = pj.purifier(
-        pj.energy.score_from_network(score, params), pj.Adaptive(rate=rate), **settings
+        pj.energy.NetworkScore(score, params), pj.Adaptive(rate=rate), **settings
     )
     variables = classifier.init(jax.random.key(seed + 1), images)
-    return pj.defend(purifier, pj.models.network_logits(classifier, variables))
+    return pj.Defense(purifier, pj.models.network_logits(classifier, variables))
 
 
 def _attack(defense, epsilon=0.1):
-    gradient = attacks.eot(attacks.exact(defense), 2)
+    gradient = attacks.EOT(attacks.ExactGradient(defense), num_samples=2)
     return attacks.PGD(gradient, epsilon=epsilon, num_steps=2)
 
 
@@ -111,12 +111,12 @@ def test_the_cache_on_disk_serves_another_checkpoint(tmp_path):
         lambda d: d,
         lambda d: d.purifier,
         lambda d: d.logits_fn,
-        lambda d: attacks.exact(d),
+        lambda d: attacks.ExactGradient(d),
         lambda d: attacks.bpda(d),
         lambda d: _attack(d),
-        lambda d: attacks.square(d, epsilon=0.1, num_queries=3),
-        lambda d: attacks.apgd_targeted(d, epsilon=0.1, num_steps=2),
-        lambda d: attacks.suites.white_box(d, attacks.suites.Options(steps=2)).attack,
+        lambda d: attacks.Square(d, epsilon=0.1, num_queries=3),
+        lambda d: attacks.TargetedAPGD(d, epsilon=0.1, num_steps=2),
+        lambda d: attacks.suites.white_box(d, attacks.suites.Options(steps=2)),
         lambda d: pj.evaluation.fresh_draws(d, 2),
         lambda d: pj.evaluation.certification.class_counts(d, 0.1, 4, 2),
         lambda d: pj.evaluation.detection.score_norm(d.purifier.score_fn),
@@ -145,11 +145,11 @@ def test_plain_closures_still_work():
     matrix = jax.random.normal(jax.random.key(0), (64, 10))
     logits_fn = lambda x: x.reshape(x.shape[0], -1) @ matrix
     score_fn = lambda x: 0.5 - x
-    defense = pj.defend(pj.purifier(score_fn, num_steps=1, num_restarts=2), logits_fn)
+    defense = pj.Defense(pj.purifier(score_fn, num_steps=1, num_restarts=2), logits_fn)
     found = pj.jit(_attack(defense))(keys_for(4), IMAGES, LABELS)
     assert np.abs(np.asarray(found) - IMAGES).max() <= 0.1 + 1e-6
     keys_and_images = lambda keys, x: (x[None], None)
-    plain = pj.defend(keys_and_images, logits_fn)
+    plain = pj.Defense(keys_and_images, logits_fn)
     assert not plain.is_deterministic
     assert purifiers.score_of(plain.purifier) is None
 
@@ -164,7 +164,7 @@ def test_sigma_and_lambda_may_be_differentiated():
 
 def test_what_is_printed_is_one_line_and_never_a_network_s_numbers():
     ready = pj.pretrained.load("digits")
-    attack = attacks.PGD(attacks.exact(ready.defense), epsilon=0.125, num_steps=3)
+    attack = attacks.PGD(attacks.ExactGradient(ready.defense), epsilon=0.125, num_steps=3)
     for value in (ready, ready.defense, ready.ebm, ready.classifier, attack):
         assert "\n" not in repr(value)
         assert len(repr(value)) < 1200
@@ -172,7 +172,7 @@ def test_what_is_printed_is_one_line_and_never_a_network_s_numbers():
         n: sum(x.size for x in jax.tree.leaves(getattr(ready, n).variables))
         for n in ("ebm", "classifier")
     }
-    assert f"NetworkEnergy(params=<{counts['ebm']:,} numbers in 6 arrays>" in repr(ready)
+    assert f"params=<{counts['ebm']:,} numbers in 6 arrays>" in repr(ready)
     assert f"variables=<{counts['classifier']:,} numbers in " in repr(ready.defense)
     assert "num_steps=5, num_restarts=4" in repr(attack)
     assert "noise_scale=0.25" in repr(attack)

@@ -20,8 +20,8 @@ from absl import flags
 import purify_jax as pj
 from benchmarks.attack_budget import recorded, rows
 from experiments.common import cli, loading, locks, provenance
+from purify_jax import costs
 from purify_jax.atomic import write_atomically
-from purify_jax.attacks import costs
 from purify_jax.checks import InputError
 from purify_jax.data import Dataset
 from purify_jax.defense import Defense

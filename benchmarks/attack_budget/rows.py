@@ -29,34 +29,42 @@ def table(epsilon: float, norm: str, budget: int) -> dict[str, Build]:
     ) -> Build:
         def build(defense: Defense) -> Attack:
             if mean:
-                gradient = attacks.exact(attacks.average_draws(defense, eot, 4), loss)
+                gradient = attacks.ExactGradient(
+                    attacks.MeanPrediction(defense, num_samples=eot, samples_at_once=4), loss
+                )
             else:
-                gradient = attacks.eot(attacks.exact(defense, loss), eot, 4)
+                gradient = attacks.EOT(
+                    attacks.ExactGradient(defense, loss), num_samples=eot, samples_at_once=4
+                )
             steps = max(1, int(share * budget) // eot)
             start = None
             if warm:
-                bare = attacks.exact(undefended(defense.logits_fn), loss)
-                start = attacks.momentum_pgd(bare, num_steps=50, **ball)
-            return attacks.momentum_pgd(gradient, num_steps=steps, start=start, **ball, **more)
+                bare = attacks.ExactGradient(undefended(defense.logits_fn), loss)
+                start = attacks.MomentumPGD(bare, num_steps=50, **ball)
+            return attacks.MomentumPGD(gradient, num_steps=steps, start=start, **ball, **more)
 
         return alone(build)
 
     def plain(eot: int, steps: int) -> Build:
-        gradient = lambda d: attacks.eot(attacks.exact(d), eot, 4)
+        gradient = lambda d: attacks.EOT(
+            attacks.ExactGradient(d), num_samples=eot, samples_at_once=4
+        )
         return alone(lambda d: attacks.PGD(gradient(d), num_steps=max(1, steps), **ball))
 
     def auto(eot: int, loss) -> Build:
-        gradient = lambda d: attacks.eot(attacks.exact(d, loss), eot, 4)
-        return alone(lambda d: attacks.apgd(gradient(d), num_steps=max(1, budget // eot), **ball))
+        gradient = lambda d: attacks.EOT(
+            attacks.ExactGradient(d, loss), num_samples=eot, samples_at_once=4
+        )
+        return alone(lambda d: attacks.APGD(gradient(d), num_steps=max(1, budget // eot), **ball))
 
     def follow(gradient: Callable[[Defense], GradientFn], backward: int) -> Build:
         """Momentum PGD along a gradient that takes so many backward passes at a point."""
         steps = max(1, budget // backward)
-        return alone(lambda d: attacks.momentum_pgd(gradient(d), num_steps=steps, **ball))
+        return alone(lambda d: attacks.MomentumPGD(gradient(d), num_steps=steps, **ball))
 
     def graft(samples: int, loss=losses.cross_entropy, step=None) -> Build:
         more: dict[str, Any] = {"step": step, "norm": norm, "samples_at_once": 4}
-        return follow(lambda d: attacks.grafted(d, samples, loss, **more), 1)
+        return follow(lambda d: attacks.Grafted(d, num_samples=samples, loss_fn=loss, **more), 1)
 
     def again(times: int) -> Build:
         """Restarts: the same attack from several random points, of which the best is kept."""
@@ -70,7 +78,7 @@ def table(epsilon: float, norm: str, budget: int) -> dict[str, Build]:
 
     def suite(name: str, steps: int) -> Build:
         options = suites.Options(**ball, steps=max(1, round(steps * budget / 400)))
-        return lambda d: {e.name: e.attack for e in suites.build(name, d, options)}
+        return lambda d: suites.build(name, d, options)
 
     return {
         "exhaustive": suite("exhaustive", 200),

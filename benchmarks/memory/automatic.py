@@ -32,8 +32,10 @@ FLAGS = flags.FLAGS
 def main(argv: list[str]) -> None:
     """Flags in, a row of JSON for each way to divide the work."""
     del argv
-    function = pj.attacks.eot(
-        pj.attacks.exact(pj.pretrained.load("digits").defense), 4, FLAGS.samples_at_once
+    function = pj.attacks.EOT(
+        pj.attacks.ExactGradient(pj.pretrained.load("digits").defense),
+        num_samples=4,
+        samples_at_once=FLAGS.samples_at_once,
     )
     if FLAGS.out:
         child.report(_gradient(function))

@@ -42,12 +42,12 @@ def _digits(curvature: Callable, **changes: Any) -> pj.defense.Defense:
         purifiers.Adaptive(0.3, curvature(), max_step=1.0),
         **changes,
     )
-    return pj.defend(made, lambda x: classifier.apply(variables, x))
+    return pj.Defense(made, lambda x: classifier.apply(variables, x))
 
 
 def _ncsnv2(settings: Settings, curvature: Callable, **changes: Any) -> pj.defense.Defense:
     made = purifier(settings, curvature).replace(**changes)
-    return pj.defend(made, lambda x: jnp.mean(x, axis=(1, 2)))
+    return pj.Defense(made, lambda x: jnp.mean(x, axis=(1, 2)))
 
 
 def _compiled(
@@ -64,7 +64,9 @@ def _compiled(
     first = 0.0
     for steps, samples, chunk in cases:
         model = make(CURVATURES[name][0], num_steps=steps, num_restarts=restarts)
-        gradient = attacks.eot(attacks.exact(model), samples, chunk)
+        gradient = attacks.EOT(
+            attacks.ExactGradient(model), num_samples=samples, samples_at_once=chunk
+        )
         compiled = jax.jit(gradient).lower(keys, images, labels).compile()
         megabytes = compiled.memory_analysis().temp_size_in_bytes / 1e6
         # The carried images of a step are kept: one for finite differences, three for the secant.

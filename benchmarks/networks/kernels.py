@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from benchmarks import ratios, timing
 from benchmarks.networks import subjects
 from benchmarks.settings import Settings, counted_flops, torch_or_none
+from purify_jax.costs import multiplications, programs
 from purify_jax.networks.convolution import convolve
-from purify_jax.passes import multiplications, programs
 
 #: Calls of a loop.
 CALLS = 4

@@ -59,7 +59,7 @@ def _dispatch(
         loss = training.DSMLoss(
             levels,
             network=network,
-            score_factory=energy.score_from_network,
+            score_factory=energy.NetworkScore,
             scale=noise.per_sigma,
         )
         settings = training.Settings(1000, learning_rate=RATES[0], schedule="constant")

@@ -133,7 +133,7 @@ _COUNTS: Mapping[str, int] = {
     ),
     **dict.fromkeys(("chain_steps", "calibration_images", "n0", "n", "samples_at_once"), 1),
     **dict.fromkeys(("diffusion_steps", "image_size", "head_channels"), 1),
-    **dict.fromkeys(("eot_at_once", "attack_restarts"), 1),
+    **dict.fromkeys(("eot_at_once", "surrogate_restarts"), 1),
     "probe_images": 0,
 }
 #: Flags that are numbers → their bounds.

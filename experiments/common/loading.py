@@ -178,7 +178,7 @@ def make_defense(
     """The models put together with the purifier's flags; None without a score model."""
     if ebm is None:
         return None
-    return pj.defend(chosen_purifier(ebm), pj.models.logits_fn(classifier))
+    return pj.Defense(chosen_purifier(ebm), pj.models.logits_fn(classifier))
 
 
 def chosen_purifier(ebm: pj.models.Model) -> pj.purifiers.Purifier:

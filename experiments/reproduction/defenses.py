@@ -214,7 +214,7 @@ def _add_attacks(draft: Draft, recipe: Recipe) -> None:
     alone = () if recipe.score_model is None else ("--noundefended",)
     # An answer of two hundred network calls: attacks look through one restart of the ten, in a quarter
     # of the steps, and the shared keys' gradients are not paid for.
-    cheap = ("--attack_restarts=1",) if many_calls else ()
+    cheap = ("--surrogate_restarts=1",) if many_calls else ()
     honest = (*cheap, "--skip=shared keys", *alone) if many_calls else alone
     steps, probes = (100, 8) if many_calls else (400, 32)
     limits = (draft.scaled(steps, 8), 1, f"--probe_images={draft.scaled(probes, 4)}")

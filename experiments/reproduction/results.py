@@ -61,7 +61,7 @@ def spared(part: Result) -> str:
 
     The attack that knows the keys has no part in the summary, skipped or not.
     """
-    restarts = part["settings"].get("attack_restarts")
+    restarts = part["settings"].get("surrogate_restarts")
     each = "" if restarts is None else f", each through {restarts} restart{'s' * (restarts > 1)}"
     known = pj.evaluation.suite_runs.SHARED_KEYS
     skipped = [name for name in part["settings"].get("skip") or () if name != known]

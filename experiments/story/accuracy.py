@@ -64,7 +64,7 @@ def attacks(
     def named(name: str, gradient: Any, eot: int) -> NamedAttack:
         def make(epsilon: float, num_steps: int = steps) -> Attack:
             return atk.PGD(
-                atk.eot(gradient, eot, 4),
+                atk.EOT(gradient, num_samples=eot, samples_at_once=4),
                 norm=config.norm,
                 epsilon=epsilon,
                 num_steps=num_steps,
@@ -75,7 +75,7 @@ def attacks(
     return [
         named("blind PGD", atk.blind(defense.logits_fn), 1),
         named("BPDA+EOT", atk.bpda(defense), num_samples),
-        named("exact+EOT", atk.exact(defense), num_samples),
+        named("exact+EOT", atk.ExactGradient(defense), num_samples),
     ]
 
 
@@ -132,7 +132,7 @@ def run_attacks(
         undefended = [evaluation.accuracy(evaluate(bare, {}, on_blind), "clean")] * len(named)
     else:
         white = lambda steps: atk.PGD(
-            atk.exact(bare), norm=config.norm, epsilon=config.epsilon, num_steps=steps
+            atk.ExactGradient(bare), norm=config.norm, epsilon=config.epsilon, num_steps=steps
         )
         alone = evaluate(bare, {entry.name: white(entry.steps) for entry in named}, attacked)
         undefended = [evaluation.accuracy(alone, entry.name) for entry in named]

@@ -8,7 +8,7 @@ import numpy as np
 
 import purify_jax as pj
 from purify_jax import attacks as atk
-from purify_jax.passes import multiplications
+from purify_jax.costs import multiplications
 from purify_jax.purifiers import is_deterministic
 
 #: Floating-point operations: 15 seconds at 100 GFLOP/s. Starting and compiling take about twice as long.
@@ -45,7 +45,7 @@ def size(defense: pj.defense.Defense, test: pj.data.Dataset, budget: float = BUD
     keys = pj.image_keys(jax.random.key(0), np.arange(1))
     cost = lambda gradient: multiplications(gradient, keys, images, labels)
     blind = cost(atk.blind(defense.logits_fn))
-    through = cost(atk.bpda(defense)) + cost(atk.exact(defense))
+    through = cost(atk.bpda(defense)) + cost(atk.ExactGradient(defense))
     answer = multiplications(defense, keys, images)
     fixed = is_deterministic(defense.purifier)
     for chosen in SIZES:

@@ -124,7 +124,7 @@ def _steps(defense, keys, images, adversarial) -> Section:
 
 
 def _energies(defense, ebm, keys, images, adversarial) -> Section:
-    energy_fn = pj.jit(energy.energy_from_network(ebm.network, ebm.params))
+    energy_fn = pj.jit(energy.NetworkEnergy(ebm.network, ebm.params))
     purified = jax.jit(lambda k, x: defense.purifier(k, x)[0][0])(keys, adversarial)
     stages = {"clean": images, "attacked": adversarial, "purified": purified}
     samples = {name: np.asarray(energy_fn(batch)) for name, batch in stages.items()}

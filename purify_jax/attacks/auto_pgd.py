@@ -1,10 +1,10 @@
 """Auto-PGD: a step size that halves itself, momentum, and restarts from the best point.
 
-Croce & Hein 2020, arXiv 2003.01690, algorithm 1, with the constants of the published code. For
-a randomised defense pass an ``eot`` gradient; the schedule then follows the mean loss.
+Croce & Hein 2020, arXiv 2003.01690, algorithm 1, with the constants of the published code.
 """
 
-from typing import Any, NamedTuple
+from dataclasses import KW_ONLY
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from purify_jax.arrays import per_image
 from purify_jax.attacks.norms import Norm, check_epsilon, get, l2
 from purify_jax.checks import InputError, check_at_least, check_count, check_images
 from purify_jax.keys import fold_keys
-from purify_jax.pytrees import pytree, static
-from purify_jax.types import BOUNDS, Array, Attack, GradientFn, Keys, PredictFn
+from purify_jax.pytrees import Pytree, static
+from purify_jax.types import BOUNDS, Array, GradientFn, Keys, PredictFn
 
 
 class _State(NamedTuple):
@@ -48,24 +48,48 @@ def _checkpoints(num_steps: int) -> tuple[np.ndarray, np.ndarray]:
     return review, length
 
 
-def check_ball(norm: str, epsilon: float) -> None:
-    """Raises InputError for another norm than "linf" and "l2", or ε < 0."""
-    if get(norm).name not in ("linf", "l2"):
-        raise InputError(f"norm: got {norm!r}, expected linf or l2")
+def check_linf_or_l2(norm: str | Norm, epsilon: float) -> str:
+    """The norm's name. Raises InputError for a norm other than "linf" and "l2", or ε < 0."""
+    name = get(norm).name
+    if name not in ("linf", "l2"):
+        raise InputError(f"norm: got {name!r}, expected linf or l2")
     check_epsilon(epsilon)
+    return name
 
 
-@pytree
-class APGD:
-    """See :func:`apgd`."""
+class APGD(Pytree):
+    """Auto-PGD along a gradient, Linf or L2.
 
-    gradient: Any
-    predict: Any
+    For a random defense pass an :class:`~purify_jax.attacks.EOT` gradient; the schedule then follows the
+    mean loss.
+
+    gradient: (keys, images, labels) → (gradient, loss); every step gets fresh keys.
+    epsilon: radius of the ball ≥ 0.
+    predict: of a *deterministic* model. The attack then returns an iterate that was misclassified, if
+      there was one, else that of highest loss. Leave it out for a random defense: one lucky draw is not a
+      success there, and the attack returns the iterate of highest mean loss.
+    rho: share of steps that must improve the loss for the step size to stay.
+    norm: "linf" or "l2".
+    num_steps: gradient steps ≥ 1.
+    num_restarts: independent random starts ≥ 1; the one of highest loss is kept.
+
+    Raises InputError for another norm, ε < 0, zero steps or restarts.
+    """
+
+    gradient: GradientFn
+    _: KW_ONLY
     epsilon: float
-    rho: float
-    norm: str = static()
-    num_steps: int = static()
+    predict: PredictFn | None = None
+    rho: float = 0.75
+    norm: str = static(default="linf")
+    num_steps: int = static(default=100)
     num_restarts: int = static(default=1)
+
+    def __post_init__(self) -> None:
+        self.fill(norm=check_linf_or_l2(self.norm, self.epsilon))
+        check_count("num_steps", self.num_steps)
+        check_count("num_restarts", self.num_restarts)
+        check_at_least("rho", self.rho, 0.0)
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> Array:
         check_images(images)
@@ -81,11 +105,11 @@ class APGD:
         return jnp.argmax(self.predict(keys, images), axis=-1) != labels
 
     def _one_start(self, keys: Keys, images: Array, labels: Array) -> tuple[Array, Array, Array]:
-        ball, epsilon, num_steps = get(self.norm), self.epsilon, self.num_steps
+        norm, epsilon, num_steps = get(self.norm), self.epsilon, self.num_steps
         review, length = _checkpoints(num_steps)
-        inside = _linf_inside if ball.name == "linf" else _l2_inside
+        inside = _linf_inside if norm.name == "linf" else _l2_inside
         start_keys, first_keys = fold_keys(keys, num_steps + 1), fold_keys(keys, num_steps)
-        start = _start(ball, start_keys, images, epsilon)
+        start = _start(norm, start_keys, images, epsilon)
         grads, loss = self.gradient(first_keys, start, labels)
         fooled = self._is_fooled(first_keys, start, labels)
         state = _State(
@@ -108,7 +132,7 @@ class APGD:
             index, reviewed, window = xs
             grads = jnp.where(jnp.isfinite(state.gradient), state.gradient, 0.0)
             size = per_image(state.step_size, images)
-            stepped = inside(images, state.images + size * ball.steepest(grads), epsilon)
+            stepped = inside(images, state.images + size * norm.steepest(grads), epsilon)
             momentum = jnp.where(index > 0, 0.75, 1.0)
             moved = (
                 state.images
@@ -140,46 +164,6 @@ class APGD:
         return result, state.best_loss, state.fooled
 
 
-def apgd(
-    gradient: GradientFn,
-    *,
-    norm: str = "linf",
-    epsilon: float,
-    num_steps: int = 100,
-    num_restarts: int = 1,
-    predict: PredictFn | None = None,
-    rho: float = 0.75,
-) -> Attack:
-    """Auto-PGD along a gradient, Linf or L2.
-
-    Args:
-      gradient: (keys, images, labels) → (gradient, loss); fresh keys at every step.
-      norm: "linf" or "l2".
-      epsilon: radius of the ball ≥ 0.
-      num_steps: gradient steps ≥ 1.
-      num_restarts: independent random starts ≥ 1; the one of highest loss is kept.
-      predict: of a *deterministic* model: the attack then returns an iterate that was
-        misclassified, if any was, else that of highest loss. A random defense has none: one
-        lucky draw is no success, so the iterate of highest mean loss is returned.
-      rho: share of steps that must improve the loss for the step size to stay.
-
-    Raises InputError for another norm, ε < 0, zero steps or restarts.
-    """
-    check_ball(norm, epsilon)
-    check_count("num_steps", num_steps)
-    check_count("num_restarts", num_restarts)
-    check_at_least("rho", rho, 0.0)
-    return APGD(
-        gradient=gradient,
-        predict=predict,
-        epsilon=epsilon,
-        rho=rho,
-        norm=norm,
-        num_steps=num_steps,
-        num_restarts=num_restarts,
-    )
-
-
 def _review(state: _State, reviewed: Array, window: Array, rho: float) -> _State:
     oscillates = state.increases <= window * rho
     stalled = ~state.reduced_last & (state.loss_last_check >= state.best_loss)
@@ -194,11 +178,11 @@ def _review(state: _State, reviewed: Array, window: Array, rho: float) -> _State
     )
 
 
-def _start(ball: Norm, keys: Keys, images: Array, epsilon: float) -> Array:
+def _start(norm: Norm, keys: Keys, images: Array, epsilon: float) -> Array:
     # As published: a uniform (Linf) or normal (L2) draw, scaled to lie on the ball's surface.
-    noise = ball.random(keys, images, 1.0)
-    if ball.name == "linf":
-        noise = noise / per_image(jnp.maximum(ball.size(noise), 1e-12), images)
+    noise = norm.random(keys, images, 1.0)
+    if norm.name == "linf":
+        noise = noise / per_image(jnp.maximum(norm.size(noise), 1e-12), images)
     else:
         noise = l2.steepest(noise)
     return jnp.clip(images + epsilon * noise, *BOUNDS)

@@ -1,86 +1,79 @@
 """Expectations over a defense's randomness: mean gradients, mean predictions, in chunks."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from purify_jax.checks import check_count
 from purify_jax.keys import fold_keys
-from purify_jax.pytrees import as_pytree, pytree, static
+from purify_jax.pytrees import Pytree, static
 from purify_jax.types import Array, GradientFn, Keys, PredictFn
 
+T = TypeVar("T")
 #: Draws side by side where ``samples_at_once`` is None.
 AT_ONCE = 4
 
 
-@pytree
-class MeanGradient:
-    """See :func:`eot`."""
+class EOT(Pytree):
+    """Expectation over transformation: the mean gradient and mean loss over fresh draws.
 
-    gradient: Any
+    Athalye et al. 2018, arXiv 1707.07397. Draw i uses each image's key folded with i; a single sample is
+    the inner gradient, with the keys as they are. Gradients are averaged, not signs.
+
+    gradient: the gradient of one draw.
+    num_samples: draws, ≥ 1.
+    samples_at_once: draws computed side by side; the largest divisor of ``num_samples`` not above this is
+      used. By default at most 4, fewer where memory asks. Memory grows with it, not with the draws.
+    """
+
+    gradient: GradientFn
     num_samples: int = static()
     samples_at_once: int | None = static(default=None)
 
     most_at_once = AT_ONCE
 
+    def __post_init__(self) -> None:
+        check_samples(self.num_samples, self.samples_at_once)
+
     def __call__(self, keys: Keys, images: Array, labels: Array) -> tuple[Array, Array]:
+        if self.num_samples == 1:
+            return self.gradient(keys, images, labels)
         one = lambda index: self.gradient(fold_keys(keys, index), images, labels)
         return mean_over(one, self.num_samples, self.samples_at_once)
 
 
-def eot(gradient: GradientFn, num_samples: int, samples_at_once: int | None = None) -> GradientFn:
-    """Expectation over transformation: the mean gradient and mean loss over fresh draws.
+class MeanPrediction(Pytree):
+    """The mean log-probability over draws, for losses of the mean rather than mean losses.
 
-    Athalye et al. 2018, arXiv 1707.07397. Draw i uses each image's key folded with i; a single
-    sample is the gradient itself, with the keys as they are. Gradients are averaged, not signs.
-
-    Args:
-      gradient: the gradient of one draw.
-      num_samples: draws, ≥ 1.
-      samples_at_once: draws computed side by side; the largest divisor of ``num_samples`` not
-        above this is used. By default at most 4, fewer where memory asks. Memory grows with it, not
-        with the draws.
+    ``ExactGradient(MeanPrediction(defense, num_samples=n), margin)`` is the margin of the mean prediction,
+    where ``EOT(ExactGradient(defense, margin), num_samples=n)`` is the mean margin. The backward pass
+    recomputes each chunk, so memory grows with ``samples_at_once`` alone. The fields are those of
+    :class:`EOT`.
     """
-    check_count("num_samples", num_samples)
-    if samples_at_once is not None:
-        check_count("samples_at_once", samples_at_once)
-    gradient = as_pytree(gradient)
-    if num_samples == 1:
-        return gradient
-    return MeanGradient(gradient=gradient, num_samples=num_samples, samples_at_once=samples_at_once)
 
-
-@pytree
-class MeanPrediction:
-    """See :func:`average_draws`."""
-
-    defense: Any
+    defense: PredictFn
     num_samples: int = static()
     samples_at_once: int | None = static(default=None)
 
     most_at_once = AT_ONCE
 
+    def __post_init__(self) -> None:
+        check_samples(self.num_samples, self.samples_at_once)
+
     def __call__(self, keys: Keys, images: Array) -> Array:
+        if self.num_samples == 1:
+            return self.defense(keys, images)
         one = jax.checkpoint(lambda index: self.defense(fold_keys(keys, index), images))
         return mean_over(one, self.num_samples, self.samples_at_once)
 
 
-def average_draws(
-    defense: PredictFn, num_samples: int, samples_at_once: int | None = None
-) -> PredictFn:
-    """The mean log-probability over draws, for losses of the mean rather than mean losses.
-
-    ``exact(average_draws(defense, n), margin)`` is the margin of the mean prediction, where
-    ``eot(exact(defense, margin), n)`` is the mean margin. The backward pass recomputes each
-    chunk, so memory grows with ``samples_at_once`` alone.
-    """
+def check_samples(num_samples: int, samples_at_once: int | None) -> None:
+    """Raises InputError unless both are whole numbers ≥ 1 (``samples_at_once`` may be None)."""
     check_count("num_samples", num_samples)
-    defense = as_pytree(defense)
-    if num_samples == 1:
-        return defense
-    return MeanPrediction(defense=defense, num_samples=num_samples, samples_at_once=samples_at_once)
+    if samples_at_once is not None:
+        check_count("samples_at_once", samples_at_once)
 
 
 def largest_divisor(number: int, limit: int | None) -> int:
@@ -89,7 +82,7 @@ def largest_divisor(number: int, limit: int | None) -> int:
     return next(d for d in range(limit, 0, -1) if number % d == 0)
 
 
-def mean_over(function: Callable, count: int, at_once: int | None) -> Any:
+def mean_over(function: Callable[[Array], T], count: int, at_once: int | None) -> T:
     """The mean of ``function(i)`` over i < count: vmapped in chunks, accumulated by a scan."""
     chunk = largest_divisor(count, at_once)
     indices = jnp.arange(count).reshape(-1, chunk)

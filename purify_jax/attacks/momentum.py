@@ -6,7 +6,7 @@ moving, and a step size that falls to zero lets the path settle, so that the las
 result. Momentum: Dong et al. 2018 (MI-FGSM, arXiv 1710.06081), equation 6.
 """
 
-from typing import Any
+from dataclasses import KW_ONLY
 
 import jax
 import jax.numpy as jnp
@@ -15,28 +15,52 @@ from purify_jax.arrays import per_image
 from purify_jax.attacks.norms import check_epsilon, get, project_into
 from purify_jax.checks import check_at_least, check_count, check_images, check_number
 from purify_jax.keys import fold_keys
-from purify_jax.pytrees import as_pytree, pytree, static
+from purify_jax.pytrees import Pytree, static
 from purify_jax.types import BOUNDS, Array, Attack, GradientFn, Keys
 
 
-@pytree
-class MomentumPGD:
-    """See :func:`momentum_pgd`."""
+class MomentumPGD(Pytree):
+    """x ← project(x + η_t · steepest(g_t)) with g_t = μ g_{t−1} + ∇L / mean|∇L|; the last x.
 
-    gradient: Any
-    start: Any
+    η_t falls from ``step_size`` to 0 along half a cosine.
+
+    gradient: (keys, images, labels) → (gradient, loss); every step gets fresh keys.
+    epsilon: radius of the ball ≥ 0.
+    step_size: η_0, in units of ε's; by default ε/4, or 4ε/T for T < 16 steps, so that the path is as long
+      as the ball is wide.
+    momentum: μ in [0, 1).
+    start: an attack whose result is where this one begins (a warm start); else a random point.
+    norm: "linf", "l2" or "l1".
+    num_steps: ≥ 1.
+
+    Raises InputError for ε < 0, zero steps, momentum outside [0, 1).
+    """
+
+    gradient: GradientFn
+    _: KW_ONLY
     epsilon: float
-    step_size: float
-    momentum: float
-    norm: str = static()
+    step_size: float | None = None
+    momentum: float = 0.9
+    start: Attack | None = None
+    norm: str = static(default="linf")
     num_steps: int = static()
+
+    def __post_init__(self) -> None:
+        check_epsilon(self.epsilon)
+        check_count("num_steps", self.num_steps)
+        check_number("momentum", self.momentum, 0.0, 1.0, open_high=True)
+        if self.step_size is None:
+            self.fill(step_size=self.epsilon * max(1 / 4, 4 / self.num_steps))
+        check_at_least("step_size", self.step_size, 0.0)
+        self.fill(norm=get(self.norm).name)
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> Array:
         check_images(images)
-        ball, epsilon = get(self.norm), self.epsilon
+        norm, epsilon, step_size = get(self.norm), self.epsilon, self.step_size
+        assert step_size is not None  # __post_init__ has set it
         start_keys = fold_keys(keys, self.num_steps + 1)
         if self.start is None:
-            begin = jnp.clip(images + ball.random(start_keys, images, epsilon), *BOUNDS)
+            begin = jnp.clip(images + norm.random(start_keys, images, epsilon), *BOUNDS)
         else:
             begin = self.start(start_keys, images, labels)
 
@@ -44,56 +68,13 @@ class MomentumPGD:
             current, average = carry
             grads, _ = self.gradient(fold_keys(keys, index), current, labels)
             grads = jnp.where(jnp.isfinite(grads), grads, 0.0)
-            # Every draw has the same say, however steep the loss is there.
+            # Every draw counts the same, however steep the loss is there.
             size = jnp.mean(jnp.abs(grads), axis=(1, 2, 3))
             average = self.momentum * average + grads / per_image(jnp.maximum(size, 1e-30), grads)
             left = 0.5 * (1.0 + jnp.cos(jnp.pi * index / self.num_steps))
-            moved = current + left * self.step_size * ball.steepest(average)
-            return (project_into(ball, images, moved, epsilon), average), None
+            moved = current + left * step_size * norm.steepest(average)
+            return (project_into(norm, images, moved, epsilon), average), None
 
         carry = (begin, jnp.zeros_like(images))
         (last, _), _ = jax.lax.scan(step, carry, jnp.arange(self.num_steps))
         return last
-
-
-def momentum_pgd(
-    gradient: GradientFn,
-    *,
-    norm: str = "linf",
-    epsilon: float,
-    num_steps: int,
-    step_size: float | None = None,
-    momentum: float = 0.9,
-    start: Attack | None = None,
-) -> Attack:
-    """x ← project(x + η_t · steepest(g_t)) with g_t = μ g_{t−1} + ∇L / mean|∇L|; the last x.
-
-    η_t falls from ``step_size`` to 0 along half a cosine.
-
-    Args:
-      gradient: (keys, images, labels) → (gradient, loss); every step gets fresh keys.
-      norm: "linf", "l2" or "l1".
-      epsilon: radius of the ball ≥ 0.
-      num_steps: ≥ 1.
-      step_size: η_0, in units of ε's; by default ε/4, or 4ε/T for T < 16 steps, so that the path is as
-        long as the ball is wide.
-      momentum: μ in [0, 1).
-      start: an attack whose result is where this one begins (a warm start); else a random point.
-
-    Raises InputError for ε < 0, zero steps, momentum outside [0, 1).
-    """
-    check_epsilon(epsilon)
-    check_count("num_steps", num_steps)
-    check_number("momentum", momentum, 0.0, 1.0, open_high=True)
-    if step_size is None:
-        step_size = epsilon * max(1 / 4, 4 / num_steps)
-    check_at_least("step_size", step_size, 0.0)
-    return MomentumPGD(
-        gradient=as_pytree(gradient),
-        start=None if start is None else as_pytree(start),
-        epsilon=epsilon,
-        step_size=step_size,
-        momentum=momentum,
-        norm=get(norm).name,
-        num_steps=num_steps,
-    )

@@ -4,7 +4,7 @@ Andriushchenko et al. 2020, arXiv 1912.00049, with the schedule of the published
 image has its own random squares, so results do not depend on the batch.
 """
 
-from typing import Any
+from dataclasses import KW_ONLY
 
 import jax
 import jax.numpy as jnp
@@ -12,27 +12,53 @@ import numpy as np
 
 from purify_jax import losses
 from purify_jax.arrays import per_image
-from purify_jax.attacks.auto_pgd import check_ball
-from purify_jax.attacks.averages import average_draws
+from purify_jax.attacks.auto_pgd import check_linf_or_l2
+from purify_jax.attacks.averages import AT_ONCE, MeanPrediction, check_samples
 from purify_jax.attacks.norms import l2
 from purify_jax.checks import check_count, check_images, check_number
 from purify_jax.keys import fold_keys, stream
-from purify_jax.pytrees import pytree, static
-from purify_jax.types import BOUNDS, Array, Attack, Keys, LossFn, PredictFn
+from purify_jax.pytrees import Pytree, static
+from purify_jax.types import BOUNDS, Array, Keys, LossFn, PredictFn
 
 
-@pytree
-class Square:
-    """See :func:`square`."""
+class Square(Pytree):
+    """Square attack, Linf or L2, without early stop.
 
-    mean: Any
-    loss_fn: Any
+    defense: (keys, images) → log-probabilities.
+    loss_fn: what is ascended; the margin as published.
+    epsilon: radius of the ball ≥ 0.
+    norm: "linf" or "l2".
+    num_queries: proposals, ≥ 1; each costs ``num_samples`` predictions.
+    num_samples: draws over which the loss of a proposal is averaged (randomised defenses).
+    samples_at_once: draws side by side.
+    initial_share: share p of the pixels that the first squares change.
+    rescale_schedule: let the squares shrink within ``num_queries``, as they would in 10,000. Off as in
+      AutoAttack; on makes a short search a good deal stronger.
+    published_windows: as in the published code, never place a square at the last row or column (an
+      exclusive upper bound there), which on small images leaves much of the border alone.
+
+    Raises InputError for another norm, ε < 0, zero queries or samples, or a share outside (0, 1].
+    """
+
+    defense: PredictFn
+    loss_fn: LossFn = losses.margin
+    _: KW_ONLY
     epsilon: float
-    norm: str = static()
-    num_queries: int = static()
-    initial_share: float = static()
-    rescale_schedule: bool = static()
-    published_windows: bool = static()
+    norm: str = static(default="linf")
+    num_queries: int = static(default=5000)
+    num_samples: int = static(default=1)
+    samples_at_once: int | None = static(default=None)
+    initial_share: float = static(default=0.8)
+    rescale_schedule: bool = static(default=False)
+    published_windows: bool = static(default=False)
+
+    most_at_once = AT_ONCE
+
+    def __post_init__(self) -> None:
+        self.fill(norm=check_linf_or_l2(self.norm, self.epsilon))
+        check_count("num_queries", self.num_queries)
+        check_samples(self.num_samples, self.samples_at_once)
+        check_number("initial_share", self.initial_share, 0.0, 1.0, open_low=True)
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> Array:
         check_images(images)
@@ -45,8 +71,11 @@ class Square:
         else:
             start, propose = _l2_start, _l2_proposal
             tables = jnp.asarray(_eta_tables(sides, shape[0], shape[1]), images.dtype)
+        mean = MeanPrediction(
+            self.defense, num_samples=self.num_samples, samples_at_once=self.samples_at_once
+        )
         # A proposal and the defense that judges it draw from streams of their own.
-        value = lambda k, x: self.loss_fn(self.mean(stream(k, "value"), x), labels)
+        value = lambda k, x: self.loss_fn(mean(stream(k, "value"), x), labels)
         start_keys = fold_keys(keys, self.num_queries)
         draw = jax.vmap(start, in_axes=(0, 0, None))
         first = draw(stream(start_keys, "proposal"), images, epsilon)
@@ -70,50 +99,6 @@ class Square:
         xs = (jnp.arange(self.num_queries), jnp.asarray(sides), jnp.asarray(rows))
         (best, _), _ = jax.lax.scan(query, state, xs)
         return best
-
-
-def square(
-    defense: PredictFn,
-    *,
-    norm: str = "linf",
-    epsilon: float,
-    num_queries: int = 5000,
-    num_samples: int = 1,
-    samples_at_once: int | None = None,
-    loss_fn: LossFn = losses.margin,
-    initial_share: float = 0.8,
-    rescale_schedule: bool = False,
-    published_windows: bool = False,
-) -> Attack:
-    """Square attack, Linf or L2, without early stop.
-
-    Args:
-      defense: (keys, images) → log-probabilities.
-      norm: "linf" or "l2".
-      epsilon: radius of the ball ≥ 0.
-      num_queries: proposals, ≥ 1; each costs ``num_samples`` predictions.
-      num_samples: draws over which the loss of a proposal is averaged (randomised defenses).
-      samples_at_once: draws side by side.
-      loss_fn: what is ascended; the margin as published.
-      initial_share: share p of the pixels that the first squares change.
-      rescale_schedule: let the squares shrink within ``num_queries``, as they would in 10,000.
-        Off as in AutoAttack; on makes a short search a good deal stronger.
-      published_windows: as in the published code, never place a square at the last row or column
-        (an exclusive upper bound there), which on small images leaves much of the border alone.
-    """
-    check_ball(norm, epsilon)
-    check_count("num_queries", num_queries)
-    check_number("initial_share", initial_share, 0.0, 1.0, open_low=True)
-    return Square(
-        mean=average_draws(defense, num_samples, samples_at_once),
-        loss_fn=loss_fn,
-        epsilon=epsilon,
-        norm=norm,
-        num_queries=num_queries,
-        initial_share=initial_share,
-        rescale_schedule=rescale_schedule,
-        published_windows=published_windows,
-    )
 
 
 def _sides(num_queries: int, budget: int, size: int, share: float, norm: str) -> np.ndarray:

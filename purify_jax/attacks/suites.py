@@ -11,33 +11,40 @@
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from purify_jax import losses
-from purify_jax.attacks import costs
-from purify_jax.attacks import gradients as g
-from purify_jax.attacks.auto_pgd import apgd
-from purify_jax.attacks.averages import eot as mean_gradient
-from purify_jax.attacks.momentum import momentum_pgd
+from purify_jax import costs, losses
+from purify_jax.attacks.auto_pgd import APGD
+from purify_jax.attacks.averages import EOT
+from purify_jax.attacks.gradients import SPSA, ExactGradient, JointFull, JointScore, blind, bpda
+from purify_jax.attacks.momentum import MomentumPGD
 from purify_jax.attacks.norms import check_epsilon, get
 from purify_jax.attacks.projected_gradient import PGD
-from purify_jax.attacks.square_search import square
-from purify_jax.attacks.targeted import apgd_targeted
+from purify_jax.attacks.square_search import Square
+from purify_jax.attacks.targeted import TargetedAPGD
 from purify_jax.checks import check_choice, check_count
-from purify_jax.defense import Defense, undefended
+from purify_jax.defense import Defense
 from purify_jax.keys import stream
 from purify_jax.purifiers import score_of
-from purify_jax.pytrees import pytree, static
-from purify_jax.types import Array, Attack, GradientFn, Keys
+from purify_jax.pytrees import Pytree, static
+from purify_jax.types import Array, Attack, GradientFn, Keys, LossFn, PredictFn
 
 
-class Options(NamedTuple):
-    """norm and epsilon of the ball; steps and eot override the suite's; samples side by side.
+@dataclass(frozen=True)
+class Options:
+    """What the attacks of a suite have in common.
 
-    At most four samples side by side by default, fewer where memory asks; a number that is given is kept. restarts: of the
-    purifier in what attacks look through, all of the defense's by default. One is a draw of the same thing at
-    a fraction of the cost; scoring is by the whole defense whatever it is.
+    norm, epsilon: the ball.
+    steps, eot: in place of the suite's own numbers of steps and of EOT samples.
+    samples_at_once: EOT samples side by side. By default at most four, fewer where memory asks; a number
+      that is given is kept.
+    surrogate_restarts: of the purifier in the surrogate that the attacks optimise on, by default all of the
+      defense's. One restart is a draw of the same thing at a fraction of the cost. Scoring uses the whole
+      defense in any case.
+
+    Raises InputError for an unknown norm, ε < 0 and counts below 1.
     """
 
     norm: str = "linf"
@@ -45,40 +52,43 @@ class Options(NamedTuple):
     steps: int | None = None
     eot: int | None = None
     samples_at_once: int | None = None
-    restarts: int | None = None
+    surrogate_restarts: int | None = None
 
-    def seen(self, defense: Defense) -> Defense:
-        """The defense as attacks look through it."""
-        return defense if self.restarts is None else defense.with_restarts(self.restarts)
+    def __post_init__(self) -> None:
+        get(self.norm)
+        check_epsilon(self.epsilon)
+        for name in ("steps", "eot", "samples_at_once", "surrogate_restarts"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
 
+    @property
+    def ball(self) -> dict[str, Any]:
+        """The keywords of an attack that say how far it may go."""
+        return {"norm": self.norm, "epsilon": self.epsilon}
 
-class Entry(NamedTuple):
-    """An attack of a suite, with what a table says of it.
-
-    family: "exact", "approximate", "transfer" or "black-box"; red flags compare families.
-    """
-
-    name: str
-    attack: Attack
-    steps: int
-    eot: int
-    family: str
+    def surrogate(self, defense: Defense) -> Defense:
+        """The defense that attacks optimise on."""
+        restarts = self.surrogate_restarts
+        return defense if restarts is None else defense.with_restarts(restarts)
 
 
 class Suite(NamedTuple):
-    """build: (defense, options) → entries. drop_fallen: later attacks skip fallen images."""
+    """build: (defense, options) → attack by name. drop_fallen: later attacks skip fallen images."""
 
-    build: Callable[[Defense, Options], list[Entry]]
+    build: Callable[[Defense, Options], dict[str, Attack]]
     drop_fallen: bool
 
 
-#: Which family an attack of any suite belongs to, by name.
+#: The attack that :func:`white_box` makes, in records.
+WHITE_BOX = "PGD, shared keys"
+
+#: Attack of any suite → its family; red flags compare families.
 FAMILIES: Mapping[str, str] = MappingProxyType(
     {
         "PGD+EOT": "exact",
         "momentum PGD": "exact",
         "momentum PGD, smooth error": "exact",
-        "PGD, shared keys": "exact",
+        WHITE_BOX: "exact",
         "APGD-CE": "exact",
         "APGD-T": "exact",
         "APGD-CE+EOT": "exact",
@@ -95,26 +105,20 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def build(name: str, defense: Defense, options: Options) -> list[Entry]:
-    """The attacks of a suite against a defense; InputError for an unknown suite."""
+def build(name: str, defense: Defense, options: Options) -> dict[str, Attack]:
+    """Attack by name of a suite against a defense, in the order in which they run.
+
+    Raises InputError for an unknown suite.
+    """
     check_choice("suite", name, sorted(SUITES))
-    check_epsilon(options.epsilon)
-    get(options.norm)
-    for field in ("steps", "eot", "samples_at_once"):
-        if getattr(options, field) is not None:
-            check_count(field, getattr(options, field))
-    return SUITES[name].build(options.seen(defense), options)
+    return SUITES[name].build(options.surrogate(defense), options)
 
 
 def passes(name: str, defense: Defense, options: Options, images: Array) -> dict[str, costs.Passes]:
     """Attack of a suite → what it costs per image of the shape of ``images [batch, h, w, c]``."""
-
-    def cost(place: int) -> costs.Passes:
-        return costs.count(lambda d: build(name, d, options)[place].attack, defense, images)
-
-    defense, options = options.seen(defense), options._replace(restarts=None)
-    entries = build(name, defense, options)
-    return {entry.name: cost(place) for place, entry in enumerate(entries)}
+    defense, options = options.surrogate(defense), replace(options, surrogate_restarts=None)
+    cost = lambda attack: costs.count(lambda d: build(name, d, options)[attack], defense, images)
+    return {attack: cost(attack) for attack in build(name, defense, options)}
 
 
 def _steps(options: Options, default: int) -> int:
@@ -127,168 +131,138 @@ def _eot(defense: Defense, options: Options, default: int) -> int:
     return default if options.eot is None else options.eot
 
 
-def _entry(name: str, attack: Attack, steps: int, eot: int = 1) -> Entry:
-    return Entry(name, attack, steps, eot, FAMILIES[name])
+def _mean(gradient: GradientFn, options: Options, eot: int) -> GradientFn:
+    return EOT(gradient, num_samples=eot, samples_at_once=options.samples_at_once)
 
 
-def _pgd(
-    gradient: GradientFn, options: Options, steps: int, step_size: float | None = None
-) -> Attack:
-    return PGD(
-        gradient, norm=options.norm, epsilon=options.epsilon, step_size=step_size, num_steps=steps
-    )
-
-
-def _apgd(name: str, defense: Defense, loss_fn, options: Options, steps: int, eot: int) -> Entry:
-    gradient = mean_gradient(g.exact(defense, loss_fn), eot, options.samples_at_once)
+def _apgd(defense: Defense, loss_fn: LossFn, options: Options, steps: int, eot: int) -> Attack:
+    gradient = _mean(ExactGradient(defense, loss_fn), options, eot)
     predict = defense if defense.is_deterministic else None
-    attack = apgd(
-        gradient, norm=options.norm, epsilon=options.epsilon, num_steps=steps, predict=predict
-    )
-    return _entry(name, attack, steps, eot)
+    return APGD(gradient, num_steps=steps, predict=predict, **options.ball)
 
 
-def _standard(defense: Defense, options: Options) -> list[Entry]:
-    steps = _steps(options, 100)
-    deterministic = defense.is_deterministic
-    ball: dict[str, Any] = {"norm": options.norm, "epsilon": options.epsilon}
-    targeted = apgd_targeted(
-        defense, num_steps=steps, deterministic=deterministic, num_samples=_eot(defense, options, 1),
-        samples_at_once=options.samples_at_once, **ball,
-    )  # fmt: skip
-    queries = 50 * steps
-    black_box = square(defense, num_queries=queries, **ball)
-    ce = _apgd("APGD-CE", defense, losses.cross_entropy, options, steps, _eot(defense, options, 1))
-    return [ce, _entry("APGD-T", targeted, steps), _entry("Square", black_box, queries)]
+def _transfer(defense: Defense, options: Options) -> Attack:
+    return APGD(blind(defense.logits_fn), num_steps=100, **options.ball)
 
 
-def _rand(defense: Defense, options: Options) -> list[Entry]:
-    steps, eot = _steps(options, 100), _eot(defense, options, 20)
-    return [
-        _apgd("APGD-CE+EOT", defense, losses.cross_entropy, options, steps, eot),
-        _apgd("APGD-DLR+EOT", defense, losses.dlr, options, steps, eot),
-    ]
-
-
-def _paper(defense: Defense, options: Options) -> list[Entry]:
-    steps, eot = _steps(options, 40), _eot(defense, options, 15)
-    score_fn = score_of(defense.purifier)
-    mean = lambda gradient: mean_gradient(gradient, eot, options.samples_at_once)
-    gradients = {
-        "blind": (g.blind(defense.logits_fn), 1),
-        "BPDA+EOT": (mean(g.bpda(defense)), eot),
-        "joint (score)": None
-        if score_fn is None
-        else (g.joint_score(score_fn, defense.logits_fn), 1),
-        "joint (full)": (mean(g.joint_full(defense)), eot),
-        "SPSA": (g.spsa(defense, num_queries=128), 1),
-    }
-    # Without a score there is nothing for the joint attack (score) to climb, and no such row.
-    chosen = {name: entry for name, entry in gradients.items() if entry is not None}
-    return [
-        _entry(name, _pgd(gradient, options, steps, options.epsilon / 4), steps, samples)
-        for name, (gradient, samples) in chosen.items()
-    ]
-
-
-def _honest(defense: Defense, options: Options) -> list[Entry]:
-    # Chosen by benchmarks/attack_budget.py: docs/experiments.md, H0 to H16.
-    steps, eot = _steps(options, 400), _eot(defense, options, 1)
-    ball: dict[str, Any] = {"norm": options.norm, "epsilon": options.epsilon}
-    bare = g.exact(undefended(defense.logits_fn), losses.smooth_error)
-    transfer = apgd(g.exact(undefended(defense.logits_fn)), num_steps=100, predict=None, **ball)
-    first = momentum_pgd(
-        mean_gradient(g.exact(defense), eot, options.samples_at_once), num_steps=steps, **ball
-    )
-    # The second loss starts where the bare classifier already errs, with more draws at each point.
-    fewer, more = max(3 * steps // 8, 1), 1 if defense.is_deterministic else 4 * eot
-    smooth = mean_gradient(g.exact(defense, losses.smooth_error), more, options.samples_at_once)
-    start = momentum_pgd(bare, num_steps=50, **ball)
-    second = momentum_pgd(smooth, num_steps=fewer, start=start, **ball)
-    draws = 1 if defense.is_deterministic else 4
-    black_box = square(
+def _square(defense: Defense, options: Options, queries: int) -> Attack:
+    return Square(
         defense,
-        num_queries=2 * steps,
-        num_samples=draws,
+        num_queries=queries,
+        num_samples=1 if defense.is_deterministic else 4,
         samples_at_once=options.samples_at_once,
         rescale_schedule=True,
-        **ball,
+        **options.ball,
     )
-    return [
-        _entry("transfer", transfer, 100),
-        _entry("momentum PGD", first, steps, eot),
-        _entry("momentum PGD, smooth error", second, fewer, more),
-        _entry("Square", black_box, 2 * steps, draws),
-    ]
 
 
-def _exhaustive(defense: Defense, options: Options) -> list[Entry]:
-    steps, eot = _steps(options, 200), _eot(defense, options, 20)
-    gradient = mean_gradient(g.exact(defense), eot, options.samples_at_once)
-    shorter = max(steps // 4, 1)
-    bare = undefended(defense.logits_fn)
-    ball: dict[str, Any] = {"norm": options.norm, "epsilon": options.epsilon}
-    transfer = apgd(g.exact(bare), num_steps=100, predict=None, **ball)
-    draws = 1 if defense.is_deterministic else 4
-    queries = 5 * steps
-    black_box = square(
-        defense, num_queries=queries, num_samples=draws, samples_at_once=options.samples_at_once,
-        rescale_schedule=True, **ball,
+def _standard(defense: Defense, options: Options) -> dict[str, Attack]:
+    steps, eot = _steps(options, 100), _eot(defense, options, 1)
+    targeted = TargetedAPGD(
+        defense, num_steps=steps, deterministic=defense.is_deterministic, num_samples=eot,
+        samples_at_once=options.samples_at_once, **options.ball,
     )  # fmt: skip
-    return [
-        _entry("PGD+EOT", _pgd(gradient, options, steps), steps, eot),
-        _apgd("APGD-CE+EOT", defense, losses.cross_entropy, options, shorter, eot),
-        _apgd("APGD-CW+EOT", defense, losses.margin, options, shorter, eot),
-        _entry("transfer", transfer, 100),
-        _entry("Square", black_box, queries, draws),
-    ]
+    return {
+        "APGD-CE": _apgd(defense, losses.cross_entropy, options, steps, eot),
+        "APGD-T": targeted,
+        "Square": Square(defense, num_queries=50 * steps, **options.ball),
+    }
 
 
-@pytree
-class FixedKeys:
+def _rand(defense: Defense, options: Options) -> dict[str, Attack]:
+    steps, eot = _steps(options, 100), _eot(defense, options, 20)
+    return {
+        "APGD-CE+EOT": _apgd(defense, losses.cross_entropy, options, steps, eot),
+        "APGD-DLR+EOT": _apgd(defense, losses.dlr, options, steps, eot),
+    }
+
+
+def _paper(defense: Defense, options: Options) -> dict[str, Attack]:
+    steps, eot = _steps(options, 40), _eot(defense, options, 15)
+    score_fn = score_of(defense.purifier)
+    gradients: dict[str, GradientFn] = {
+        "blind": blind(defense.logits_fn),
+        "BPDA+EOT": _mean(bpda(defense), options, eot),
+    }
+    if score_fn is not None:  # else there is no score for this attack to climb
+        gradients["joint (score)"] = JointScore(score_fn, defense.logits_fn)
+    gradients["joint (full)"] = _mean(JointFull(defense), options, eot)
+    gradients["SPSA"] = SPSA(defense, num_queries=128)
+    pgd = lambda gradient: PGD(
+        gradient, step_size=options.epsilon / 4, num_steps=steps, **options.ball
+    )
+    return {name: pgd(gradient) for name, gradient in gradients.items()}
+
+
+def _honest(defense: Defense, options: Options) -> dict[str, Attack]:
+    # Chosen by benchmarks/attack_budget: docs/experiments.md, H0 to H16.
+    steps, eot = _steps(options, 400), _eot(defense, options, 1)
+    first = _mean(ExactGradient(defense), options, eot)
+    # The second loss starts where the bare classifier already errs, with more draws at each point.
+    fewer, more = max(3 * steps // 8, 1), 1 if defense.is_deterministic else 4 * eot
+    smooth = _mean(ExactGradient(defense, losses.smooth_error), options, more)
+    bare = blind(defense.logits_fn, losses.smooth_error)
+    start = MomentumPGD(bare, num_steps=50, **options.ball)
+    return {
+        "transfer": _transfer(defense, options),
+        "momentum PGD": MomentumPGD(first, num_steps=steps, **options.ball),
+        "momentum PGD, smooth error": MomentumPGD(
+            smooth, num_steps=fewer, start=start, **options.ball
+        ),
+        "Square": _square(defense, options, 2 * steps),
+    }
+
+
+def _exhaustive(defense: Defense, options: Options) -> dict[str, Attack]:
+    steps, eot = _steps(options, 200), _eot(defense, options, 20)
+    shorter = max(steps // 4, 1)
+    gradient = _mean(ExactGradient(defense), options, eot)
+    return {
+        "PGD+EOT": PGD(gradient, num_steps=steps, **options.ball),
+        "APGD-CE+EOT": _apgd(defense, losses.cross_entropy, options, shorter, eot),
+        "APGD-CW+EOT": _apgd(defense, losses.margin, options, shorter, eot),
+        "transfer": _transfer(defense, options),
+        "Square": _square(defense, options, 5 * steps),
+    }
+
+
+class FixedKeys(Pytree):
     """A defense that draws from the same keys at every call, whatever keys it is given."""
 
-    defense: Any
+    defense: PredictFn
     keys: Keys
 
     def __call__(self, keys: Keys, images: Array) -> Array:
         return self.defense(self.keys, images)
 
 
-@pytree
-class SharedKeys:
-    """See :func:`white_box`."""
+class SharedKeys(Pytree):
+    """Exact PGD against a defense that draws from the attack's own keys, see :func:`white_box`."""
 
-    defense: Any
+    defense: PredictFn
     epsilon: float
     norm: str = static()
-    steps: int = static()
+    num_steps: int = static()
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> Array:
-        attack = PGD(
-            g.exact(FixedKeys(defense=self.defense, keys=keys)),
-            norm=self.norm,
-            epsilon=self.epsilon,
-            num_steps=self.steps,
-        )
+        gradient = ExactGradient(FixedKeys(self.defense, keys))
+        attack = PGD(gradient, norm=self.norm, epsilon=self.epsilon, num_steps=self.num_steps)
         # The attack's own draws (its start) are not those of the defense, which has ``keys`` themselves.
         return attack(stream(keys, "attack"), images, labels)
 
 
-def white_box(defense: Defense, options: Options) -> Entry:
-    """Exact PGD by an attacker who shares the defender's keys: the defense is deterministic to it.
+def white_box(defense: Defense, options: Options) -> Attack:
+    """Exact PGD by an attack that knows the defense's keys, so that the defense is deterministic to it.
 
-    For ``evaluate(..., shared_keys=True)``, which hands the attack the very draw that is scored.
-    Nothing has to be averaged, so this is the strongest and cheapest attack, if keys ever leak.
+    For ``evaluate(..., shared_keys=True)``, which hands the attack the very draw that is scored. Nothing
+    has to be averaged, so this is the strongest and cheapest attack, if keys ever leak.
     """
-    steps = _steps(options, 200)
-    attack = SharedKeys(defense=defense, epsilon=options.epsilon, norm=options.norm, steps=steps)
-    return _entry("PGD, shared keys", attack, steps)
+    return SharedKeys(defense, num_steps=_steps(options, 200), **options.ball)
 
 
 SUITES: Mapping[str, Suite] = MappingProxyType(
     {
-        "clean": Suite(lambda defense, options: [], drop_fallen=False),
+        "clean": Suite(lambda defense, options: {}, drop_fallen=False),
         "standard": Suite(_standard, drop_fallen=True),
         "rand": Suite(_rand, drop_fallen=True),
         "paper": Suite(_paper, drop_fallen=False),

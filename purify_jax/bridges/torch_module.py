@@ -8,15 +8,14 @@ import numpy as np
 
 from purify_jax.checks import InputError, check_images
 from purify_jax.keys import image_keys, stream_key
-from purify_jax.pytrees import jit, pytree
+from purify_jax.pytrees import Pytree, jit
 from purify_jax.types import Array, Keys, PredictFn
 
 
-@pytree
-class PulledBack:
+class PulledBack(Pytree):
     """(keys, images, cotangents ``[batch, classes]``) → gradient of ⟨cotangents, defense⟩ by images."""
 
-    defense: Any
+    defense: PredictFn
 
     def __call__(self, keys: Keys, images: Array, cotangents: Array) -> Array:
         _, pull_back = jax.vjp(lambda x: self.defense(keys, x), images)
@@ -91,7 +90,7 @@ def _classes(torch: Any) -> Any:
         def __init__(self, defense: PredictFn, key: Array, fresh: bool):
             super().__init__()
             self.key, self.fresh, self.calls = key, fresh, 0
-            self._predict, self._pull_back = jit(defense), jit(PulledBack(defense=defense))
+            self._predict, self._pull_back = jit(defense), jit(PulledBack(defense))
 
         def forward(self, images):
             _check(torch, images)

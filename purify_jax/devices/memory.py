@@ -28,8 +28,8 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from purify_jax.checks import InputError
+from purify_jax.costs import programs
 from purify_jax.devices import sharding
-from purify_jax.passes import programs
 from purify_jax.pytrees import as_pytree
 
 VARIABLE = "PURIFY_JAX_MEMORY"

@@ -12,8 +12,8 @@ import scipy
 from jax.sharding import Mesh
 
 from purify_jax.attacks import norms
-from purify_jax.attacks.costs import Passes
 from purify_jax.checks import InputError, check_count, check_images, check_labels
+from purify_jax.costs import Passes
 from purify_jax.data import Dataset
 from purify_jax.devices import memory, sharding
 from purify_jax.devices.batches import batches, of_shard, padded_size

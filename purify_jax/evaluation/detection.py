@@ -255,10 +255,10 @@ def evading(defense: PredictFn, statistic: Statistic, threshold: float) -> Gradi
 
     Orthogonal gradients of Bryniarski et al. 2021 (arXiv 2106.15023, section 3): where the
     statistic is above the threshold, down the statistic; elsewhere up the margin, without its
-    component along the statistic's gradient. Both gradients are exact. The loss that ``pgd``
+    component along the statistic's gradient. Both gradients are exact. The loss that ``PGD``
     keeps the best iterate by is the margin, at most 1, and far below that while detected.
 
-    Wrap it in ``eot`` for a random defense. Raises InputError for a threshold ≤ 0.
+    Wrap it in ``EOT`` for a random defense. Raises InputError for a threshold ≤ 0.
     """
     _check_threshold(threshold)
     if not (is_traced(threshold) or threshold > 0):

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from purify_jax.attacks.costs import Passes
 from purify_jax.checks import InputError
+from purify_jax.costs import Passes
 from purify_jax.evaluation.records import Record, attack_names
 from purify_jax.evaluation.statistics import Interval
 from purify_jax.evaluation.worst_of import mean_survival

@@ -5,6 +5,7 @@ Every item of the list that specialists check (Athalye et al. 2018, arXiv 1802.0
 does not fall to zero as ε grows, more effort still lowers it much, gradients vanish.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from purify_jax import losses
-from purify_jax.attacks import blind, bpda, exact
+from purify_jax.attacks import ExactGradient, blind, bpda
 from purify_jax.attacks.norms import get
 from purify_jax.attacks.suites import FAMILIES, Options
 from purify_jax.data import Dataset
@@ -52,7 +53,7 @@ class Health:
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> dict[str, Array]:
         defense = self.defense
-        grads, loss = exact(defense)(keys, images, labels)
+        grads, loss = ExactGradient(defense)(keys, images, labels)
         purified, pull_back = jax.vjp(lambda x: defense.purifier(keys, x)[0], images)
         loss_of = lambda x: jnp.sum(losses.cross_entropy(defense.classify(x), labels))
         at_purified = jax.grad(loss_of)(purified)
@@ -128,7 +129,7 @@ def probe(
     On a few dozen images, 20 steps with EOT 4: exact, BPDA, transfer; exact with 4 times the EOT
     samples, with 4 times the steps, and with an ε that allows any image.
     """
-    base = options._replace(steps=20, eot=4)
+    base = dataclasses.replace(options, steps=20, eot=4)
     where: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
     accuracy = lambda o=base, **more: attacked_accuracy(key, defense, dataset, o, **more, **where)
     largest = {"linf": 0.5, "l2": 0.5 * float(np.sqrt(np.prod(dataset.image_shape)))}
@@ -137,10 +138,10 @@ def probe(
     return {
         "exact": at,
         "exact, any image allowed": at_large,
-        "BPDA": accuracy(gradient=bpda(options.seen(defense)))[0],
+        "BPDA": accuracy(gradient=bpda(options.surrogate(defense)))[0],
         "transfer": accuracy(gradient=blind(defense.logits_fn))[0],
-        "exact, 4x EOT": accuracy(base._replace(eot=16))[0],
-        "exact, 4x steps": accuracy(base._replace(steps=80))[0],
+        "exact, 4x EOT": accuracy(dataclasses.replace(base, eot=16))[0],
+        "exact, 4x steps": accuracy(dataclasses.replace(base, steps=80))[0],
         "health": gradient_health(key, defense, dataset, **where),
     }
 

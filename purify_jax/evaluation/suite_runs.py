@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from purify_jax.attacks import costs, suites
+from purify_jax import costs
+from purify_jax.attacks import suites
 from purify_jax.checks import InputError, check_choice, check_count, check_file_name, check_seed
 from purify_jax.data import Dataset
 from purify_jax.defense import Defense, undefended
@@ -98,7 +99,7 @@ def evaluate_suite(
     """Runs a suite of attacks against a defense, and against its classifier without the purifier.
 
     Args:
-      defense: made by ``defend``.
+      defense: purifier and classifier.
       dataset: labelled images.
       options: norm, ε, and what overrides the suite's steps and EOT samples.
       run: the suite ("honest", "paper", "rand", "standard", "clean"), scoring draws, batch size,
@@ -168,7 +169,7 @@ def evaluate_suite(
 
 def _identity(options: suites.Options) -> dict[str, Any]:
     """What tells attacks apart whose names are the same; only what was given, so that other files stay as they are."""
-    given = {name: getattr(options, name) for name in ("steps", "eot", "restarts")}
+    given = {name: getattr(options, name) for name in ("steps", "eot", "surrogate_restarts")}
     chosen = {name: value for name, value in given.items() if value is not None}
     return {"norm": options.norm, "epsilon": options.epsilon, **chosen}
 
@@ -177,10 +178,7 @@ def chosen_attacks(
     run: SuiteRun, models: Mapping[str, Defense], options: suites.Options
 ) -> dict[str, dict[str, Attack]]:
     """Label → the suite's attacks on that model by name, without those to skip; InputError for one that is none."""
-    built = {
-        label: {e.name: e.attack for e in suites.build(run.suite, model, options)}
-        for label, model in models.items()
-    }
+    built = {label: suites.build(run.suite, model, options) for label, model in models.items()}
     known = list(dict.fromkeys(name for attacks in built.values() for name in attacks))
     known += [SHARED_KEYS] if run.suite == "honest" else []
     if unknown := [name for name in run.skip if name not in known]:
@@ -220,11 +218,10 @@ def _shared_keys(
     batch_size: int,
     mesh: Mesh | None,
 ) -> Interval:
-    entry = suites.white_box(defense, options)
     found = evaluate(
         key,
         defense,
-        {entry.name: entry.attack},
+        {suites.WHITE_BOX: suites.white_box(defense, options)},
         dataset,
         draws=1,
         batch_size=batch_size,
@@ -236,7 +233,7 @@ def _shared_keys(
         block=block,
         shard=shard,
     )
-    return accuracy(found, entry.name)
+    return accuracy(found, suites.WHITE_BOX)
 
 
 def survivors_so_far(records: list[Record]) -> float:

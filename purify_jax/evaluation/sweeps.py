@@ -1,5 +1,6 @@
 """Accuracy under exact PGD+EOT as a setting varies: ε, EOT samples, attack steps, or the last two together."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from purify_jax.attacks import PGD, eot, exact
+from purify_jax.attacks import EOT, PGD, ExactGradient
 from purify_jax.attacks.suites import Options
 from purify_jax.checks import InputError, check_choice
 from purify_jax.data import Dataset
@@ -135,7 +136,11 @@ def _right(
     samples = 4 if options.eot is None else options.eot
     samples = 1 if defense.is_deterministic else samples
     steps = 20 if options.steps is None else options.steps
-    chosen = eot(gradient or exact(options.seen(defense)), samples, options.samples_at_once)
+    chosen = EOT(
+        gradient or ExactGradient(options.surrogate(defense)),
+        num_samples=samples,
+        samples_at_once=options.samples_at_once,
+    )
     scorer = fresh_draws(defense, 1 if defense.is_deterministic else draws)
     attack = PGD(chosen, norm=options.norm, epsilon=epsilon, num_steps=steps)
     predicted = map_images(
@@ -176,7 +181,7 @@ def grid(
     right = [
         [
             _right(
-                key, defense, dataset, options._replace(steps=n, eot=m),
+                key, defense, dataset, dataclasses.replace(options, steps=n, eot=m),
                 epsilon=options.epsilon, batch_size=batch_size, mesh=mesh,
             )
             for m in samples
@@ -193,7 +198,11 @@ def grid(
 
 
 def _changed(options: Options, name: str, value: int) -> Options:
-    return options._replace(eot=value) if name == "eot" else options._replace(steps=value)
+    return (
+        dataclasses.replace(options, eot=value)
+        if name == "eot"
+        else dataclasses.replace(options, steps=value)
+    )
 
 
 def sweep(

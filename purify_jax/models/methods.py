@@ -153,7 +153,7 @@ def _mala(model: Model, settings: Mapping[str, Any]) -> Purifier:
     coldest, chain = _chain(model, settings)
     energy_fn = None
     if model.role == "energy" and model.metadata["training"]["scale"] == "per_variance":
-        bare = energy.energy_from_network(model.network, model.params)
+        bare = energy.NetworkEnergy(model.network, model.params)
         energy_fn = Partial(_divided, bare, smallest_sigma(model) ** 2)
     return purifiers.mala(coldest, energy_fn, **chain)
 

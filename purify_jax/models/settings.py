@@ -31,7 +31,7 @@ def score_fn(model: Model) -> ScoreFn:
     if model.role == "energy":
         return energy.score_from_energy_network(model.network, model.params)
     if model.role == "score":
-        return energy.score_from_network(model.network, model.params)
+        return energy.NetworkScore(model.network, model.params)
     if model.role == "diffusion":
         given = model.metadata.get("diffusion", {}).get("reference_sigma", REFERENCE_SIGMA)
         return diffusions.score_at(diffusion(model), given)

@@ -7,13 +7,14 @@ import base64
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from purify_jax.defense import Defense
+from purify_jax.purifiers.loop import SteppedPurifier
 from purify_jax.pytrees import Partial, jit
 from purify_jax.types import Array, Keys
 
@@ -99,7 +100,7 @@ def gallery(
     chances_of = jax.jit(lambda x: jax.nn.softmax(defense.logits_fn(x)))
     clean_chances = np.asarray(chances_of(jnp.asarray(images)))
     classes = clean_chances.shape[-1]
-    total = int(defense.purifier.num_steps)
+    total, restarts = _counts(defense)
     steps = shown_steps(total)
     count = min(how_many(shape, classes, len(attacked), len(steps)), len(labels))
     indices = list(range(len(labels))) if indices is None else list(indices)
@@ -144,7 +145,7 @@ def gallery(
         "classes": names,
         "attacks": list(attacked),
         "outcomes": OUTCOMES,
-        "restarts": _restarts(int(defense.purifier.num_restarts)),
+        "restarts": _restarts(restarts),
         "factor": amplification(largest),
         "total": total,
         "steps": steps,
@@ -162,6 +163,12 @@ def amplification(largest: float) -> int:
     """
     # Rounding of float32 must not lose a whole step: 0.1 is 5, not 4.
     return int(np.clip(np.floor(0.5 / max(largest, 1e-3) + 1e-3), 1, 100))
+
+
+def _counts(defense: Defense) -> tuple[int, int]:
+    """(steps, restarts) of the purifier."""
+    purifier = cast(SteppedPurifier, defense.purifier)
+    return int(purifier.num_steps), int(purifier.num_restarts)
 
 
 def _purified(defense: Defense, keys: Keys, batch: Array) -> dict[str, np.ndarray]:

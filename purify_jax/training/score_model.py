@@ -36,7 +36,7 @@ from purify_jax.types import Array, Keys, Params
 #: What the network's output is: the g of an energy ½‖x − g(x)‖² (or the energy), or the score itself.
 ROLES: Mapping[str, energy.ScoreFactory] = {
     "energy": energy.score_from_energy_network,
-    "score": energy.score_from_network,
+    "score": energy.NetworkScore,
 }
 
 

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from conftest import keys_for
 
-from purify_jax import attacks, losses, purifiers
-from purify_jax.attacks import costs
+from purify_jax import attacks, costs, losses, purifiers
 from purify_jax.attacks.grafting import vulnerability
 from purify_jax.checks import InputError
-from purify_jax.defense import defend
+from purify_jax.defense import Defense
 from purify_jax.pytrees import jit
 
 IMAGES = np.linspace(0.4, 0.6, 3 * 4).reshape(3, 2, 2, 1).astype(np.float32)
@@ -38,7 +37,7 @@ def _curved(restarts=1):
         noise_scale=0.05, num_restarts=restarts,
     )  # fmt: skip
     weights = jax.random.normal(jax.random.key(3), (4, 3))
-    return defend(purifier, lambda x: jnp.sin(3 * x.reshape(len(x), -1)) @ weights)
+    return Defense(purifier, lambda x: jnp.sin(3 * x.reshape(len(x), -1)) @ weights)
 
 
 def _fold(keys, index):
@@ -46,9 +45,9 @@ def _fold(keys, index):
 
 
 def test_grafting_is_exact_where_the_jacobian_does_not_depend_on_the_draw():
-    defense = defend(_noise_alone(restarts=3), _square_of_norm)
-    found, loss = jit(attacks.grafted(defense, 5))(keys_for(3), IMAGES, LABELS)
-    mean = attacks.eot(attacks.exact(defense, losses.margin), 5)
+    defense = Defense(_noise_alone(restarts=3), _square_of_norm)
+    found, loss = jit(attacks.Grafted(defense, num_samples=5))(keys_for(3), IMAGES, LABELS)
+    mean = attacks.EOT(attacks.ExactGradient(defense, losses.margin), num_samples=5)
     expected, expected_loss = jit(mean)(keys_for(3), IMAGES, LABELS)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     np.testing.assert_allclose(loss, expected_loss, atol=1e-6)
@@ -57,18 +56,20 @@ def test_grafting_is_exact_where_the_jacobian_does_not_depend_on_the_draw():
 def test_grafting_pulls_back_through_one_draw():
     """With one draw and one restart it is the exact gradient; with more it costs one backward pass."""
     defense = _curved()
-    found, _ = jit(attacks.grafted(defense, 1))(keys_for(3), IMAGES, LABELS)
-    expected, _ = jit(attacks.exact(defense, losses.margin))(_fold(keys_for(3), 0), IMAGES, LABELS)
+    found, _ = jit(attacks.Grafted(defense, num_samples=1))(keys_for(3), IMAGES, LABELS)
+    expected, _ = jit(attacks.ExactGradient(defense, losses.margin))(
+        _fold(keys_for(3), 0), IMAGES, LABELS
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
-    four, _ = jit(attacks.grafted(defense, 4))(keys_for(3), IMAGES, LABELS)
-    mean, _ = jit(attacks.eot(attacks.exact(defense, losses.margin), 4))(
+    four, _ = jit(attacks.Grafted(defense, num_samples=4))(keys_for(3), IMAGES, LABELS)
+    mean, _ = jit(attacks.EOT(attacks.ExactGradient(defense, losses.margin), num_samples=4))(
         keys_for(3), IMAGES, LABELS
     )
     apart = float(jnp.abs(four - mean).max() / jnp.abs(mean).max())
     assert 1e-3 < apart < 0.5  # the Jacobians differ, a little
     for step in (None, 0.05):
         attack = lambda d, step=step: attacks.PGD(
-            attacks.grafted(d, 6, step=step, samples_at_once=3),
+            attacks.Grafted(d, num_samples=6, step=step, samples_at_once=3),
             epsilon=0.1, num_steps=1, best_iterate=False,
         )  # fmt: skip
         assert costs.count(attack, _curved(restarts=2), jnp.asarray(IMAGES)) == (7, 1, 12, 12)
@@ -94,10 +95,10 @@ def test_weights_leave_out_the_draws_that_cannot_be_won():
 
 
 def test_bad_input_is_named():
-    defense = defend(_noise_alone(), _square_of_norm)
+    defense = Defense(_noise_alone(), _square_of_norm)
     with pytest.raises(InputError, match="num_samples: got 0"):
-        attacks.grafted(defense, 0)
+        attacks.Grafted(defense, num_samples=0)
     with pytest.raises(InputError, match="step: got -1"):
-        attacks.grafted(defense, 4, step=-1)
+        attacks.Grafted(defense, num_samples=4, step=-1)
     with pytest.raises(InputError, match="rounds: got 0"):
         vulnerability(*_two_kinds()[:2], 0.1, rounds=0)

@@ -68,7 +68,7 @@ def attack_table():
     from purify_jax.defense import undefended
 
     model = undefended(logits_fn)
-    gradient = attacks.exact(model)
+    gradient = attacks.ExactGradient(model)
     table = {}
     for ball in BALLS:
         make = lambda e, b=ball: attacks.PGD(
@@ -78,15 +78,15 @@ def attack_table():
     for ball in BALLS[:2]:
         table[f"apgd {ball.name}"] = (
             ball,
-            lambda e, b=ball: attacks.apgd(gradient, norm=b, epsilon=e, num_steps=5, predict=model),
+            lambda e, b=ball: attacks.APGD(gradient, norm=b, epsilon=e, num_steps=5, predict=model),
         )
         table[f"apgd-t {ball.name}"] = (
             ball,
-            lambda e, b=ball: attacks.apgd_targeted(model, norm=b, epsilon=e, num_steps=4),
+            lambda e, b=ball: attacks.TargetedAPGD(model, norm=b, epsilon=e, num_steps=4),
         )
         table[f"square {ball.name}"] = (
             ball,
-            lambda e, b=ball: attacks.square(model, norm=b, epsilon=e, num_queries=10),
+            lambda e, b=ball: attacks.Square(model, norm=b, epsilon=e, num_queries=10),
         )
     # ε as an argument of the compiled attack: thousands of cases, one compilation each.
     return {
@@ -113,7 +113,7 @@ def test_attacks_stay_inside_ball_and_bounds(attack_table, seed, epsilon, satura
 
 
 def test_bad_arguments_are_named():
-    gradient = attacks.exact(lambda keys, x: x.reshape(x.shape[0], -1))
+    gradient = attacks.ExactGradient(lambda keys, x: x.reshape(x.shape[0], -1))
     for arguments, message in (
         ({"epsilon": -0.1}, "epsilon: got -0.1, expected a finite number >= 0"),
         ({"epsilon": float("nan")}, "epsilon: got nan"),

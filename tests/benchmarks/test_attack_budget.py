@@ -11,10 +11,9 @@ from conftest import ROOT
 from scipy import stats
 
 from benchmarks.attack_budget import figure, recorded, rows
-from purify_jax import purifiers
-from purify_jax.attacks import costs
+from purify_jax import costs, purifiers
 from purify_jax.checks import InputError
-from purify_jax.defense import defend
+from purify_jax.defense import Defense
 
 #: Rows that are not one attack of the budget's backward passes (with PGD's loss after the last step).
 OTHERS = {"exhaustive": 6080 / 400, "honest": 1000 / 400}
@@ -24,7 +23,7 @@ def _defense():
     purifier = purifiers.purifier(
         lambda x: 0.3 * (0.5 - x), purifiers.Constant(0.1), num_steps=1, num_restarts=1
     )
-    return defend(purifier, lambda x: x.reshape(len(x), -1)[:, :3])
+    return Defense(purifier, lambda x: x.reshape(len(x), -1)[:, :3])
 
 
 def test_every_row_takes_the_budgets_backward_passes():

@@ -56,7 +56,7 @@ def twins():
             flat[_ours(name)] = jnp.asarray(array)
     assert len(flat) == len(list(module.parameters())) - len(unused)
     _, tree = jax.tree.flatten(params)
-    score_fn = energy.score_from_network(network, jax.tree.unflatten(tree, list(flat.values())))
+    score_fn = energy.NetworkScore(network, jax.tree.unflatten(tree, list(flat.values())))
     return torch, module, score_fn, images
 
 
@@ -84,10 +84,10 @@ def test_pytorch_network_purification_and_gradients_are_the_librarys(twins):
     np.testing.assert_allclose(back(theirs[0]), ours[0], atol=1e-4)
 
     labels = np.array([0, 2])
-    model = pj.defend(purifier, lambda images: 5 * jnp.mean(images, axis=(1, 2)))
+    model = pj.Defense(purifier, lambda images: 5 * jnp.mean(images, axis=(1, 2)))
     classify = lambda images: 5 * images.mean((2, 3))
     for factory, gradient in (
-        (attacks.exact, torch_published.exact_gradient),
+        (attacks.ExactGradient, torch_published.exact_gradient),
         (attacks.bpda, torch_published.bpda_gradient),
     ):
         found = gradient(

@@ -87,7 +87,7 @@ def test_any_purifier_is_shown(digits_test):
     """One step to the posterior mean, where the demo's models take several: the same sections."""
     ready = pj.pretrained.load("digits")
     purifier = pj.models.model_purifier(ready.ebm, method="tweedie", num_restarts=1)
-    defense = pj.defend(purifier, ready.logits_fn)
+    defense = pj.Defense(purifier, ready.logits_fn)
     test, ball = digits_test.take(4), SimpleNamespace(norm="linf", epsilon=0.15)
     named = accuracy.attacks(defense, ball, steps=1, num_samples=1)
     images = {entry.name: np.clip(test.images + 0.1, 0, 1) for entry in named}

@@ -78,16 +78,19 @@ def test_fewer_attacks_through_one_of_two_restarts(run):
         "--noundefended",
     )
     skip = "--skip=Square,shared keys"
-    _, folder = run("evaluate", *args, "--attack_restarts=1", skip)
+    _, folder = run("evaluate", *args, "--surrogate_restarts=1", skip)
     found = json.loads((folder / "results.json").read_text())
-    assert found["settings"]["attack_restarts"] == 1
+    assert found["settings"]["surrogate_restarts"] == 1
     assert found["settings"]["skip"] == ["Square", "shared keys"]
     assert [row["attack"] for row in found["rows"]["defended"]] == [
         "clean", "transfer", "momentum PGD", "momentum PGD, smooth error",
     ]  # fmt: skip
     assert found["shared_keys"] is None
     page = (folder / "report.html").read_text()
-    assert "Left out: Square, shared keys. Restarts that attacks look through: 1." in page
+    assert (
+        "Left out: Square, shared keys. Restarts in the surrogate that attacks optimise on: 1."
+        in page
+    )
     (row,) = [r for r in found["rows"]["defended"] if r["attack"] == "momentum PGD"]
     _, backward, _, classifier_backward = row["passes"]
     assert backward == classifier_backward == 4

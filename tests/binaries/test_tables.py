@@ -121,10 +121,10 @@ def _part(label, settings, average, correct_draws, **more):
 
 
 def test_passes_are_told_with_the_restarts_that_each_went_through():
-    part = _part("defended", {"attack_restarts": 1}, [0.5, 0.2, 0.8, 4], [1, 1, 1, 1])
+    part = _part("defended", {"surrogate_restarts": 1}, [0.5, 0.2, 0.8, 4], [1, 1, 1, 1])
     assert results.spent(part) == "900 backward passes, each through 1 restart"
     assert (
-        results.spent(part | {"settings": {"attack_restarts": 4}}, "")
+        results.spent(part | {"settings": {"surrogate_restarts": 4}}, "")
         == "900, each through 4 restarts"
     )
     skipped = {"settings": {"skip": ["SPSA", "shared keys"]}}

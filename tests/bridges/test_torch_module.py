@@ -46,7 +46,7 @@ def _noisy(traces=None):
 
     def make(seed):
         weights = jax.random.normal(jax.random.key(seed), (64, 10))
-        return pj.defend(pj.Partial(purify), pj.Partial(logits, weights))
+        return pj.Defense(pj.Partial(purify), pj.Partial(logits, weights))
 
     return make
 

@@ -85,9 +85,9 @@ def test_free_memory_is_the_least_of_the_machine_and_its_control_groups(tmp_path
 
 def test_only_open_numbers_are_lowered():
     purifier = pj.purifier(jnp.negative, num_restarts=4)
-    defense = pj.defend(purifier, lambda x: x.mean((1, 2)))
+    defense = pj.Defense(purifier, lambda x: x.mean((1, 2)))
     pinned = defense.replace(purifier=defense.purifier.replace(restarts_at_once=4))
-    mean = lambda *at_once: attacks.average_draws(*at_once[:1], 8, *at_once[1:])
+    mean = lambda d, at_once=None: attacks.MeanPrediction(d, num_samples=8, samples_at_once=at_once)
     at_once = lambda m: (m.samples_at_once, m.defense.purifier.restarts_at_once)
     low = lambda m: at_once(memory.lowered(m, Chunk(1, 2, 3)))
     assert low(mean(defense)) == (2, 3)
@@ -124,7 +124,7 @@ def made():
     purifier = pj.purifier(Partial(_score, weights), num_steps=2, noise_scale=0.1, num_restarts=4)
     images = np.asarray(jax.random.uniform(keys[1], (COUNT, 32, 32, 3)))
     labels = np.arange(COUNT) % 10
-    return pj.defend(purifier, Partial(_logits, weights)), images, labels
+    return pj.Defense(purifier, Partial(_logits, weights)), images, labels
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +152,7 @@ def test_what_obviously_fits_is_neither_compiled_to_be_measured_nor_mentioned(
 
 def test_a_small_budget_divides_the_work_and_changes_no_numbers(made, chosen, monkeypatch, capfd):
     defense, images, _ = made
-    mean = attacks.average_draws(defense, 4)
+    mean = attacks.MeanPrediction(defense, num_samples=4)
     whole = np.asarray(pj.jit(mean)(_keys(), images))
     for budget, chunk in BUDGETS.items():
         monkeypatch.setenv(memory.VARIABLE, budget)
@@ -172,7 +172,8 @@ def test_a_number_that_was_given_is_kept_whatever_was_chosen_for_the_default(
     """4 samples that the user gave and at most 4 by default are two programs."""
     defense, images, _ = made
     monkeypatch.setenv(memory.VARIABLE, "3MB")
-    means = [attacks.average_draws(defense, 4, at_once) for at_once in (4, None)]
+    mean = attacks.MeanPrediction(defense, num_samples=4)
+    means = [mean.replace(samples_at_once=at_once) for at_once in (4, None)]
     given, default = (memory.divided(mean, None) for mean in means)
     for run in (given, default, given):
         run(_keys(), images)
@@ -229,7 +230,8 @@ def test_records_do_not_know_of_it(made, chosen, monkeypatch, tmp_path):
     """Their header is the same, the numbers too, and a file is continued with another budget."""
     defense, images, labels = made
     data = pj.data.Dataset("made", "test", images[:16], labels[:16].astype(np.int32), 10)
-    attack = attacks.PGD(attacks.eot(attacks.exact(defense), 2), epsilon=0.05, num_steps=2)
+    gradient = attacks.EOT(attacks.ExactGradient(defense), num_samples=2)
+    attack = attacks.PGD(gradient, epsilon=0.05, num_steps=2)
     path = tmp_path / "records.jsonl"
     run = lambda path=None: pj.evaluate(
         jax.random.key(0), defense, {"pgd": attack}, data, draws=2, batch_size=16, path=path
@@ -258,7 +260,7 @@ weights = jax.random.normal(jax.random.key(0), (3, 64))
 score = lambda weights, x: jnp.tanh(x @ weights) @ weights.T - x
 logits = lambda weights, x: jnp.mean(x, axis=(1, 2)) @ weights[:, :10]  # of all restarts, in little memory
 purifier = pj.purifier(pj.Partial(score, weights), pj.purifiers.Constant(0.1), num_restarts=16)
-defense = pj.defend(purifier, pj.Partial(logits, weights))
+defense = pj.Defense(purifier, pj.Partial(logits, weights))
 images, keys = np.full((6, 32, 32, 3), 0.5, np.float32), pj.image_keys(jax.random.key(1), np.arange(6))
 found = memory.divided(defense, sharding.data_mesh())(keys, images)
 (chunk,) = memory._chosen.values()
@@ -283,7 +285,7 @@ def test_a_batch_on_two_devices_is_divided_for_both():
 def test_what_needs_more_than_there_is_finishes_within_it(made, chosen, monkeypatch):
     """As compiled: more than 500 MB as one piece, at most 200 MB in the programs that ran, results equal."""
     defense, images, labels = made
-    gradient = attacks.eot(attacks.exact(defense), 4)
+    gradient = attacks.EOT(attacks.ExactGradient(defense), num_samples=4)
     taken = lambda run, *arguments: memory.compiled_bytes(run.trace(*arguments).lower().compile())
     assert taken(pj.jit(gradient), _keys(), images, labels) > 500e6
     whole = np.asarray(pj.jit(gradient)(_keys(), images, labels)[0])

@@ -42,8 +42,8 @@ ebm, _ = from_config.train_ebm(config, train, pj.Execution(workdir=folder, **pla
 classifier, _ = from_config.train_classifier(config, train, pj.Execution())
 mesh = sharding.default_mesh()
 purifier = pj.models.model_purifier(ebm, num_steps=2, num_restarts=2)
-defense = pj.defend(purifier, pj.models.logits_fn(classifier))
-attack = attacks.PGD(attacks.exact(defense), epsilon=0.1, step_size=0.05, num_steps=2)
+defense = pj.Defense(purifier, pj.models.logits_fn(classifier))
+attack = attacks.PGD(attacks.ExactGradient(defense), epsilon=0.1, step_size=0.05, num_steps=2)
 found = {"devices": jax.device_count(), "norm": float(sum(
     np.sum(np.abs(np.asarray(x, np.float64))) for x in jax.tree.leaves(ebm.variables)))}
 if images:

@@ -39,9 +39,9 @@ def test_the_whole_path_at_256_pixels(tmp_path):
     purifier = pj.models.model_purifier(
         ebm, method="diffpure_sde", num_steps=2, noise_scale=0.2, num_restarts=1
     )
-    defense = pj.defend(purifier, pj.models.logits_fn(classifier))
+    defense = pj.Defense(purifier, pj.models.logits_fn(classifier))
     keys = pj.image_keys(jax.random.key(2), np.arange(2))
-    gradient, loss = pj.jit(attacks.exact(defense))(keys, images, jnp.asarray(labels))
+    gradient, loss = pj.jit(attacks.ExactGradient(defense))(keys, images, jnp.asarray(labels))
     assert np.isfinite(loss).all()
     # Along its own direction the gradient is the slope of the loss, by central differences.
     norms = jnp.sqrt(jnp.sum(gradient**2, axis=(1, 2, 3), keepdims=True))

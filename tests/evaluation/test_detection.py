@@ -85,7 +85,7 @@ def test_the_rule_gives_each_image_its_noise(defense):
     for scale, chosen in ((0.2, values > threshold), (0.02, values <= threshold)):
         expected = jax.jit(purifier.replace(noise_scale=scale).noised)(keys_for(6), images)
         np.testing.assert_allclose(noised[chosen], np.asarray(expected)[chosen], atol=1e-6)
-    gradient, _ = jax.jit(pj.attacks.exact(defense.replace(purifier=rule)))(
+    gradient, _ = jax.jit(pj.attacks.ExactGradient(defense.replace(purifier=rule)))(
         keys_for(6), images, jnp.zeros(6, jnp.int32)
     )
     assert np.isfinite(gradient).all()
@@ -120,7 +120,7 @@ def test_evasion_is_found_where_it_exists(models, digits_test):
     judge = jax.jit(detection.verdict(bare, norm, threshold))
     evaded = {}
     for name, gradient in {
-        "plain": pj.attacks.exact(bare),
+        "plain": pj.attacks.ExactGradient(bare),
         "evading": detection.evading(bare, norm, threshold),
     }.items():
         attack = pj.attacks.PGD(gradient, epsilon=0.15, step_size=0.015, num_steps=25)

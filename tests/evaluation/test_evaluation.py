@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
 
 
 def _pgd(defense, epsilon=0.15):
-    gradient = attacks.eot(attacks.exact(defense), 2)
+    gradient = attacks.EOT(attacks.ExactGradient(defense), num_samples=2)
     return attacks.PGD(gradient, epsilon=epsilon, step_size=epsilon / 3, num_steps=4)
 
 
@@ -108,7 +108,7 @@ def test_a_suite_does_not_go_on_from_attacks_of_another_length(digits_test, tmp_
     """The attacks' names are the same whatever their steps: their records must not be mixed."""
     weights = jax.random.normal(jax.random.key(0), (64, 10))
     logits_fn = lambda images: images.reshape(-1, 64) @ weights
-    defense = pj.defend(pj.purifiers.identity, logits_fn)
+    defense = pj.Defense(pj.purifiers.identity, logits_fn)
     run = suite_runs.SuiteRun(
         "standard", draws=1, batch_size=8, probe_images=0, skip=("APGD-T", "Square")
     )
@@ -257,16 +257,16 @@ def test_the_white_box_is_no_weaker_than_fresh_keys(defense, digits_test):
     from purify_jax.attacks import suites
 
     data, options = digits_test.take(48), Options(epsilon=0.12, steps=10)
-    entry = suites.white_box(defense, options)
+    attack = {suites.WHITE_BOX: suites.white_box(defense, options)}
     run = lambda shared: records.accuracy(
         evaluation.evaluate(
             jax.random.key(1),
             defense,
-            {entry.name: entry.attack},
+            attack,
             data,
             draws=1,
             shared_keys=shared,
         ),
-        entry.name,
+        suites.WHITE_BOX,
     )
     assert run(True).value < run(False).value

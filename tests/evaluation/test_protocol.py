@@ -1,5 +1,6 @@
 """The attacker's own draws choose a candidate, fresh draws judge it; what attacks cost."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,8 +9,8 @@ import numpy as np
 import pytest
 
 import purify_jax as pj
-from purify_jax import attacks, evaluation
-from purify_jax.attacks import costs, suites
+from purify_jax import attacks, costs, evaluation
+from purify_jax.attacks import suites
 from purify_jax.checks import InputError
 from purify_jax.evaluation import protocol, records
 from purify_jax.keys import fold_keys
@@ -116,7 +117,7 @@ def _closed_forms(restarts):
         "APGD-CE+EOT": gradients(9 * 3),
         "BPDA+EOT": (27, 0, restarts * 27, restarts * 27),
         "blind": (0, 0, 9, 9),
-        "joint (full)": (54, 0, restarts * 27, restarts * 27),
+        "joint (full)": (27, 0, restarts * 27, restarts * 27),
         "SPSA": (9 * 128, 0, restarts * 9 * 128, 0),
         "Square": (401, 0, restarts * 401, 0),
     }
@@ -145,7 +146,9 @@ def test_attacks_look_through_as_many_restarts_as_asked_for(defense):
     assert restarts > 1
     options = suites.Options(epsilon=0.15, steps=8, eot=3)
     whole = suites.passes("honest", defense, options, images)
-    one = suites.passes("honest", defense, options._replace(restarts=1), images)
+    one = suites.passes(
+        "honest", defense, dataclasses.replace(options, surrogate_restarts=1), images
+    )
     # The same number of passes through the purifier, each of one restart, which is one of the classifier's.
     for name in ("momentum PGD", "Square"):
         forward, backward, classifier, classifier_backward = whole[name]
@@ -170,8 +173,8 @@ def test_passes_are_those_that_run():
         noisy = images + 0.1 * pj.keys.normal_like(keys, images)
         return jnp.stack([noisy, images]), None
 
-    noisy = pj.defend(purifier, logits_fn)
-    build = lambda d: attacks.square(d, epsilon=0.1, num_queries=7, num_samples=3)
+    noisy = pj.Defense(purifier, logits_fn)
+    build = lambda d: attacks.Square(d, epsilon=0.1, num_queries=7, num_samples=3)
     image = jnp.full((1, 2, 2, 1), 0.5)
     passes = costs.count(build, noisy, image)
     calls.clear()
@@ -208,14 +211,14 @@ def test_momentum_pgd_reaches_the_optimum_of_a_noisy_linear_loss(norm):
 
     images = jnp.full((8, 4, 4, 1), 0.5)
     keys = jax.random.split(jax.random.key(0), 8)
-    attack = attacks.momentum_pgd(gradient, norm=norm, epsilon=0.1, num_steps=200)
+    attack = attacks.MomentumPGD(gradient, norm=norm, epsilon=0.1, num_steps=200)
     moved = attack(keys, images, jnp.zeros(8, int)) - images
     best = jnp.sign(w) if norm == "linf" else w / jnp.linalg.norm(w)
     reached = jnp.sum(moved * w, axis=(1, 2, 3)) / (0.1 * jnp.sum(best * w))
     assert float(reached.min()) > 0.9
     assert float(attacks.norms.get(norm).size(moved).max()) <= 0.1 + 1e-6
     # One noisy gradient alone is far from it.
-    once = attacks.momentum_pgd(gradient, norm=norm, epsilon=0.1, num_steps=1)
+    once = attacks.MomentumPGD(gradient, norm=norm, epsilon=0.1, num_steps=1)
     first = once(keys, images, jnp.zeros(8, int)) - images
     assert float((jnp.sum(first * w, axis=(1, 2, 3)) / (0.1 * jnp.sum(best * w))).mean()) < 0.8
 
@@ -223,7 +226,7 @@ def test_momentum_pgd_reaches_the_optimum_of_a_noisy_linear_loss(norm):
 @pytest.mark.parametrize("num_steps", [1, 6, 15, 16])
 def test_momentum_pgds_path_is_as_long_as_the_ball_is_wide(num_steps):
     """From one corner it reaches the opposite one, however few steps it has."""
-    attack = attacks.momentum_pgd(
+    attack = attacks.MomentumPGD(
         lambda keys, x, y: (jnp.ones_like(x), jnp.zeros(len(x))),
         epsilon=0.1, num_steps=num_steps, start=lambda keys, x, y: x - 0.1,
     )  # fmt: skip
@@ -233,7 +236,7 @@ def test_momentum_pgds_path_is_as_long_as_the_ball_is_wide(num_steps):
 
 
 def test_momentum_pgd_starts_where_it_is_told():
-    attack = attacks.momentum_pgd(
+    attack = attacks.MomentumPGD(
         lambda keys, x, y: (jnp.zeros_like(x), jnp.zeros(len(x))),
         epsilon=0.1, num_steps=3, start=lambda keys, x, y: x + 0.05,
     )  # fmt: skip
@@ -241,4 +244,4 @@ def test_momentum_pgd_starts_where_it_is_told():
     keys = fold_keys(jax.random.split(jax.random.key(0), 2), 1)
     np.testing.assert_allclose(attack(keys, images, jnp.zeros(2, int)), images + 0.05)
     with pytest.raises(InputError, match="momentum: got 1.0"):
-        attacks.momentum_pgd(attack, epsilon=0.1, num_steps=3, momentum=1.0)
+        attacks.MomentumPGD(attack, epsilon=0.1, num_steps=3, momentum=1.0)

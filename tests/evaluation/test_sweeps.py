@@ -49,7 +49,7 @@ def _grid(defense, dataset, steps, samples):
 def test_steps_and_samples_both_find_the_gradient(brighter):
     """A tenth of the pixels moves in one step of one sample, to -ε: a mean of 0.03 - 0.01 stays above.
     All of them move where 64 samples are averaged, or in 200 steps: 0.03 - 0.1 is below."""
-    defense = pj.defend(_hidden(0.1), _brighter_than_half)
+    defense = pj.Defense(_hidden(0.1), _brighter_than_half)
     found = _grid(defense, brighter, (1, 200), (1, 64))
     values = [[accuracy.value for accuracy in row] for row in found.accuracies]
     assert values == [[1.0, 0.0], [0.0, 0.0]]
@@ -74,7 +74,7 @@ def test_a_defense_that_draws_nothing_has_one_sample(brighter):
 
 @pytest.mark.parametrize(("steps", "samples"), [((), (1,)), ((4, 2), (1,)), ((1,), (0, 4))])
 def test_numbers_that_do_not_increase_are_refused(brighter, steps, samples):
-    defense = pj.defend(_hidden(0.1), _brighter_than_half)
+    defense = pj.Defense(_hidden(0.1), _brighter_than_half)
     with pytest.raises(InputError, match="expected increasing numbers from 1"):
         _grid(defense, brighter, steps, samples)
 

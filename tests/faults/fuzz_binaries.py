@@ -38,7 +38,7 @@ _EVALUATED = {
 }  # fmt: skip
 _BALL = {"norm": ["l3", "", "2"], "epsilon": _NUMBER, "steps": _COUNT, "eot": _COUNT}
 FLAGS = {
-    "evaluate": {**_EVALUATED, **_BALL, "draws": _COUNT, "suite": ["nope", ""], "eot_at_once": _COUNT, "attack_restarts": _COUNT,
+    "evaluate": {**_EVALUATED, **_BALL, "draws": _COUNT, "suite": ["nope", ""], "eot_at_once": _COUNT, "surrogate_restarts": _COUNT,
                  "probe_images": _COUNT[1:], "sweep": ["nope", "steps,eot"], "skip": ["", "nope", "Square,Square", "Square,"], "undefended": ["maybe"]},
     "detect": {**_EVALUATED, **_BALL, "calibration_images": [*_COUNT, "10000"], "fraction": [*_NUMBER, "1.5"],
                "false_positive_rate": [*_NUMBER, "0", "1", "2"]},

@@ -64,7 +64,7 @@ def _logits(images):
 _score = lambda x: -x
 _noise_score = lambda x, sigma: -x
 _defense = pj.undefended(_logits)
-_gradient = attacks.exact(_defense)
+_gradient = attacks.ExactGradient(_defense)
 _data = lambda: pj.data.Dataset("squares", "test", _IMAGES, _LABELS, 10)
 _key = lambda: jax.random.key(0)
 
@@ -88,11 +88,11 @@ _steps = {"num_steps": (2, "count"), "num_restarts": (1, "count")}
 _chain = {**_steps, "step_size": (0.1, "at least 0"), "temperature": (1.0, "at least 0")}
 TARGETS = [
     _target("pgd", lambda **k: attacks.PGD(_gradient, **k), **_ball, num_steps=(2, "count"), step_size=(0.1, "at least 0")),
-    _target("apgd", lambda **k: attacks.apgd(_gradient, **k), **_ball, **_steps),
-    _target("square", lambda **k: attacks.square(_defense, **k), **_ball, num_queries=(5, "count"), num_samples=(1, "count")),
-    _target("eot", lambda **k: attacks.eot(_gradient, **k), num_samples=(2, "count"), samples_at_once=(1, "count")),
-    _target("spsa", lambda **k: attacks.spsa(_defense, **k), num_queries=(4, "count"), delta=(0.01, "positive"), queries_at_once=(2, "count")),
-    _target("suite", lambda **k: suites.build("honest", _defense, suites.Options(**k)), **_ball, steps=(2, "count"), eot=(2, "count"), samples_at_once=(1, "count"), restarts=(1, "count")),
+    _target("apgd", lambda **k: attacks.APGD(_gradient, **k), **_ball, **_steps),
+    _target("square", lambda **k: attacks.Square(_defense, **k), **_ball, num_queries=(5, "count"), num_samples=(1, "count")),
+    _target("eot", lambda **k: attacks.EOT(_gradient, **k), num_samples=(2, "count"), samples_at_once=(1, "count")),
+    _target("spsa", lambda **k: attacks.SPSA(_defense, **k), num_queries=(4, "count"), delta=(0.01, "positive"), queries_at_once=(2, "count")),
+    _target("suite", lambda **k: suites.build("honest", _defense, suites.Options(**k)), **_ball, steps=(2, "count"), eot=(2, "count"), samples_at_once=(1, "count"), surrogate_restarts=(1, "count")),
     _target("ADP", lambda **k: pj.purifier(_score, **k), **_steps, noise_scale=(0.25, "at least 0"), stop_threshold=(0.0, "at least 0")),
     _target("adaptive", lambda **k: purifiers.Adaptive(**k), rate=(0.05, "at least 0"), min_step=(1e-5, "at least 0"), max_step=(0.1, "positive")),
     _target("constant", lambda **k: purifiers.Constant(**k), alpha=(0.1, "at least 0")),

@@ -11,9 +11,9 @@ from conftest import ROOT
 import purify_jax as pj
 from purify_jax import diffusions
 from purify_jax.checks import InputError
+from purify_jax.costs import network_passes
 from purify_jax.models import diffusion_weights
 from purify_jax.networks.diffusion import SongUNet
-from purify_jax.passes import network_passes
 from purify_jax.purifiers import guidance
 
 pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")

@@ -52,7 +52,7 @@ def test_keys_of_every_implementation(implementation, tmp_path):
 def test_same_gradient(exported, defense, digits_test):
     images, labels = digits_test.batch(np.arange(3))
     images = jnp.asarray(images)
-    slope = lambda f: jax.jit(pj.attacks.exact(f))(keys_for(3), images, labels)[0]
+    slope = lambda f: jax.jit(pj.attacks.ExactGradient(f))(keys_for(3), images, labels)[0]
     expected = np.asarray(slope(defense))
     found = np.asarray(slope(exporting.load_exported(exported)))
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
@@ -86,10 +86,8 @@ def test_runs_without_the_model_code(exported, defense, digits_test, tmp_path):
 def test_a_convolutional_score_network_exports(models, tmp_path):
     network = pj.networks.UNet(features=(4, 8))
     params = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
-    purifier = pj.purifier(
-        pj.energy.score_from_network(network, params), num_steps=2, num_restarts=2
-    )
-    defense = pj.defend(purifier, pj.models.logits_fn(models[1]))
+    purifier = pj.purifier(pj.energy.NetworkScore(network, params), num_steps=2, num_restarts=2)
+    defense = pj.Defense(purifier, pj.models.logits_fn(models[1]))
     exporting.export_defense(tmp_path / "d.npz", defense, (8, 8, 1), ("cpu", "tpu"))
     images = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1))
     found = exporting.load_exported(tmp_path / "d.npz")(keys_for(3), images)

@@ -67,9 +67,9 @@ def test_values_and_gradients_agree(both, defense, golden_classifier):
     _, images, labels = golden_classifier
     images, labels, keys = images[:8], labels[:8], keys_for(8)
     np.testing.assert_allclose(jax.jit(called)(images), converted(images), atol=1e-4)
-    for gradient in (pj.attacks.bpda, pj.attacks.exact):
+    for gradient in (pj.attacks.bpda, pj.attacks.ExactGradient):
         found, expected = (
-            jax.jit(gradient(pj.defend(defense.purifier, f)))(keys, images, labels)
+            jax.jit(gradient(pj.Defense(defense.purifier, f)))(keys, images, labels)
             for f in (called, converted)
         )
         np.testing.assert_allclose(found[1], expected[1], rtol=1e-3, atol=1e-4)
@@ -122,7 +122,7 @@ def test_a_called_back_classifier_is_evaluated(both, defense, golden_classifier)
     tables = []
     for f in (called, converted):
         attack = pj.attacks.PGD(pj.attacks.blind(f), epsilon=0.1, step_size=0.03, num_steps=5)
-        model = pj.defend(defense.purifier, f)
+        model = pj.Defense(defense.purifier, f)
         tables.append(
             pj.evaluation.evaluate(jax.random.key(0), model, {"blind": attack}, data, draws=2)
         )
@@ -168,7 +168,7 @@ def test_a_function_of_arrays_compiles_once_for_all_checkpoints(defense):
     images = jnp.full((3, 8, 8, 1), 0.25)
     np.testing.assert_allclose(first(images), jnp.full((3, 64), -0.25) @ draw(0), rtol=1e-5)
     second = pj.Partial(logits_of, draw(1), jnp.ones(10))
-    programs = [jax.tree.structure(pj.defend(defense.purifier, f)) for f in (first, second)]
+    programs = [jax.tree.structure(pj.Defense(defense.purifier, f)) for f in (first, second)]
     assert programs[0] == programs[1]
 
 
@@ -192,8 +192,8 @@ def test_an_nnx_classifier(defense):
     expected = (images.reshape(3, -1) - 0.3) * scale @ network.linear.kernel[...]
     np.testing.assert_allclose(made["logits_fn"](images), expected, rtol=1e-4, atol=1e-5)
     # Defended, differentiated, and another checkpoint is the same program.
-    whole = pj.defend(defense.purifier, made["logits_fn"])
-    gradient, _ = pj.jit(pj.attacks.exact(whole))(keys_for(3), images, jnp.arange(3))
+    whole = pj.Defense(defense.purifier, made["logits_fn"])
+    gradient, _ = pj.jit(pj.attacks.ExactGradient(whole))(keys_for(3), images, jnp.arange(3))
     assert np.isfinite(gradient).all()
     assert float(jnp.abs(gradient).max()) > 0
     other = Network(nnx.Rngs(1))
@@ -214,8 +214,8 @@ def test_an_equinox_classifier(defense):
     expected = hidden @ layers[3].weight.T + layers[3].bias
     np.testing.assert_allclose(logits_fn(images), expected, rtol=1e-4, atol=1e-5)
     assert len(jax.tree.leaves(logits_fn)) == 4
-    whole = pj.defend(defense.purifier, logits_fn)
-    gradient, _ = pj.jit(pj.attacks.exact(whole))(keys_for(3), images, jnp.arange(3))
+    whole = pj.Defense(defense.purifier, logits_fn)
+    gradient, _ = pj.jit(pj.attacks.ExactGradient(whole))(keys_for(3), images, jnp.arange(3))
     assert float(jnp.abs(gradient).max()) > 0
 
 
@@ -234,7 +234,7 @@ def test_attacks_of_pytorch_libraries(golden_classifier, block, library, tmp_pat
     monkeypatch.chdir(tmp_path)
     logits_fn, images, labels = golden_classifier
     noise = lambda keys, x: (jnp.clip(x + 0.05 * pj.keys.normal_like(keys, x), 0, 1)[None], None)
-    noisy = pj.defend(noise, logits_fn)
+    noisy = pj.Defense(noise, logits_fn)
     names = {"images": np.array(images[:32]), "labels": np.array(labels[:32]), "epsilon": 0.2}
     names |= run_block("# NCHW, float32", defense=noisy, **names)
     names |= run_block(block, **names)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, XLA_FLAGS, environment
 
+from purify_jax.costs import multiplications
 from purify_jax.networks import convolution
 from purify_jax.networks.convolution import convolve
-from purify_jax.passes import multiplications
 
 pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
 

@@ -9,9 +9,9 @@ from conftest import ROOT
 PACKAGE = ROOT / "purify_jax"
 #: A room imports only from rooms before it (and from itself).
 ORDER = [
-    "xla", "arrays", "checks", "keys", "types", "pytrees", "passes", "atomic",
+    "xla", "arrays", "checks", "keys", "types", "pytrees", "atomic",
     "data", "noise", "corruptions", "networks", "diffusions", "energy", "losses",
-    "purifiers", "defense", "bridges", "models", "devices", "attacks", "training", "evaluation", "reporting",
+    "purifiers", "defense", "costs", "bridges", "models", "devices", "attacks", "training", "evaluation", "reporting",
     "command",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "__pycache__" not in p.parts)

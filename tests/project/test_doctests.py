@@ -14,7 +14,7 @@ MODULES = [
 ]
 #: Rooms in which at least one example is expected: a test that found none would prove nothing.
 WITH_EXAMPLES = {
-    "passes",
+    "costs",
     "keys",
     "arrays",
     "noise",

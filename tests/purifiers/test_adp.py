@@ -152,7 +152,7 @@ def test_memory_of_the_exact_gradient_is_flat_in_the_number_of_steps(models, dig
 
     def memory(steps):
         purifier = pj.models.adp_purifier(models[0], num_steps=steps, num_restarts=4)
-        gradient = pj.attacks.exact(pj.defend(purifier, logits_fn))
+        gradient = pj.attacks.ExactGradient(pj.Defense(purifier, logits_fn))
         compiled = jax.jit(gradient).lower(keys_for(32), images, labels).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 

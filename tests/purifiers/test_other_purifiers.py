@@ -178,11 +178,11 @@ def test_every_purifier_is_attacked_by_the_same_code(models, digits_test):
     images, labels = digits_test.batch(np.arange(4))
     images = jnp.asarray(images)
     for name, purifier in all_baselines(score).items():
-        defense = pj.defend(purifier, logits_fn)
+        defense = pj.Defense(purifier, logits_fn)
 
         @jax.jit
         def run(keys, images, labels, purifier=purifier, defense=defense):
-            slope, _ = pj.attacks.exact(defense)(keys, images, labels)
+            slope, _ = pj.attacks.ExactGradient(defense)(keys, images, labels)
             return *purifier(keys, images), slope
 
         purified, info, slope = run(keys_for(4), images, labels)

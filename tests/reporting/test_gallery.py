@@ -27,7 +27,7 @@ def brightness_gallery(names=("dark", "bright")):
     labels = np.array([row[2] for row in IMAGES])
     keys = pj.image_keys(jax.random.key(0), range(len(IMAGES)))
     attacked = {"strong": flat(1), "none": flat(0)}
-    defense = pj.defend(brighter, logits)
+    defense = pj.Defense(brighter, logits)
     return galleries.gallery(defense, keys, flat(0), labels, attacked, class_names=names)
 
 
@@ -76,7 +76,7 @@ def test_pages_stay_below_three_megabytes(shape, tmp_path):
     labels = np.zeros(count, int)
     keys = pj.image_keys(jax.random.key(0), range(count))
     purifier = pj.purifier(jnp.zeros_like, Constant(0.1), num_steps=5, num_restarts=1)
-    defense = pj.defend(purifier, lambda x: x.reshape(len(x), -1)[:, :10])
+    defense = pj.Defense(purifier, lambda x: x.reshape(len(x), -1)[:, :10])
     found = galleries.gallery(defense, keys, images, labels, {"a": images})
     page = report.write_report(tmp_path / "r.html", "T", "", [report.Section("G", gallery=found)])
     assert len(found.content["images"]) == count

@@ -1,6 +1,6 @@
 """What pages conclude, in words, for figures that are given."""
 
-from purify_jax.attacks.costs import Passes
+from purify_jax.costs import Passes
 from purify_jax.evaluation import wilson
 from purify_jax.evaluation.protocol import Figures
 from purify_jax.reporting import verdicts

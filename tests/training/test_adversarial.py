@@ -60,9 +60,9 @@ def test_the_loss_is_that_of_an_attack_through_everything(shipped, train):
 
     # The same from the library's own pieces: FGSM of 1.25 ε from a random start, fresh noise after it.
     purifier = pj.models.model_purifier(shipped.ebm, **ONE_STEP, num_restarts=1)
-    defense = pj.defend(purifier, pj.models.logits_fn(shipped.classifier))
+    defense = pj.Defense(purifier, pj.models.logits_fn(shipped.classifier))
     attack = attacks.PGD(
-        attacks.exact(defense), epsilon=EPSILON, num_steps=1, step_size=1.25 * EPSILON,
+        attacks.ExactGradient(defense), epsilon=EPSILON, num_steps=1, step_size=1.25 * EPSILON,
         best_iterate=False,
     )  # fmt: skip
     attacked = pj.jit(attack)(stream(keys, "attack"), images, labels)
@@ -96,8 +96,8 @@ def _attacked_accuracy(classifier, ebm, dataset, count=128):
     if ebm is None:
         defense = pj.undefended(logits_fn)
     else:
-        defense = pj.defend(pj.models.model_purifier(ebm), logits_fn)
-    attack = attacks.PGD(attacks.exact(defense), epsilon=EPSILON, num_steps=10)
+        defense = pj.Defense(pj.models.model_purifier(ebm), logits_fn)
+    attack = attacks.PGD(attacks.ExactGradient(defense), epsilon=EPSILON, num_steps=10)
     images, labels = (jnp.asarray(a) for a in dataset.batch(np.arange(count)))
     keys = pj.image_keys(jax.random.key(5), np.arange(count))
     adversarial_images = pj.jit(attack)(keys, images, labels)

@@ -76,7 +76,7 @@ def test_levels_are_log_normal():
 def test_without_a_level_the_network_is_a_score_network_at_its_reference():
     images = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
     params = jax.jit(SMALL.init)(jax.random.key(1), images)["params"]
-    score = energy.score_from_network(SMALL, params)(images) * noise.per_variance(jnp.asarray(0.25))
+    score = energy.NetworkScore(SMALL, params)(images) * noise.per_variance(jnp.asarray(0.25))
     # Of data N(½, 0.25²) with noise of 0.25: −(x − ½)/(2 · 0.25²).
     np.testing.assert_allclose(score, (0.5 - images) / (2 * 0.25**2), rtol=1e-4, atol=1e-5)
 

@@ -162,7 +162,7 @@ def test_streamed_data_give_the_same_parameters_as_resident_ones():
     dataset = pj.data.load_split("digits", "train[:100]")
     network, optimizer = networks.MLP((16,)), training.Settings(50).optimizer()
     loss = training.DSMLoss(
-        noise.linear(0.5, 0.1, 8), network=network, score_factory=energy.score_from_network,
+        noise.linear(0.5, 0.1, 8), network=network, score_factory=energy.NetworkScore,
         scale=noise.per_sigma,
     )  # fmt: skip
     flip = training.flip_at_random

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from purify_jax.checks import InputError, check_file_name
-from purify_jax.defense import Defense, defend
+from purify_jax.defense import Defense
 from purify_jax.models.files import Model, load_model
 from purify_jax.models.methods import model_purifier
 from purify_jax.models.settings import logits_fn
@@ -35,7 +35,7 @@ class Pretrained(NamedTuple):
     @property
     def defense(self) -> Defense:
         """The purifier before the classifier."""
-        return defend(self.purifier, self.logits_fn)
+        return Defense(self.purifier, self.logits_fn)
 
 
 def load_pair(path: Path) -> Pretrained:

@@ -13,7 +13,7 @@ import numpy as np
 
 from purify_jax import attacks, losses, noise
 from purify_jax.checks import InputError, check_at_least, check_choice, check_count, check_number
-from purify_jax.defense import Defense, defend, undefended
+from purify_jax.defense import Defense, undefended
 from purify_jax.keys import image_keys, stream
 from purify_jax.models.files import Model
 from purify_jax.models.methods import model_purifier
@@ -65,7 +65,7 @@ class Attack:
     def on(self, defense: Defense) -> AttackFn:
         """As an attack by the exact gradient of a defense, one draw a step."""
         pgd = attacks.PGD(
-            attacks.exact(defense),
+            attacks.ExactGradient(defense),
             norm=self.norm,
             epsilon=self.epsilon,
             num_steps=self.num_steps,
@@ -129,7 +129,7 @@ class Parts:
         logits_fn = network_logits(self.classifier, {"params": params["classifier"], **stats})
         if self.role is None:
             return undefended(logits_fn)
-        return defend(
+        return Defense(
             model_purifier(self.score_model(params["purifier"]), **dict(self.purification)),
             logits_fn,
         )
