@@ -71,7 +71,6 @@ def main(argv: list[str]) -> None:
         "model": FLAGS.model,
         "dataset": test.name,
         "seed": FLAGS.seed,
-        "versions": pj.reporting.versions(),
         **found.results,
         "seconds": round(time.monotonic() - started, 1),
     }

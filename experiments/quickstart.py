@@ -60,7 +60,6 @@ def main(argv: list[str]) -> None:
     results = {
         "dataset": config.dataset,
         "seed": config.seed,
-        "versions": pj.reporting.versions(),
         **results,
     }
     illustrated = illustrations.sections(

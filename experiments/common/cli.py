@@ -69,33 +69,23 @@ def run(main: Callable[[list[str]], None]) -> None:
         _use_compilation_cache()
         try:
             check_numbers()
-            several = ("coordinator", "num_processes", "process_id")
-            given = any(flags.FLAGS[name].value is not None for name in several)
-            if given or flags.FLAGS.distributed:
-                pj.sharding.initialize(
-                    flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id
-                )
+            several = [flags.FLAGS[n].value for n in ("coordinator", "num_processes", "process_id")]
+            if flags.FLAGS.distributed or any(value is not None for value in several):
+                pj.sharding.initialize(*several)
             main(argv)
             for line in locks.endings():
                 print(line, flush=True)
-        except InputError as error:
-            fail(str(error))
-        except SaveError as error:
-            fail(str(error), at_once=True)
-        except PermissionError as error:
-            fail(f"file: no permission for {error.filename}")
+        except (InputError, SaveError) as error:
+            fail(str(error), at_once=isinstance(error, SaveError))
         except BrokenPipeError:  # COMMAND | head
             helping.drop_output()
             fail("output: its reader is gone; what was written to files stays")
+        except PermissionError as error:
+            fail(f"file: no permission for {error.filename}")
         except OSError as error:
-            full = {
-                errno.ENOSPC: "the disk is full",
-                errno.EDQUOT: "the disk quota is used up",
-                errno.EFBIG: "the file would be too large",
-            }
             place = error.filename2 or error.filename
-            if error.errno in full:
-                fail(f"saving: {full[error.errno]}; what was saved before is as it was")
+            if error.errno in _FULL:
+                fail(f"saving: {_FULL[error.errno]}; what was saved before is as it was")
             if place is None:
                 raise
             fail(f"file: {place}: {error.strerror}")
@@ -106,6 +96,13 @@ def run(main: Callable[[list[str]], None]) -> None:
         sys.exit(0)
     sys.argv = _with_shipped_configs(sys.argv)
     app.run(guarded, flags_parser=_parsed)
+
+
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be too large",
+}
 
 
 def _leave_failed_saves_to_their_line() -> None:
@@ -129,29 +126,31 @@ def _parsed(arguments: list[str]) -> list[str]:
 #: Flags of any binary that are whole numbers → the smallest.
 _COUNTS: Mapping[str, int] = {
     **dict.fromkeys(
-        ("images", "batch_size", "num_steps", "num_restarts", "steps", "eot", "draws"), 1
+        (
+            "images", "batch_size", "num_steps", "num_restarts", "steps", "eot", "draws",
+            "chain_steps", "calibration_images", "n0", "n", "samples_at_once",
+            "diffusion_steps", "image_size", "head_channels", "eot_at_once", "surrogate_restarts",
+        ),
+        1,
     ),
-    **dict.fromkeys(("chain_steps", "calibration_images", "n0", "n", "samples_at_once"), 1),
-    **dict.fromkeys(("diffusion_steps", "image_size", "head_channels"), 1),
-    **dict.fromkeys(("eot_at_once", "surrogate_restarts"), 1),
     "probe_images": 0,
-}
+}  # fmt: skip
 #: Flags that are numbers → their bounds.
 _NUMBERS: Mapping[str, tuple[float, float]] = {
-    "noise_scale": (0.0, math.inf),
-    "rate": (0.0, math.inf),
-    "epsilon": (0.0, math.inf),
-    "fraction": (0.0, 1.0),
-    "false_positive_rate": (0.0, 1.0),
+    **dict.fromkeys(("noise_scale", "rate", "epsilon"), (0.0, math.inf)),
+    **dict.fromkeys(("fraction", "false_positive_rate"), (0.0, 1.0)),
 }
 
 
 def check_numbers() -> None:
     """Raises InputError that names the flag, before JAX is loaded, for a number out of range."""
-    values = flags.FLAGS
-    # score's --images is a file, everybody else's a number
-    numbers = [name for name in values if values[name].flag_type() in ("int", "float")]
-    given = {name: values[name].value for name in numbers if values[name].value is not None}
+    # --images of score is a file, that of other commands a number.
+    numbers = (
+        flag
+        for flag in map(flags.FLAGS.__getitem__, flags.FLAGS)
+        if flag.flag_type() in ("int", "float")
+    )
+    given = {flag.name: flag.value for flag in numbers if flag.value is not None}
     for name, least in _COUNTS.items():
         if name in given:
             check_count(name, given[name], least)

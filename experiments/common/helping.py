@@ -49,28 +49,23 @@ def drop_output() -> None:
 def text(values: flags.FlagValues, about: str) -> str:
     """What a command does, its flags in groups with their defaults, and how it ends."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 110)
-    shared = {name: title for name, title in _TITLES.items() if name in sys.modules}
+    groups: dict[str, list[flags.Flag]] = {"Flags": [], **{title: [] for title in _TITLES.values()}}
+    for module, found in values.flags_by_module_dict().items():
+        # As a program the command's own module has the name it was started by.
+        own = module in (sys.argv[0], "__main__") or module.startswith(("experiments", "/"))
+        title = _TITLES.get(module, "Flags" if own else None)
+        if title:
+            groups[title] += found
     # A line that ends in a backslash was joined to the next one when Python read the text.
-    about = re.sub(r" +(?= {3}--)", " \\\\\n ", about)
-    parts = [about]
-    known = values.flags_by_module_dict()
-    own = [m for m in known if m not in shared and not m.startswith("absl") and m != "__main__"]
-    own = [m for m in own if m.startswith(("experiments", "/")) or "purify-jax" in m]
-    # As a program the command's own module has the name it was started by.
-    own += [m for m in (sys.argv[0], "__main__") if m in known and m not in own]
-    for title, modules in (("Flags", own), *((t, [m]) for m, t in shared.items())):
-        found = sorted((f for m in modules for f in known.get(m, [])), key=lambda f: f.name)
-        if found:
-            parts.append("\n".join([f"{title}:", *(_entry(flag, width) for flag in found)]))
-    parts.append(
+    parts = [re.sub(r" +(?= {3}--)", " \\\\\n ", about)]
+    for title, found in groups.items():
+        entries = [_entry(flag, width) for flag in sorted(found, key=lambda flag: flag.name)]
+        parts += ["\n".join([f"{title}:", *entries])] if entries else []
+    end = (
         "Ends with status 0; 1 and one line that starts with 'error:' for bad input or a full disk; what was "
         "written before stays. --helpfull lists the flags of absl and of config files too."
     )
-    return "\n\n".join(p if p == about else _wrapped(p, width) for p in parts)
-
-
-def _wrapped(part: str, width: int) -> str:
-    return part if part.count("\n") else textwrap.fill(part, width)
+    return "\n\n".join([*parts, textwrap.fill(end, width)])
 
 
 def _entry(flag: flags.Flag, width: int) -> str:
@@ -78,14 +73,14 @@ def _entry(flag: flags.Flag, width: int) -> str:
     choices = getattr(flag.parser, "enum_values", None)
     many = len("|".join(choices or ())) > 60
     value = "|".join(choices) if choices and not many else _KINDS.get(kind, "VALUE") or "NAME"
-    name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}={value}"
+    name = f"  --[no]{flag.name}" if flag.boolean else f"  --{flag.name}={value}"
     given = flag.default
     shown = ",".join(given) if isinstance(given, list) else "on" if given is True else given
     is_said = isinstance(shown, (str, int, float)) and shown is not False
     about = re.sub(r"^<.*?>: ", "", flag.help.strip()) + (f" ({shown})" if is_said else "")
     about += f" One of {', '.join(choices)}." if choices and many else ""
-    lines = textwrap.wrap(about, width - _COLUMN)
-    if len(name) + 4 > _COLUMN:
-        return "\n".join([f"  {name}", *(" " * _COLUMN + line for line in lines)])
-    first = f"  {name}".ljust(_COLUMN) + (lines[0] if lines else "")
-    return "\n".join([first, *(" " * _COLUMN + line for line in lines[1:])])
+    blank = " " * _COLUMN
+    fits = len(name) + 2 <= _COLUMN
+    first = name.ljust(_COLUMN) if fits else blank
+    explained = textwrap.fill(about, width, initial_indent=first, subsequent_indent=blank)
+    return explained if fits else f"{name}\n{explained}"

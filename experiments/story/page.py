@@ -1,19 +1,17 @@
 """What the quickstart and the demo leave behind: results.json, the page, its figures, and a table on the terminal."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import purify_jax as pj
 from experiments.story import accuracy
-from purify_jax.atomic import write_atomically
+from purify_jax.reporting import Section, pages
 
 
 def write(
     workdir: Path,
     results: Mapping[str, Any],
-    illustrated: Mapping[str, pj.reporting.Section],
+    illustrated: Mapping[str, Section],
     *,
     title: str,
     summary: str,
@@ -21,26 +19,21 @@ def write(
 ) -> None:
     """Writes everything into the work directory and says so.
 
-    results: of :func:`~experiments.story.accuracy.run_attacks`, with the seed, the versions and the seconds.
+    results: of :func:`~experiments.story.accuracy.run_attacks`, with the seed and the seconds.
     illustrated: figure → section, after the table of accuracies.
     """
     columns, rows = accuracy.table(results)
-    for name, section in illustrated.items():
-        if section.figure:
-            write_atomically(workdir / "figures" / f"{name}.png", section.figure)
-    write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-    table = pj.reporting.Section(
-        "Accuracy", accuracy.TABLE_NOTE, columns, rows, terms=accuracy.TERMS
+    table = Section("Accuracy", accuracy.TABLE_NOTE, columns, rows, terms=accuracy.TERMS)
+    pages.write_results(
+        workdir,
+        title=title,
+        summary=summary,
+        columns=columns,
+        rows=rows,
+        sections=[table, *illustrated.values()],
+        content=results,
+        seed=results["seed"],
+        figures={name: s.figure for name, s in illustrated.items() if s.figure},
+        notes=[" ".join(verdict), f"{results['seconds']} s"],
+        verdict=verdict,
     )
-    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
-    report = pj.reporting.write_report(
-        workdir / "report.html",
-        title,
-        summary,
-        [table, *illustrated.values()],
-        f"seed {results['seed']}; {versions}; {results['seconds']} s",
-        verdict,
-    )
-    print(pj.reporting.text_table(columns, rows))
-    print(" ".join(verdict))
-    print(f"report: {report}  ({results['seconds']} s)")
