@@ -21,7 +21,7 @@ from absl import flags
 import purify_jax as pj
 from experiments.common import cli, flagging, locks, provenance
 from experiments.reproduction import plans, publishing
-from experiments.reproduction.parts import Part, Plan
+from experiments.reproduction.parts import SHIPPED, Part, Plan
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 
@@ -40,8 +40,6 @@ flags.DEFINE_bool(
 flagging.define_data()
 FLAGS = flags.FLAGS
 
-#: In a training part's folder, it says that the network was not trained there.
-SHIPPED = "shipped.txt"
 PRETRAINED = Path("pretrained")
 
 
@@ -80,12 +78,12 @@ def _run(part: Part, plan: Plan, results: Path) -> None:
     shared = part.shared and FLAGS.results is None
     target = (results.parent / part.shared if shared else results) / f"{part.name}.json"
     command = provenance.shown(part.command, FLAGS.data_dir)
-    if target.exists() and json.loads(target.read_text()).get("command") == command:
+    if target.exists() and part.is_done(json.loads(target.read_text()), command):
         print(f"{part.name}: done before", flush=True)
         _take_shipped_models(part, plan)
         return
     print(f"{part.name}: {shlex.join(part.command)}", flush=True)
-    commit = provenance.commit()
+    commit, networks = provenance.commit(), part.networks()
     # The seconds of a command that continues are those of the last piece.
     continued = part.folder.is_dir() and any(part.folder.iterdir())
     started = time.monotonic()
@@ -106,6 +104,7 @@ def _run(part: Part, plan: Plan, results: Path) -> None:
         "budget": plan.note,
         "seconds": round(time.monotonic() - started, 1),
         **({"continued": True} if continued else {}),
+        **({"network_digests": networks} if networks else {}),
         **{k: provenance.without_paths(v) for k, v in found.items() if k != "seconds"},
     }
     if part.is_training:

@@ -3,7 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import purify_jax as pj
+
+#: In a training part's folder, it says that the network was not trained there.
+SHIPPED = "shipped.txt"
 
 
 class Part(NamedTuple):
@@ -23,6 +28,19 @@ class Part(NamedTuple):
     def is_training(self) -> bool:
         """Whether the command trains; every other command writes results.json."""
         return bool(self.shipped)
+
+    def networks(self) -> dict[str, str]:
+        """Flag → digest of each file of a network that the command reads and that was trained on this machine."""
+        given = (x.removeprefix("--").partition("=")[::2] for x in self.command)
+        files = {name: Path(value) for name, value in given if value.endswith(".safetensors")}
+        here = {n: p for n, p in files.items() if p.is_file() and not (p.parent / SHIPPED).exists()}
+        return {name: pj.pretrained.digest(path) for name, path in here.items()}
+
+    def is_done(self, result: Mapping[str, Any], command: str) -> bool:
+        """Whether the result is of this command, and of the networks that it would read now."""
+        recorded = result.get("network_digests", {})
+        now = self.networks()
+        return result.get("command") == command and now == {n: recorded.get(n) for n in now}
 
 
 class Plan(NamedTuple):

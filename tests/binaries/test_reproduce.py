@@ -10,6 +10,7 @@ import pytest
 import purify_jax as pj
 from experiments.common import config_schema, from_config, provenance
 from experiments.reproduction import defenses, plans, publishing, tables
+from experiments.reproduction.parts import SHIPPED
 from purify_jax.checks import InputError
 
 
@@ -49,6 +50,32 @@ def test_a_part_is_marked_and_not_repeated(run_binary, tmp_path):
     again = json.loads((results / "certification.json").read_text())
     assert again.pop("continued") is True
     assert again["certified_accuracy"] == found["certified_accuracy"]
+
+
+def test_a_part_is_done_for_the_networks_that_it_read(models, tmp_path):
+    """A network that was trained again does not keep the results of the one before."""
+    plan = plans.plan("mnist", None, tmp_path, None)
+    (part,) = [p for p in plan.parts if p.name == "clean"]
+    elsewhere = {"command": "c", "network_digests": {"ebm": "0", "classifier": "1"}}
+    assert part.is_done(elsewhere, "c")  # no network lies here: the result was brought along
+    assert not part.is_done(elsewhere, "another")
+    for path, model in ((plan.score_model, models[0]), (plan.classifier, models[1])):
+        path.parent.mkdir()
+        pj.models.save_model(path, model)
+    done = {"command": "c", "network_digests": part.networks()}
+    assert done["network_digests"] == {
+        "ebm": pj.pretrained.digest(plan.score_model),
+        "classifier": pj.pretrained.digest(plan.classifier),
+    }
+    assert part.is_done(done, "c")
+    assert not part.is_done({"command": "c"}, "c")
+    pj.models.save_model(plan.classifier, models[0])
+    assert not part.is_done(done, "c")
+    # The networks that ship are those of the results that ship.
+    for path in (plan.score_model, plan.classifier):
+        (path.parent / SHIPPED).write_text("")
+    assert part.networks() == {}
+    assert part.is_done(done, "c")
 
 
 @pytest.mark.parametrize("name", sorted(plans.SUITES))
