@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 #: Called with a line of text when compiling begins, and with another when it ends.
 Announce = Callable[[str], None]
 
@@ -23,7 +25,7 @@ def ahead_of_time(function: Any, *arguments: Any, announce: Announce) -> None:
     announce(f"compiled in {time.perf_counter() - started:.1f} s{costs(compiled)}")
 
 
-def costs(compiled: Any) -> str:
+def costs(compiled: jax.stages.Compiled) -> str:
     """FLOPs and temporary memory of a compiled program, as far as the backend tells them, as text."""
     counted, memory = compiled.cost_analysis(), compiled.memory_analysis()
     parts = []

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.extend.core import Jaxpr
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -272,20 +273,19 @@ def host_free(root: Path = Path("/")) -> float:
     return min(amounts, default=math.inf)
 
 
-def traced_bytes(program: Any) -> int:
+def traced_bytes(program: Jaxpr) -> int:
     """Bytes of every intermediate result of a traced program (a jaxpr), a loop's body counted once.
 
     A compiled program holds a part of them at a time. Counting takes milliseconds, compiling up to minutes.
     """
     values = [variable.aval for equation in program.eqns for variable in equation.outvars]
     inner = [each for equation in program.eqns for each in programs(equation.params)]
-    sizes = [
-        math.prod(v.shape) * getattr(v.dtype, "itemsize", 0) for v in values if hasattr(v, "shape")
-    ]
+    bytes_of = lambda v: math.prod(v.shape) * getattr(v.dtype, "itemsize", 0)
+    sizes = [bytes_of(value) for value in values if hasattr(value, "shape")]
     return sum(sizes) + sum(map(traced_bytes, inner))
 
 
-def compiled_bytes(compiled: Any) -> int:
+def compiled_bytes(compiled: jax.stages.Compiled) -> int:
     """Temporary memory and results of a compiled program, on each device; 0 if the backend is silent."""
     memory = compiled.memory_analysis()
     return 0 if memory is None else memory.temp_size_in_bytes + memory.output_size_in_bytes

@@ -11,6 +11,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ AXIS = "data"
 HEARTBEAT = 30
 
 
-def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over all devices of all hosts (or those given) with one axis, "data"."""
     chosen = jax.devices() if devices is None else list(devices)
     if not chosen:
@@ -89,7 +90,7 @@ def _is_address(text: str) -> bool:
     return bool(host) and port.isascii() and port.isdigit() and 0 < int(port) < 2**16
 
 
-def check_one_writer(path: Any, mesh: Mesh | None) -> None:
+def check_one_writer(path: str | Path | None, mesh: Mesh | None) -> None:
     """Raises InputError if several processes were to write the same records.
 
     With a mesh of its own devices each process works for itself, and has a path of its own.
