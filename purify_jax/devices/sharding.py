@@ -231,6 +231,6 @@ def _place(array: Any, spread: NamedSharding) -> Any:
     """The part of an array that every process has whole, on the devices of all processes."""
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
         wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(array))
-        return jax.jit(wrap)(_place(jax.random.key_data(array), spread))
+        return jax.jit(wrap, out_shardings=spread)(_place(jax.random.key_data(array), spread))
     whole = np.asarray(array)
     return jax.make_array_from_callback(whole.shape, spread, lambda index: whole[index])
