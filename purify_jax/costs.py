@@ -159,8 +159,8 @@ def _multiplied(equation: JaxprEqn) -> float | None:
     # The second convolution is the library's own (networks.convolution), its kernels HWIO.
     if kind not in ("dot_general", "conv_general_dilated", "purify_conv"):
         return None
-    first, second = (v.aval.shape for v in equation.invars)
-    result = float(np.prod(equation.outvars[0].aval.shape))
+    first, second = map(_shape, equation.invars)
+    result = float(np.prod(_shape(equation.outvars[0])))
     if kind == "dot_general":
         (contracted, _), _ = settings["dimension_numbers"]
         each = np.prod([first[axis] for axis in contracted])
@@ -168,6 +168,10 @@ def _multiplied(equation: JaxprEqn) -> float | None:
         outputs = -1 if kind == "purify_conv" else settings["dimension_numbers"].rhs_spec[0]
         each = np.prod(second) / second[outputs]
     return 2 * result * float(each)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
 
 
 # --- marks ------------------------------------------------------------------------------------
@@ -179,7 +183,7 @@ def _of_mark(equation: JaxprEqn) -> np.ndarray | None:
         return None
     kind, size = name.removeprefix(_MARK).rsplit("_", 1)
     # The size of one value was noted where it was marked; vmap has multiplied it.
-    times = equation.outvars[0].aval.size / int(size)
+    times = int(np.prod(_shape(equation.outvars[0]))) / int(size)
     return times * (np.array(_KINDS) == kind)
 
 

@@ -1,6 +1,5 @@
 """A defense: a purifier before a classifier that is not retrained. It is deployed and attacked as one."""
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -69,16 +68,21 @@ class Defense(Pytree):
         if self.is_deterministic:
             return self
         purifier = self.purifier
-        is_object = dataclasses.is_dataclass(purifier) and not isinstance(purifier, type)
-        if not (is_object and hasattr(purifier, "num_restarts")):
+        replace = getattr(purifier, "replace", None)
+        if replace is None or not hasattr(purifier, "num_restarts"):
             raise InputError(
                 f"num_restarts: got {num_restarts} for {type(purifier).__name__}, expected a purifier that "
                 "has a number of restarts"
             )
-        return self.replace(purifier=dataclasses.replace(purifier, num_restarts=num_restarts))
+        return self.replace(purifier=replace(num_restarts=num_restarts))
 
     def __call__(self, keys: Keys, images: Array) -> Array:
         purified, _ = self.purifier(keys, images)
+        if jnp.shape(purified)[1:] != jnp.shape(images):
+            raise InputError(
+                f"purifier: output shape {jnp.shape(purified)} for images {jnp.shape(images)}, expected "
+                "[restarts, batch, height, width, channels]"
+            )
         return self.classify(purified)
 
     def classify(self, purified: Array) -> Array:

@@ -7,6 +7,7 @@ margin and DLR of the log-probabilities of a deterministic model equal those of 
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -45,14 +46,17 @@ def denoising_score_matching(
         learns to undo as well (f is then a denoiser of both, no longer the score of a Gaussian
         smoothing); see :func:`purify_jax.noise.patterns`.
     """
+    chex.assert_rank([keys, images, sigmas], [1, 4, 1])
     choose = lambda key: jax.random.randint(key, (), 0, sigmas.shape[0])
     sigma = sigmas[jax.vmap(choose)(fold_keys(keys, LEVEL))]
     epsilon = normal_like(fold_keys(keys, NOISE), images)
     if perturb is not None:
         epsilon = epsilon + perturb(fold_keys(keys, PATTERN), images) / per_image(sigma, images)
     noisy = images + per_image(sigma, images) * epsilon
+    score = score_fn(noisy)
+    chex.assert_equal_shape([score, noisy])
     # σ(s + ε/σ) in one factor, so that nothing is divided by a small σ and multiplied back.
-    residual = per_image(sigma * scale(sigma), images) * score_fn(noisy) + epsilon
+    residual = per_image(sigma * scale(sigma), images) * score + epsilon
     return 0.5 * jnp.sum(residual.reshape(images.shape[0], -1) ** 2, axis=-1)
 
 
@@ -60,6 +64,7 @@ def denoising_score_matching(
 
 
 def _of_label(log_probs: Array, labels: Array) -> Array:
+    chex.assert_rank([log_probs, labels], [2, 1])
     return jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
 
 
@@ -85,11 +90,11 @@ def margin(log_probs: Array, labels: Array) -> Array:
 
 
 def smooth_error(log_probs: Array, labels: Array) -> Array:
-    """1 / (1 + exp(−margin)): near 1 where the image is misclassified, near 0 where it is far from that.
+    """1 / (1 + exp(−margin)): near 1 for a misclassified image, near 0 for one that is classified safely.
 
-    Its mean over draws comes close to the share of wrong ones, which is what an attack on a random
-    defense wants: a draw that is lost or won by far has no say, where a mean margin or a mean
-    cross-entropy would spend itself on it.
+    Its mean over draws approximates the share of misclassified draws, which an attack on a random defense
+    maximises. Draws far from the decision boundary hardly contribute, whereas they dominate a mean margin
+    or a mean cross-entropy.
 
     >>> smooth_error(jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1]])), jnp.array([0, 0])).round(3).tolist()
     [0.5, 0.10000000149011612]
@@ -101,7 +106,7 @@ def dlr(log_probs: Array, labels: Array) -> Array:
     """Difference of logits ratio, −(z_y − max_{j≠y} z_j)/(z_π1 − z_π3) (Croce & Hein 2020, eq. 6).
 
     Invariant to shift and scale of the logits. Raises InputError for fewer than 3 classes: with two
-    the quotient is −1 for every image that is right, whatever its logits.
+    the quotient is −1 for every image that is classified correctly, whatever its logits.
     """
     _check_classes("dlr", log_probs, 3)
     ordered = jnp.sort(log_probs, axis=-1)

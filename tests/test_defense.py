@@ -38,9 +38,16 @@ def test_one_restart_is_the_first_of_more(models, digits_test):
     plain = defense.Defense(lambda keys, images: (images[None], None), logits_fn)
     with pytest.raises(InputError, match="expected a purifier that has a number of restarts"):
         plain.with_restarts(2)
-    plain.purifier.num_restarts = 3  # said, and not to be changed
+    plain.purifier.num_restarts = 3  # an attribute that cannot be changed
     with pytest.raises(InputError, match="expected a purifier that has a number of restarts"):
         plain.with_restarts(2)
+
+
+def test_a_purifier_without_a_restart_axis_is_named():
+    images = jnp.zeros((5, 2, 2, 1))
+    bare = defense.Defense(lambda keys, images: (images, None), lambda x: x.reshape(len(x), -1))
+    with pytest.raises(InputError, match=r"purifier: output shape \(5, 2, 2, 1\) for images"):
+        bare(keys_for(5), images)
 
 
 def test_undefended_is_the_classifier_itself(models, digits_test):

@@ -1,4 +1,4 @@
-"""Adversarial images as a file (.npz) that anybody can check and score again."""
+"""Adversarial images as a file (.npz), checked when it is written and when it is read."""
 
 import io
 import zipfile
@@ -107,7 +107,7 @@ def save(path: str | Path, saved: SavedImages, **more: Any) -> None:
 
 
 def load(path: str | Path, image_shape: tuple[int, ...] | None = None) -> SavedImages:
-    """The images of a file, checked; further arrays in it are left alone.
+    """The images of a file, checked; further arrays in it are ignored.
 
     Raises InputError for a file that is missing, damaged or lacks arrays, and as :func:`check` does.
     """

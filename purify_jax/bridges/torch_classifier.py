@@ -18,7 +18,7 @@ def logits_from_torch(module: Any, num_classes: int) -> LogitsFn:
     to the host and back; it is not differentiable twice and not exportable. The module is put into
     evaluation mode.
 
-    Raises InputError for what is no module, and, when it is called, for logits of another shape.
+    Raises InputError unless ``module`` is a ``torch.nn.Module``, and on a call for logits of another shape.
     """
     import torch
 

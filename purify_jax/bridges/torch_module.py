@@ -60,14 +60,14 @@ def _torch() -> Any:
         import torch
     except ImportError as error:
         raise InputError(
-            "as_torch_module: PyTorch is not there, expected it installed (the torch extra)"
+            "as_torch_module: PyTorch is not installed, expected the torch extra"
         ) from error
     return torch
 
 
 @functools.cache
 def _classes(torch: Any) -> Any:
-    # Subclasses of what is imported only when it is used.
+    # Subclasses of torch classes, which are imported only when they are used.
     class Pipeline(torch.autograd.Function):
         @staticmethod
         def forward(ctx, images, keys, predict, pull_back):
@@ -77,7 +77,7 @@ def _classes(torch: Any) -> Any:
 
         @staticmethod
         def backward(ctx, cotangents):
-            if torch.is_grad_enabled():  # its result would be a constant, without a word
+            if torch.is_grad_enabled():  # its result would silently be a constant
                 raise InputError("backward: got create_graph=True, expected first derivatives only")
             (images,) = ctx.saved_tensors
             given = np.ascontiguousarray(cotangents.cpu().numpy(), np.float32)

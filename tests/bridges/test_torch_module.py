@@ -222,7 +222,7 @@ def test_without_pytorch_it_is_one_line():
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, env=environment()
     )
     assert done.stdout.strip() == (
-        "as_torch_module: PyTorch is not there, expected it installed (the torch extra)"
+        "as_torch_module: PyTorch is not installed, expected the torch extra"
     ), done.stderr[-2000:]
 
 
