@@ -61,10 +61,9 @@ def test_an_attack_that_leaves_its_ball_is_not_scored():
         evaluate(attack=shift, ball=("linf", 0.1))
     assert len(evaluate(attack=shift, ball=("linf", 0.11))) == 10
 
-    @pj.pytrees.pytree
-    class Declared:
+    class Declared(pj.pytrees.Pytree):
         epsilon: float
-        norm: str = pj.pytrees.static("l2")
+        norm: str = pj.pytrees.static(default="l2")
 
         def __call__(self, keys, images, labels):
             return images + 0.1  # by 0.4 in L2
