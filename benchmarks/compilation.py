@@ -56,7 +56,7 @@ def _exact_gradient(how: str) -> dict:
     )  # a constant of one repeated value would be stored as one value
     params = jax.tree.map(lambda s: jnp.asarray(draws.normal(0, 0.01, s.shape), s.dtype), shapes)
     score_fn = pj.energy.NetworkScore(network, params)
-    purifier = pj.purifier(score_fn, num_steps=2, num_restarts=1)
+    purifier = pj.ADP(score_fn, num_steps=2, num_restarts=1)
     defense = pj.Defense(purifier, lambda x: x.reshape(x.shape[0], -1)[:, :10])
     gradient = pj.attacks.ExactGradient(defense)
     compiled = (pj.jit if how == "arguments" else jax.jit)(gradient)
@@ -73,7 +73,7 @@ def _large(gigabytes: float) -> dict:
     params = jax.tree.map(lambda s: jnp.full(s.shape, 1e-5, s.dtype), shapes)["params"]
     size = sum(x.size * 4 for x in jax.tree.leaves(params)) / 1e9
     score_fn = pj.energy.NetworkScore(network, params)
-    purifier = pj.jit(pj.purifier(score_fn, num_steps=1, num_restarts=1))
+    purifier = pj.jit(pj.ADP(score_fn, num_steps=1, num_restarts=1))
     keys = pj.image_keys(jax.random.key(0), jnp.arange(1))
     found = _measured(purifier, keys, images)
     started = time.perf_counter()

@@ -14,7 +14,6 @@ import purify_jax as pj
 from benchmarks.settings import Settings, torch_or_none
 from purify_jax import attacks, diffusions, networks, purifiers
 from purify_jax.networks.diffusion import ADM
-from purify_jax.purifiers import diffpure
 
 
 def measure(settings: Settings) -> list[dict[str, Any]]:
@@ -82,9 +81,7 @@ def gradient_bytes(network: Any, variables: Any, shape: tuple[int, ...], steps: 
     def gradient(variables: Any, keys: Any, images: Any, labels: Any) -> Any:
         takes = getattr(network, "takes_condition", False)
         apply = lambda x, condition: network.apply(variables, x, *([condition] if takes else []))
-        purifier = purifiers.diffusion_purifier(
-            diffpure.reverse_sde, diffusions.VP(network=apply), t_star=0.1, dt=0.1 / steps
-        )
+        purifier = purifiers.DiffPureSDE(diffusions.VP(apply), t_star=0.1, num_steps=steps)
         defense = pj.Defense(purifier, lambda x: jnp.mean(x, axis=(1, 2)))
         return attacks.ExactGradient(defense)(keys, images, labels)[0]
 

@@ -23,7 +23,7 @@ CURVATURES: dict[str, tuple[Callable, int]] = {
 def purifier(settings: Settings, curvature: Callable, dtype: str = "float32", **changes: Any):
     """The paper's purifier with an untrained NCSNv2."""
     network, params, _ = settings.jax_network(dtype)
-    return purifiers.purifier(
+    return purifiers.ADP(
         energy.NetworkScore(network, params["params"]),
         purifiers.Adaptive(0.05, curvature()),
         num_steps=settings.steps,

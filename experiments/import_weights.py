@@ -17,8 +17,8 @@ from experiments.common import cli
 from purify_jax.atomic import check_output
 from purify_jax.checks import InputError
 
-#: The names of ``models.torch_weights.KINDS`` and ``models.diffusion_weights.KINDS``, said here so that
-#: flags are read before JAX is loaded; tests/project/test_start.py compares them.
+#: The names of ``models.torch_weights.KINDS``, here so that flags are read before JAX is loaded;
+#: tests/project/test_start.py compares them.
 NETWORKS = ("ncsnv2", "preact_resnet18", "resnet", "wide_resnet", "wide_resnet_bias")
 DIFFUSIONS = ("edm", "guided_diffusion", "score_sde")
 
@@ -37,7 +37,7 @@ flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "What floating-point parameters are stored as."
 )
 flags.DEFINE_string("out", None, "Model file to write (.safetensors).", required=True)
-flags.DEFINE_bool("ema", False, "Take the averaged weights of the checkpoint.")
+flags.DEFINE_bool("ema", False, "Take the averaged weights, as a diffusion does by itself.")
 flags.DEFINE_list("image_shape", ["32", "32", "3"], "height,width,channels of the images.")
 flags.DEFINE_bool("quiet", False, "Print the summary only.")
 FLAGS = flags.FLAGS
@@ -64,17 +64,12 @@ def main(argv: list[str]) -> None:
 
 def _import(image_shape: tuple[int, int, int]):
     """(model, table) of the flags: a diffusion takes the averaged weights wherever it has them."""
-    torch_weights, diffusion_weights = pj.models.torch_weights, pj.models.diffusion_weights
-    if FLAGS.kind in NETWORKS:
-        if FLAGS.head_channels is not None:
-            raise InputError(f"head_channels: {FLAGS.kind} has no such setting, expected none")
-        state = torch_weights.read_state_dict(FLAGS.source, ema=FLAGS.ema)
-        return torch_weights.import_model(FLAGS.kind, state, image_shape)
     fields = {} if FLAGS.head_channels is None else {"head_channels": FLAGS.head_channels}
     if fields and FLAGS.kind != "guided_diffusion":
         raise InputError(f"head_channels: {FLAGS.kind} has no such setting, expected none")
-    state = diffusion_weights.read(FLAGS.source)
-    return diffusion_weights.import_diffusion(FLAGS.kind, state, image_shape, **fields)
+    averaged = FLAGS.ema or (None if FLAGS.kind in DIFFUSIONS else False)
+    state = pj.models.torch_weights.read(FLAGS.source, averaged)
+    return pj.models.torch_weights.import_model(FLAGS.kind, state, image_shape, **fields)
 
 
 def _forward(model: pj.models.Model) -> str:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from purify_jax.evaluation import accuracy, certify, evaluate, worst_case
     from purify_jax.keys import fold_keys, image_keys, stream_key
     from purify_jax.models import load_model, pretrained, save_model
-    from purify_jax.purifiers import Adaptive, purifier
+    from purify_jax.purifiers import ADP, Adaptive
     from purify_jax.pytrees import Partial, as_pytree, jit
     from purify_jax.training import train_classifier, train_score_model
 
@@ -56,6 +56,7 @@ _FROM = {
     "InputError": "checks",
     "Partial": "pytrees",
     "accuracy": "evaluation",
+    "ADP": "purifiers",
     "Adaptive": "purifiers",
     "Defense": "defense",
     "as_pytree": "pytrees",
@@ -67,7 +68,6 @@ _FROM = {
     "load_model": "models",
     "load_split": "data",
     "pretrained": "models",
-    "purifier": "purifiers",
     "save_model": "models",
     "sharding": "devices",
     "stream_key": "keys",
@@ -81,6 +81,7 @@ _FROM = {
 _FOUNDATIONS = ("arrays", "atomic", "checks", "costs", "devices", "pytrees")
 
 __all__ = [
+    "ADP",
     "Adaptive",
     "Defense",
     "Execution",
@@ -109,7 +110,6 @@ __all__ = [
     "networks",
     "noise",
     "pretrained",
-    "purifier",
     "purifiers",
     "reporting",
     "save_model",

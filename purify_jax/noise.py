@@ -64,8 +64,8 @@ SCALES = {"unscaled": unscaled, "per_sigma": per_sigma, "per_variance": per_vari
 def patterns(amplitude: float) -> Callable[[Keys, Array], Array]:
     """(keys, images) → blobs and strokes of ±a, a ~ U(0, ``amplitude``), one a per image.
 
-    The sign of a Gaussian field whose grain is 1, 2 or 4 pixels, each as often: what an attack in
-    an Linf ball looks like, where independent noise of the same size looks like nothing of the kind.
+    The sign of a Gaussian field whose grain is 1, 2 or 4 pixels, each as often: an attack
+    within an Linf radius looks like this, while independent noise of the same size does not.
     ``amplitude`` in [0, 1], the range of a pixel; InputError else.
     """
     check_number("amplitude", amplitude, 0.0, 1.0)

@@ -27,12 +27,14 @@ __all__ = ["Jitted", "Partial", "Pytree", "as_pytree", "described", "jit", "pytr
 T = TypeVar("T")
 
 
-def static(*, default: Any = dataclasses.MISSING, kw_only: bool = True) -> Any:
+def static(*, default: Any = dataclasses.MISSING, kw_only: bool = True, init: bool = True) -> Any:
     """A keyword that is part of the structure: hashable, and a new value compiles anew.
 
     ``kw_only=False``: a main operand, which may be given by position too (a network before its parameters).
+    ``init=False``: no argument; ``__post_init__`` computes it from the other fields.
     """
-    return dataclasses.field(default=default, kw_only=kw_only, metadata={"pytree_node": False})
+    metadata = {"pytree_node": False}
+    return dataclasses.field(default=default, init=init, kw_only=kw_only, metadata=metadata)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(static,))

@@ -75,9 +75,7 @@ def test_exact_gradient_against_central_differences_in_float64(models, digits_te
             purifiers.JacobianVectorProduct(),
         ):
             rule = purifiers.Adaptive(0.3, curvature, max_step=0.9)
-            purifier = purifiers.purifier(
-                score_fn, rule, num_steps=5, noise_scale=0.05, num_restarts=2
-            )
+            purifier = purifiers.ADP(score_fn, rule, num_steps=5, noise_scale=0.05, num_restarts=2)
             model = defense.Defense(purifier, logits_fn)
             gradient = jax.jit(attacks.ExactGradient(model, losses.cross_entropy))
             loss = jax.jit(lambda x, m=model: losses.cross_entropy(m(keys_for(3), x), labels))

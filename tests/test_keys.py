@@ -1,6 +1,5 @@
 """Streams of randomness are disjoint: every draw of every purifier, attack and loss is recorded."""
 
-import functools
 import inspect
 import os
 import sys
@@ -20,7 +19,6 @@ from purify_jax.defense import Defense
 from purify_jax.diffusions import FromScore
 from purify_jax.evaluation import certification, detection, fresh_draws, red_flags
 from purify_jax.evaluation.sweeps import AttackedAndScored
-from purify_jax.purifiers import diffpure, guidance, likelihood
 
 pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
 
@@ -99,30 +97,28 @@ def _purifiers():
     noise_score = lambda x, sigma: (0.5 - x) / (0.1 + jnp.reshape(sigma, (-1, 1, 1, 1)) ** 2)
     chain = {"step_size": 0.05, "num_steps": 3, "num_restarts": 2}
     return {
-        "adp": purifiers.purifier(_score, num_steps=2, num_restarts=4),
-        "langevin": purifiers.langevin(_score, **chain),
-        "mala": purifiers.mala(_score, **chain),
-        "annealed": purifiers.annealed(noise_score, (0.3, 0.1), temperature=1.0, num_restarts=2),
-        "flow": purifiers.probability_flow(noise_score, (0.3, 0.1), num_restarts=2),
-        "sde": purifiers.reverse_sde(noise_score, (0.3, 0.1), num_restarts=2),
-        "gradual": purifiers.gradual(noise_score, (0.1, 0.2), steps_per_stage=2, num_restarts=2),
+        "adp": purifiers.ADP(_score, num_steps=2, num_restarts=4),
+        "langevin": purifiers.Langevin(_score, **chain),
+        "mala": purifiers.MALA(_score, **chain),
+        "annealed": purifiers.Annealed(noise_score, (0.3, 0.1), temperature=1.0, num_restarts=2),
+        "flow": purifiers.ProbabilityFlow(noise_score, (0.3, 0.1), num_restarts=2),
+        "sde": purifiers.ReverseSDE(noise_score, (0.3, 0.1), num_restarts=2),
+        "gradual": purifiers.GradualNoise(noise_score, [(0.1, 0.05), (0.2, 0.05)], num_restarts=2),
         "tweedie": purifiers.tweedie(noise_score, 0.2, num_restarts=2),
-        "denoise": purifiers.denoise(noise_score, 0.2),
+        "denoise": purifiers.Denoiser(noise_score, (0.2,)),
         "blur": purifiers.gaussian_blur(0.5),
         **_along_a_diffusion(noise_score),
     }
 
 
 def _along_a_diffusion(noise_score):
-    along = functools.partial(
-        purifiers.diffusion_purifier, diffusion=FromScore(noise_score=noise_score), num_restarts=2
-    )
+    diffusion, short = FromScore(noise_score), {"t_star": 0.003, "num_steps": 3}
     return {
-        "diffpure sde": along(diffpure.reverse_sde, t_star=0.003),
-        "diffpure ode": along(diffpure.probability_flow, t_star=0.003),
-        "ddim": along(diffpure.ddim, t_star=0.003, num_steps=2),
-        "gdmp": along(guidance.guided, t_star=0.002, num_rounds=2),
-        "likelihood": along(likelihood.likelihood_maximisation, num_steps=2),
+        "diffpure sde": purifiers.DiffPureSDE(diffusion, **short, num_restarts=2),
+        "diffpure ode": purifiers.DiffPureODE(diffusion, **short, num_restarts=2),
+        "ddim": purifiers.DDIM(diffusion, t_star=0.003, num_steps=2, num_restarts=2),
+        "gdmp": purifiers.GDMP(diffusion, t_star=0.002, num_rounds=2, num_restarts=2),
+        "likelihood": purifiers.LikelihoodMaximisation(diffusion, num_steps=2, num_restarts=2),
     }
 
 
@@ -136,11 +132,13 @@ def test_a_purifier_never_uses_a_key_twice(recorder, name):
 
 
 def test_every_purifier_of_the_library_is_recorded():
-    """By class, and for the diffusion purifiers by method; a new one must be added above."""
-    recorded = {type(p) for p in _purifiers().values()} | {
-        p.method for p in _along_a_diffusion(None).values()
+    """By class; a new one must be added above."""
+    recorded = {type(p) for p in _purifiers().values()}
+    abstract = {
+        getattr(purifiers, name)
+        for name in purifiers.__all__
+        if name.endswith("Purifier")  # a part of others, or the protocol
     }
-    abstract = {purifiers.LadderPurifier, purifiers.Purifier, purifiers.SteppedPurifier}
     public = {getattr(purifiers, name) for name in purifiers.__all__}
     classes = {
         c
@@ -150,7 +148,6 @@ def test_every_purifier_of_the_library_is_recorded():
         and "keys" in inspect.signature(c.__call__).parameters
     }
     assert classes - abstract <= recorded
-    assert {diffpure.reverse_sde, diffpure.probability_flow, diffpure.ddim} <= recorded
 
 
 def _attacks():

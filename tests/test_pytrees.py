@@ -42,11 +42,9 @@ def _defense(seed, **changes):
     params = score.init(jax.random.key(seed), images)["params"]
     settings = {"num_steps": 2, "num_restarts": 2, "noise_scale": 0.2, "rate": 0.1, **changes}
     rate = settings.pop("rate")
-    purifier = pj.purifier(
-        pj.energy.NetworkScore(score, params), pj.Adaptive(rate=rate), **settings
-    )
+    purifier = pj.ADP(pj.energy.NetworkScore(score, params), pj.Adaptive(rate=rate), **settings)
     variables = classifier.init(jax.random.key(seed + 1), images)
-    return pj.Defense(purifier, pj.models.network_logits(classifier, variables))
+    return pj.Defense(purifier, pj.models.NetworkLogits(classifier, variables))
 
 
 def _attack(defense, epsilon=0.1):
@@ -145,7 +143,7 @@ def test_plain_closures_still_work():
     matrix = jax.random.normal(jax.random.key(0), (64, 10))
     logits_fn = lambda x: x.reshape(x.shape[0], -1) @ matrix
     score_fn = lambda x: 0.5 - x
-    defense = pj.Defense(pj.purifier(score_fn, num_steps=1, num_restarts=2), logits_fn)
+    defense = pj.Defense(pj.ADP(score_fn, num_steps=1, num_restarts=2), logits_fn)
     found = pj.jit(_attack(defense))(keys_for(4), IMAGES, LABELS)
     assert np.abs(np.asarray(found) - IMAGES).max() <= 0.1 + 1e-6
     keys_and_images = lambda keys, x: (x[None], None)
@@ -155,7 +153,7 @@ def test_plain_closures_still_work():
 
 
 def test_sigma_and_lambda_may_be_differentiated():
-    score_fn = purifiers.purifier(lambda x: 0.5 - x, num_steps=2, num_restarts=1)
+    score_fn = purifiers.ADP(lambda x: 0.5 - x, num_steps=2, num_restarts=1)
     total = lambda p: p(keys_for(4), jnp.asarray(IMAGES))[0].sum()
     slope = jax.grad(total)(score_fn.replace(noise_scale=0.1))
     assert np.isfinite(slope.noise_scale)

@@ -37,7 +37,7 @@ def _digits(curvature: Callable, **changes: Any) -> pj.defense.Defense:
     denoiser, classifier = networks.MLP((256, 256)), networks.ConvNet((8, 16))
     key = jax.random.key(0)
     params, variables = denoiser.init(key, images)["params"], classifier.init(key, images)
-    made = purifiers.purifier(
+    made = purifiers.ADP(
         pj.energy.score_from_energy_network(denoiser, params),
         purifiers.Adaptive(0.3, curvature(), max_step=1.0),
         **changes,

@@ -110,7 +110,7 @@ def _check_purification(prefix: str, plain: Mapping[str, Any]) -> None:
     if "purification" in plain:
         _is_section(f"{prefix}purification", plain["purification"])
         where = f"config.{prefix}purification"
-        pj.models.purification.check_settings(plain["purification"], where)
+        pj.models.check_settings(plain["purification"], where)
 
 
 def _is_section(name: str, value: Any) -> None:

@@ -73,8 +73,8 @@ def training_purifier(config: ConfigDict, score_model: pj.models.Model) -> pj.pu
 
     ``config.classifier.purification``, where it is given, replaces settings of the model.
     """
-    given = config.classifier.get("purification", {})
-    return pj.models.model_purifier(score_model, **{**given, "num_restarts": 1})
+    given = pj.models.chosen_settings(score_model, **config.classifier.get("purification", {}))
+    return pj.models.model_purifier(score_model, **pj.models.with_one_restart(given))
 
 
 def train_classifier(

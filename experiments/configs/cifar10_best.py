@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     )
     config.classifier.update({"steps": 39_100, "checkpoint_every": 2000})
     config.classifier.purified = 0.8
-    config.purification.update({"method": "gradual", "num_steps": 4, "noise_scale": 0.25})
-    config.purification.update({"num_restarts": 4})
+    config.purification = ConfigDict(
+        {"method": "gradual", "num_steps": 4, "noise_scale": 0.25, "num_restarts": 4}
+    )
     return config

@@ -34,7 +34,5 @@ def get_config() -> ConfigDict:
             "checkpoint_every": 100,
         }
     )
-    config.purification = ConfigDict(
-        {"method": "tweedie", "num_steps": 1, "noise_scale": 0.25, "num_restarts": 1}
-    )
+    config.purification = ConfigDict({"method": "tweedie", "noise_scale": 0.25, "num_restarts": 1})
     return config

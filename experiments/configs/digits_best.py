@@ -14,6 +14,8 @@ from experiments.configs import digits
 def get_config() -> ConfigDict:
     """Gradual noise 0.125, 0.125, 0.25; a classifier trained on purified images."""
     config = digits.get_config()
-    config.purification.update({"method": "gradual", "num_steps": 4})
+    config.purification = ConfigDict(
+        {"method": "gradual", "num_steps": 4, "noise_scale": 0.25, "num_restarts": 4}
+    )
     config.classifier.purified = 0.8
     return config

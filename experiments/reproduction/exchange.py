@@ -101,7 +101,7 @@ def model_info(suite: str, card: Result, part: Result) -> dict[str, Any]:
         "number_forward_passes": purification["num_restarts"],
         "dataset": card["data"],
         "venue": None,
-        "architecture": f"{network} behind {purification['method']} with {purification['num_steps']} steps",
+        "architecture": f"{network} behind {purification['method']} with {purification.get('num_steps', 1)} steps",
         "eps": fraction(setting["epsilon"]),
         "clean_acc": percent(clean[0]),
         "reported": robust,

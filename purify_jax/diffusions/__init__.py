@@ -10,9 +10,9 @@ from purify_jax.diffusions.denoisers import (
     FromScore,
     LinearSchedule,
     NetworkFn,
+    ScoreAt,
     noise_score,
     pixels,
-    score_at,
     signed,
 )
 
@@ -26,8 +26,8 @@ __all__ = [
     "FromScore",
     "LinearSchedule",
     "NetworkFn",
+    "ScoreAt",
     "noise_score",
     "pixels",
-    "score_at",
     "signed",
 ]

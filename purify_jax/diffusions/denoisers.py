@@ -9,7 +9,7 @@ This module holds the maps between them, and no other does. A diffusion is a pyt
 are its network's variables, so it may be an argument of a compiled function:
 
 - ``diffusion(images, sigma)``: the denoiser, the mean of clean images given the noisy ones;
-- ``diffusion.score(images, sigma)``: (D(x; σ) − x)/σ², a ``baselines.NoiseScore``;
+- ``diffusion.score(images, sigma)``: (D(x; σ) − x)/σ², a ``NoiseScore``;
 - ``diffusion.noise(signed, sigma)``, ``diffusion.noise_at(state, t)``: the predicted noise ε̂, for
   samplers that work in the diffusion's own variables.
 
@@ -18,6 +18,7 @@ Everywhere ``sigma`` and ``t`` are scalars or ``[batch]``.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY
 from typing import Any, TypeAlias
 
 import flax.linen as nn
@@ -26,8 +27,8 @@ import numpy as np
 
 from purify_jax.arrays import per_image
 from purify_jax.checks import check_at_least, check_count
-from purify_jax.pytrees import Partial, Replaceable, pytree, static
-from purify_jax.types import Array, ScoreFn
+from purify_jax.pytrees import Partial, Pytree, static
+from purify_jax.types import Array, NoiseScore, Params
 
 #: (scaled signed images, condition ``[batch]``) → raw output; a pytree.
 NetworkFn: TypeAlias = Callable[[Array, Array], Array]
@@ -43,15 +44,15 @@ def pixels(images: Any) -> Any:
     return 0.5 * (images + 1.0)
 
 
-@pytree
-class BoundNetwork(Replaceable):
+class BoundNetwork(Pytree):
     """A linen network with its variables as leaves: (images, condition) → raw output.
 
     labels: class of the images, for a network with classes: int scalar or ``[batch]``.
     """
 
-    variables: Mapping[str, Any]
-    labels: Any = None
+    _: KW_ONLY
+    variables: Mapping[str, Params]
+    labels: int | Array | None = None
     network: nn.Module = static()
 
     def __call__(self, images: Array, condition: Array) -> Array:
@@ -119,10 +120,10 @@ class LinearSchedule:
 # --- diffusions -------------------------------------------------------------------------------
 
 
-class Diffusion:
+class Diffusion(Pytree):
     """What the diffusions share; each says in ``noise`` how its network predicts the noise."""
 
-    schedule: Any = LinearSchedule()
+    schedule = LinearSchedule()
 
     def noise(self, images: Array, sigma: Array) -> Array:
         """ε̂ in signed images u = clean + s·ε of noise s = ``sigma``, given ``[batch]``."""
@@ -153,7 +154,6 @@ def _each(values: Any, images: Array) -> Array:
     return jnp.broadcast_to(jnp.asarray(values, images.dtype), images.shape[:1])
 
 
-@pytree
 class EDM(Diffusion):
     """EDM's preconditioning (Karras et al. 2022, arXiv 2206.00364, equation 7, table 1).
 
@@ -173,7 +173,6 @@ class EDM(Diffusion):
         return per_image(sigma, images) * images / scale**2 - self.sigma_data / scale * output
 
 
-@pytree
 class VP(Diffusion):
     """Continuous variance-preserving ε-prediction: ε̂ = F(state, 999·t) (score_sde, DiffPure).
 
@@ -192,7 +191,6 @@ class VP(Diffusion):
         return self.network(state, label)[..., : state.shape[-1]]
 
 
-@pytree
 class DiscreteVP(Diffusion):
     """ε-prediction at integer steps: ε̂ = F(state, k), as DDPM and guided-diffusion are trained.
 
@@ -215,7 +213,6 @@ class DiscreteVP(Diffusion):
         return jnp.searchsorted(between, jnp.log(sigma)).astype(sigma.dtype)
 
 
-@pytree
 class VE(Diffusion):
     """Variance exploding: D(u; s) = u + s·F(u; ln(s/2)) (Karras et al. 2022, table 1)."""
 
@@ -225,7 +222,6 @@ class VE(Diffusion):
         return -self.network(images, jnp.log(0.5 * sigma))
 
 
-@pytree
 class FromScore(Diffusion):
     """A diffusion whose noise prediction is a score's: ε̂ = −σ·∇ log p_σ(x), in pixel units.
 
@@ -233,7 +229,7 @@ class FromScore(Diffusion):
     score matching over several levels has one (``models.noise_score``).
     """
 
-    noise_score: Callable[[Array, Array], Array]
+    noise_score: NoiseScore
 
     def noise(self, images: Array, sigma: Array) -> Array:
         level = 0.5 * sigma
@@ -247,19 +243,19 @@ def _root(sigma: Array) -> Array:
 # --- as functions of the library --------------------------------------------------------------
 
 
-def _score(diffusion: Diffusion, images: Array, sigma: Array) -> Array:
-    return diffusion.score(images, sigma)
-
-
-def _score_at(diffusion: Diffusion, sigma: Array, images: Array) -> Array:
-    return diffusion.score(images, sigma)
-
-
-def noise_score(diffusion: Diffusion) -> Callable[[Array, Array], Array]:
+def noise_score(diffusion: Diffusion) -> NoiseScore:
     """(images, σ) → ∇ log p_σ, for the annealed purifiers; a pytree."""
-    return Partial(_score, diffusion)
+    return Partial(Diffusion.score, diffusion)
 
 
-def score_at(diffusion: Diffusion, sigma: float | Array) -> ScoreFn:
-    """Images → ∇ log p_σ at one noise level σ in pixel units, a ``ScoreFn``; a pytree."""
-    return Partial(_score_at, diffusion, jnp.asarray(sigma, jnp.float32))
+class ScoreAt(Pytree):
+    """Images → ∇ log p_σ at one noise level σ in pixel units: a ``ScoreFn``."""
+
+    noise_score: NoiseScore
+    sigma: float | Array
+
+    def __post_init__(self) -> None:
+        self.fill(sigma=jnp.asarray(self.sigma, jnp.float32))
+
+    def __call__(self, images: Array) -> Array:
+        return self.noise_score(images, jnp.asarray(self.sigma))

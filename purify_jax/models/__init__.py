@@ -1,8 +1,7 @@
 """Models: files, what a file's settings make of them, published weights, models that ship, exports."""
 
-from purify_jax.models import diffusion_weights, exporting, pretrained, torch_weights
+from purify_jax.models import exporting, pretrained, torch_weights
 from purify_jax.models.files import (
-    Model,
     check_tensors,
     expected_shapes,
     load_model,
@@ -11,16 +10,20 @@ from purify_jax.models.files import (
 from purify_jax.models.headers import ROLES, SCORE_ROLES
 from purify_jax.models.methods import (
     METHODS,
+    PUBLISHED,
     adp_purifier,
+    check_settings,
+    chosen_settings,
     model_purifier,
     step_rule,
+    with_one_restart,
 )
-from purify_jax.models.purification import PUBLISHED
+from purify_jax.models.model import Model
 from purify_jax.models.settings import (
     DIFFUSIONS,
+    NetworkLogits,
     diffusion,
     logits_fn,
-    network_logits,
     noise_score,
     score_fn,
     smallest_sigma,
@@ -33,16 +36,17 @@ __all__ = [
     "ROLES",
     "SCORE_ROLES",
     "Model",
+    "NetworkLogits",
     "adp_purifier",
+    "check_settings",
     "check_tensors",
+    "chosen_settings",
     "diffusion",
-    "diffusion_weights",
     "expected_shapes",
     "exporting",
     "load_model",
     "logits_fn",
     "model_purifier",
-    "network_logits",
     "noise_score",
     "pretrained",
     "save_model",
@@ -50,4 +54,5 @@ __all__ = [
     "smallest_sigma",
     "step_rule",
     "torch_weights",
+    "with_one_restart",
 ]

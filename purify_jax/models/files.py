@@ -1,7 +1,6 @@
 """Models as files: safetensors with the architecture in the header."""
 
 import contextlib
-import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Mapping
@@ -21,33 +20,8 @@ from purify_jax import networks
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError, shown
 from purify_jax.models.headers import ROLES, Header
+from purify_jax.models.model import Model
 from purify_jax.networks.fields import least_layers
-from purify_jax.pytrees import described
-from purify_jax.types import Params
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Model:
-    """A network with its variables and what is needed to use it.
-
-    role: what the network's output is: "energy", "score", "classifier", or "diffusion": what the
-      diffusion that the metadata name predicts (``models.diffusion``).
-    variables: ``{"params": ...}`` and, where the network has them, ``{"batch_stats": ...}``.
-    image_shape: ``(height, width, channels)`` that it was trained on.
-    metadata: anything else worth keeping, as JSON: data set, purification settings, versions.
-    """
-
-    role: str
-    network: nn.Module
-    variables: Mapping[str, Params]
-    image_shape: tuple[int, int, int]
-    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    __repr__ = described
-
-    @property
-    def params(self) -> Params:
-        """The trainable parameters."""
-        return self.variables["params"]
 
 
 def save_model(path: str | Path, model: Model, dtype: Any = None) -> None:

@@ -9,7 +9,7 @@ import flax.linen as nn
 
 from purify_jax import networks, noise
 from purify_jax.checks import InputError, check_choice, check_count, check_number, shown
-from purify_jax.models.purification import check_settings
+from purify_jax.models.methods import check_settings
 
 FORMAT = "purify_jax"
 #: The roles of models that purify, and all.

@@ -1,7 +1,7 @@
 """Saved models → the functions that the library works with."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,9 +10,9 @@ from purify_jax import diffusions, energy, noise
 from purify_jax.arrays import per_image
 from purify_jax.checks import InputError
 from purify_jax.diffusions import BoundNetwork, Diffusion
-from purify_jax.models.files import Model
+from purify_jax.models.model import Model
 from purify_jax.networks import ADM
-from purify_jax.pytrees import pytree, static
+from purify_jax.pytrees import Pytree, static
 from purify_jax.types import Array, LogitsFn, NoiseScore, Params, ScoreFn
 
 #: What ``metadata["diffusion"]["form"]`` may say of a model of the role "diffusion".
@@ -22,6 +22,8 @@ DIFFUSIONS: Mapping[str, Callable[..., Diffusion]] = {
     "discrete_vp": diffusions.DiscreteVP,
     "ve": diffusions.VE,
 }
+#: σ → what a network's output is multiplied by: one of ``noise.SCALES``.
+Scale: TypeAlias = Callable[[Array], Array]
 #: σ in pixel units at which a diffusion serves as one score, unless its file says another.
 REFERENCE_SIGMA = 0.1
 
@@ -34,11 +36,11 @@ def score_fn(model: Model) -> ScoreFn:
         return energy.NetworkScore(model.network, model.params)
     if model.role == "diffusion":
         given = model.metadata.get("diffusion", {}).get("reference_sigma", REFERENCE_SIGMA)
-        return diffusions.score_at(diffusion(model), given)
+        return diffusions.ScoreAt(diffusions.noise_score(diffusion(model)), given)
     raise InputError(f"model: got a {model.role}, expected an energy, score or diffusion model")
 
 
-def diffusion(model: Model, labels: Any = None) -> Diffusion:
+def diffusion(model: Model, labels: int | Array | None = None) -> Diffusion:
     """A model as a diffusion: a denoiser D(x; σ) and what diffusion purifiers ask of it.
 
     Of the role "diffusion", by the form in its metadata; an energy or score model by its
@@ -80,19 +82,16 @@ def noise_score(model: Model) -> NoiseScore:
             "under metadata.training.scale"
         )
     if getattr(model.network, "noise_conditional", False):
-        return ConditionalScore(
-            params=model.params, network=model.network, scale=noise.SCALES[name]
-        )
-    return ScaledScore(score_fn=score_fn(model), scale=noise.SCALES[name])
+        return ConditionalScore(model.params, network=model.network, scale=noise.SCALES[name])
+    return ScaledScore(score_fn(model), scale=noise.SCALES[name])
 
 
-@pytree
-class ConditionalScore:
-    """The score of a network that is told σ; see :func:`noise_score`."""
+class ConditionalScore(Pytree):
+    """The score of a network that is told σ, (images, σ) → scale(σ)·f(x, σ); see :func:`noise_score`."""
 
     params: Params
     network: nn.Module = static()
-    scale: Any = static()
+    scale: Scale = static()
 
     def __call__(self, images: Array, sigma: Array) -> Array:
         sigma = jnp.asarray(sigma)
@@ -100,12 +99,11 @@ class ConditionalScore:
         return _times(self.scale(sigma), output)
 
 
-@pytree
-class ScaledScore:
-    """See :func:`noise_score`."""
+class ScaledScore(Pytree):
+    """The score of a network that is not told σ, (images, σ) → scale(σ)·f(x); see :func:`noise_score`."""
 
     score_fn: ScoreFn
-    scale: Any = static()
+    scale: Scale = static()
 
     def __call__(self, images: Array, sigma: Array) -> Array:
         return _times(self.scale(jnp.asarray(sigma)), self.score_fn(images))
@@ -130,20 +128,17 @@ def logits_fn(model: Model) -> LogitsFn:
     """Images → logits of a classifier model, with its batch statistics frozen."""
     if model.role != "classifier":
         raise InputError(f"model: got a {model.role}, expected a classifier")
-    return network_logits(model.network, model.variables)
+    return NetworkLogits(model.network, model.variables)
 
 
-@pytree
-class NetworkLogits:
-    """See :func:`network_logits`."""
+class NetworkLogits(Pytree):
+    """Images → logits of a linen network with all its variables (``{"params": ...}`` and others)."""
 
-    variables: Params
-    network: nn.Module = static()
+    network: nn.Module = static(kw_only=False)
+    variables: Mapping[str, Params]
+
+    def __post_init__(self) -> None:
+        self.fill(variables=dict(self.variables))
 
     def __call__(self, images: Array) -> Array:
-        return self.network.apply(self.variables, images)  # type: ignore[return-value]
-
-
-def network_logits(network: nn.Module, variables: Params) -> NetworkLogits:
-    """Images → logits of a linen network with all its variables (``{"params": ...}`` and others)."""
-    return NetworkLogits(network=network, variables=dict(variables))
+        return jnp.asarray(self.network.apply(self.variables, images))

@@ -1,34 +1,34 @@
 """Purifiers: (keys, images) → (purified images of every restart, diagnostics).
 
-The paper's (:func:`purifier`), Markov chains, diffusions, and filters as controls; all share one loop
-over restarts and steps and are pytrees.
+The paper's (:class:`ADP`), Markov chains, ladders of noise levels, diffusions, and filters as controls. All
+share one loop over restarts and steps, and are pytrees.
 """
 
-from purify_jax.purifiers import diffpure, guidance, likelihood
-from purify_jax.purifiers.adp import (
-    ADP,
-    PublishedPixelScaling,
-    published_pixel_scaling,
-    purifier,
-)
-from purify_jax.purifiers.chains import MALA, Langevin, langevin, mala
+from purify_jax.purifiers import guidance
+from purify_jax.purifiers.adp import ADP, PublishedPixelScaling
+from purify_jax.purifiers.chains import MALA, Langevin
 from purify_jax.purifiers.compression import jpeg
-from purify_jax.purifiers.diffpure import DiffusionPurifier, diffusion_purifier
-from purify_jax.purifiers.diffusions import (
+from purify_jax.purifiers.diffpure import (
+    DDIM,
+    DiffPureODE,
+    DiffPureSDE,
+    DiffusionPurifier,
+    VPPurifier,
+)
+from purify_jax.purifiers.filters import gaussian_blur, identity
+from purify_jax.purifiers.guidance import GDMP
+from purify_jax.purifiers.ladders import (
     Annealed,
+    Denoiser,
     GradualNoise,
     LadderPurifier,
     ProbabilityFlow,
     ReverseSDE,
-    annealed,
-    denoise,
-    gradual,
-    probability_flow,
-    reverse_sde,
     tweedie,
 )
-from purify_jax.purifiers.filters import filtered, gaussian_blur, identity
+from purify_jax.purifiers.likelihood import LikelihoodMaximisation
 from purify_jax.purifiers.loop import (
+    ClippedPurifier,
     Filter,
     Purifier,
     SteppedPurifier,
@@ -48,11 +48,17 @@ from purify_jax.purifiers.step_rules import (
 
 __all__ = [
     "ADP",
+    "DDIM",
+    "GDMP",
     "MALA",
     "Adaptive",
     "Annealed",
+    "ClippedPurifier",
     "Constant",
     "Curvature",
+    "Denoiser",
+    "DiffPureODE",
+    "DiffPureSDE",
     "DiffusionPurifier",
     "Filter",
     "FiniteDifference",
@@ -61,6 +67,7 @@ __all__ = [
     "JacobianVectorProduct",
     "LadderPurifier",
     "Langevin",
+    "LikelihoodMaximisation",
     "ProbabilityFlow",
     "PublishedPixelScaling",
     "Purifier",
@@ -68,24 +75,12 @@ __all__ = [
     "Secant",
     "StepRule",
     "SteppedPurifier",
-    "annealed",
-    "denoise",
-    "diffpure",
-    "diffusion_purifier",
-    "filtered",
+    "VPPurifier",
     "gaussian_blur",
-    "gradual",
     "guidance",
     "identity",
     "is_deterministic",
     "jpeg",
-    "langevin",
-    "likelihood",
-    "mala",
-    "probability_flow",
-    "published_pixel_scaling",
-    "purifier",
-    "reverse_sde",
     "score_of",
     "tweedie",
 ]

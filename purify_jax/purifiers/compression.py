@@ -50,7 +50,7 @@ def quantisation_table(table: np.ndarray, quality: int) -> np.ndarray:
 
 
 def _round_through(x: Array) -> Array:
-    # Rounding has derivative 0 almost everywhere, which would stop an attacker for no good reason.
+    # Rounding has derivative 0 almost everywhere, which would stop a gradient attack at a fixed filter.
     return x + jax.lax.stop_gradient(jnp.round(x) - x)
 
 
@@ -58,14 +58,14 @@ def jpeg(quality: int) -> Filter:
     """JPEG at a quality of 1 to 100, colour without subsampling; rounding differentiates as 1.
 
     Equals Pillow's within two grey levels of 255, but for a few blocks where Pillow's integer
-    transform rounds a coefficient the other way (tested). Images whose sides are no multiples of
-    8 are continued by their edges. Raises InputError for another quality or number of channels.
+    transform rounds a coefficient the other way (tested). Images whose sides are not
+    multiples of 8 are padded with their edges. Raises InputError for another quality or number of channels.
     """
     check_count("quality", quality, 1, 100)
     tables = tuple(
         jnp.asarray(quantisation_table(t, quality), jnp.float32) for t in (_LUMINANCE, _CHROMINANCE)
     )
-    return Filter(function=Partial(_compress, tables))
+    return Filter(Partial(_compress, tables))
 
 
 def _compress(tables: tuple[Array, Array], images: Array) -> Array:

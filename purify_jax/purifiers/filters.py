@@ -1,7 +1,5 @@
 """Controls: deterministic filters in a purifier's place, and no purifier at all."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
@@ -16,12 +14,7 @@ def _unchanged(images: Array) -> Array:
 
 
 #: The purifier that does nothing: one restart, zero steps. The undefended case.
-identity = Filter(function=Partial(_unchanged), bounds=None)
-
-
-def filtered(function: Callable[[Array], Array]) -> Filter:
-    """A deterministic map of images as a purifier of one restart."""
-    return Filter(function=function)
+identity = Filter(_unchanged, bounds=None)
 
 
 def gaussian_blur(sigma: float) -> Filter:
@@ -31,7 +24,7 @@ def gaussian_blur(sigma: float) -> Filter:
         return identity
     reach = int(4 * sigma + 0.5)
     weights = jnp.exp(-0.5 * (jnp.arange(-reach, reach + 1) / sigma) ** 2)
-    return Filter(function=Partial(_convolved, weights / jnp.sum(weights)))
+    return Filter(Partial(_convolved, weights / jnp.sum(weights)))
 
 
 def _convolved(weights: Array, images: Array) -> Array:

@@ -21,7 +21,7 @@ from purify_jax.data import Dataset, to_float
 from purify_jax.devices import sharding
 from purify_jax.devices.execution import Execution
 from purify_jax.keys import stream_key
-from purify_jax.models.files import Model
+from purify_jax.models.model import Model
 from purify_jax.pytrees import Jitted, Pytree, static
 from purify_jax.training.augmentation import alternating_flip, random_crop
 from purify_jax.training.loop import fit

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from purify_jax.atomic import SaveError, write_atomically
 from purify_jax.checks import InputError
-from purify_jax.models.files import Model
+from purify_jax.models.model import Model
 
 
 class TrainingCheckpoints:

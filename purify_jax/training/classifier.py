@@ -14,7 +14,7 @@ from purify_jax.data import Batches, Dataset, as_training_data
 from purify_jax.data.iterators import Source
 from purify_jax.devices.execution import Execution
 from purify_jax.keys import stream_key
-from purify_jax.models.files import Model
+from purify_jax.models.model import Model
 from purify_jax.purifiers import Purifier
 from purify_jax.training.augmentation import CropAndPurify
 from purify_jax.training.checkpoints import claim_inputs

@@ -24,8 +24,8 @@ from purify_jax.data import Batches, Dataset, as_training_data
 from purify_jax.data.iterators import Source
 from purify_jax.devices.execution import Execution
 from purify_jax.keys import LEVEL, NOISE, fold_keys, normal_like, stream_key
-from purify_jax.models.files import Model
-from purify_jax.models.purification import check_settings
+from purify_jax.models.methods import check_settings
+from purify_jax.models.model import Model
 from purify_jax.pytrees import Pytree, static
 from purify_jax.training.loop import minimise
 from purify_jax.training.metrics import DenoisedSheet

@@ -17,7 +17,7 @@ from purify_jax.checks import (
 )
 from purify_jax.data import Batches, Dataset
 from purify_jax.keys import stream_key
-from purify_jax.models.files import Model
+from purify_jax.models.model import Model
 from purify_jax.models.versions import versions
 from purify_jax.training.optimizers import KERNELS, scale_by_muon
 

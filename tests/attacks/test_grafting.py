@@ -18,7 +18,7 @@ LABELS = np.zeros(3, np.int32)
 
 def _noise_alone(restarts=1, sigma=0.02):
     """A purifier that only adds noise: its Jacobian is the identity."""
-    return purifiers.purifier(
+    return purifiers.ADP(
         lambda x: jnp.zeros_like(x), purifiers.Constant(0.1), num_steps=1,
         noise_scale=sigma, num_restarts=restarts,
     )  # fmt: skip
@@ -32,7 +32,7 @@ def _square_of_norm(images):
 
 def _curved(restarts=1):
     """A defense whose Jacobian depends on the noise: a pull towards 0.5 that grows with the distance."""
-    purifier = purifiers.purifier(
+    purifier = purifiers.ADP(
         lambda x: 0.3 * (0.5 - x) + 4 * (0.5 - x) ** 3, purifiers.Constant(0.5), num_steps=2,
         noise_scale=0.05, num_restarts=restarts,
     )  # fmt: skip

@@ -20,7 +20,7 @@ OTHERS = {"exhaustive": 6080 / 400, "honest": 1000 / 400}
 
 
 def _defense():
-    purifier = purifiers.purifier(
+    purifier = purifiers.ADP(
         lambda x: 0.3 * (0.5 - x), purifiers.Constant(0.1), num_steps=1, num_restarts=1
     )
     return Defense(purifier, lambda x: x.reshape(len(x), -1)[:, :3])

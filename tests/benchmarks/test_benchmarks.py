@@ -74,7 +74,7 @@ def test_pytorch_network_purification_and_gradients_are_the_librarys(twins):
     np.testing.assert_allclose(back(module(x)), score_fn(images), atol=1e-4)
     # Without noise both are deterministic; a large rate, so that something moves.
     steps, rate = 2, 0.5
-    purifier = purifiers.purifier(
+    purifier = purifiers.ADP(
         score_fn, purifiers.Adaptive(rate), num_steps=steps, noise_scale=0.0, num_restarts=1
     )
     options = {"steps": steps, "noise_scale": 0.0, "rate": rate}

@@ -84,7 +84,7 @@ def test_free_memory_is_the_least_of_the_machine_and_its_control_groups(tmp_path
 
 
 def test_only_open_numbers_are_lowered():
-    purifier = pj.purifier(jnp.negative, num_restarts=4)
+    purifier = pj.ADP(jnp.negative, num_restarts=4)
     defense = pj.Defense(purifier, lambda x: x.mean((1, 2)))
     pinned = defense.replace(purifier=defense.purifier.replace(restarts_at_once=4))
     mean = lambda d, at_once=None: attacks.MeanPrediction(d, num_samples=8, samples_at_once=at_once)
@@ -121,7 +121,7 @@ def made():
     """A defense of 4 restarts whose hidden layer takes 0.26 MB an image and restart, and images."""
     keys = jax.random.split(jax.random.key(0), 2)
     weights = jax.random.normal(keys[0], (3, WIDTH))
-    purifier = pj.purifier(Partial(_score, weights), num_steps=2, noise_scale=0.1, num_restarts=4)
+    purifier = pj.ADP(Partial(_score, weights), num_steps=2, noise_scale=0.1, num_restarts=4)
     images = np.asarray(jax.random.uniform(keys[1], (COUNT, 32, 32, 3)))
     labels = np.arange(COUNT) % 10
     return pj.Defense(purifier, Partial(_logits, weights)), images, labels
@@ -259,7 +259,7 @@ from purify_jax.devices import memory, sharding
 weights = jax.random.normal(jax.random.key(0), (3, 64))
 score = lambda weights, x: jnp.tanh(x @ weights) @ weights.T - x
 logits = lambda weights, x: jnp.mean(x, axis=(1, 2)) @ weights[:, :10]  # of all restarts, in little memory
-purifier = pj.purifier(pj.Partial(score, weights), pj.purifiers.Constant(0.1), num_restarts=16)
+purifier = pj.ADP(pj.Partial(score, weights), pj.purifiers.Constant(0.1), num_restarts=16)
 defense = pj.Defense(purifier, pj.Partial(logits, weights))
 images, keys = np.full((6, 32, 32, 3), 0.5, np.float32), pj.image_keys(jax.random.key(1), np.arange(6))
 found = memory.divided(defense, sharding.data_mesh())(keys, images)

@@ -12,40 +12,47 @@ from purify_jax import diffusions
 from purify_jax.checks import InputError
 from purify_jax.diffusions import VE, VP, BoundNetwork
 from purify_jax.networks.diffusion import DDPMpp
-from purify_jax.purifiers.diffpure import (
-    ddim,
-    diffuse,
-    diffusion_purifier,
-    probability_flow,
-    reverse_sde,
+from purify_jax.purifiers import (
+    DDIM,
+    GDMP,
+    DiffPureODE,
+    DiffPureSDE,
+    LikelihoodMaximisation,
+    diffpure,
 )
-from purify_jax.purifiers.guidance import guided
-from purify_jax.purifiers.likelihood import likelihood_maximisation
 
 pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
 
 SHORT = [
-    (reverse_sde, {"t_star": 0.05, "dt": 0.02}, 3),
-    (probability_flow, {"t_star": 0.05, "dt": 0.02}, 3),
-    (ddim, {"num_steps": 2}, 2),
-    (guided, {"t_star": 0.002, "num_rounds": 2}, 4),
-    (likelihood_maximisation, {"num_steps": 2}, 2),
+    (DiffPureSDE, {"t_star": 0.05, "num_steps": 3}, 3),
+    (DiffPureODE, {"t_star": 0.05, "num_steps": 3}, 3),
+    (DDIM, {"num_steps": 2}, 2),
+    (GDMP, {"t_star": 0.002, "num_rounds": 2}, 4),
+    (LikelihoodMaximisation, {"num_steps": 2}, 2),
 ]
 NAMES = [method.__name__ for method, _, _ in SHORT]
 
 
-def test_diffpure_golden_with_its_stored_noise(golden):
+def purified(purifier, keys, images):
+    """The images of one restart, of any value, from its own keys."""
+    return purifier.replace(bounds=None)._one_restart(keys, images)[0]
+
+
+def test_diffpure_golden_with_its_stored_noise(golden, monkeypatch):
     data = golden("diffpure_vp")
     images, keys = nhwc(data["images01"]), keys_for(2)
     first, steps = nhwc(data["first_noise"]), nhwc(data["step_noise"])
-    start = diffuse(keys, images, 0.02, first_noise=first)
-    assert close(start, data["diffused"])
-    run = lambda diffusion: reverse_sde(
-        diffusion, keys, images, t_star=0.02, first_noise=first, step_noise=steps
+    # A step's key is its index here, so that the stored noise can be looked up.
+    monkeypatch.setattr(diffpure, "fold_keys", lambda keys, index: index)
+    draw = lambda keys, images: steps[keys] if keys.ndim == 0 else first
+    monkeypatch.setattr(diffpure, "normal_like", draw)
+    purifier = DiffPureSDE(
+        VP(bound("diffpure_vp", "score_sde")), t_star=0.02, num_steps=20, bounds=None
     )
-    _, trace = compiled(run, VP(network=bound("diffpure_vp", "score_sde")))
-    assert trace.step_sizes.shape == trace.score_norms.shape == (20, 2)
-    assert close(diffusions.signed(trace.images), data["purified"])
+    assert close(purifier.start(keys, images)[0], data["diffused"])
+    _, (found, info) = compiled(lambda purifier: purifier(keys, images), purifier)
+    assert info.step_sizes.shape == info.score_norms.shape == (20, 1, 2)
+    assert close(diffusions.signed(found[0]), data["purified"])
 
 
 # --- Gaussian data ----------------------------------------------------------------------------
@@ -58,19 +65,19 @@ def _samples(count=4000, spread=SPREAD):
 
 
 @pytest.mark.parametrize("name", ["vp", "edm"])
-@pytest.mark.parametrize("method", [reverse_sde, probability_flow])
+@pytest.mark.parametrize("method", [DiffPureSDE, DiffPureODE])
 def test_purified_data_keeps_the_data_law(name, method):
-    run = lambda keys, x: method(GAUSSIAN[name], keys, x, t_star=0.3, dt=2e-3).images
-    _, out = compiled(run, keys_for(4000), _samples())
+    purifier = method(GAUSSIAN[name], t_star=0.3, num_steps=150)
+    _, out = compiled(purified, purifier, keys_for(4000), _samples())
     # Standard errors of mean and deviation at 16,000 pixels: 0.8% and 0.6% of the spread.
     assert abs(float(out.mean()) - MEAN) < 0.03 * SPREAD
     assert abs(float(out.std()) / SPREAD - 1) < 0.03
 
 
-def test_reverse_sde_moves_other_data_to_the_law():
+def test_diffpure_moves_other_data_to_the_law():
     # From t = 1 nothing of the start is left.
-    run = lambda keys, x: reverse_sde(GAUSSIAN["vp"], keys, x, t_star=1.0, dt=2e-3).images
-    _, out = compiled(run, keys_for(4000), jnp.zeros((4000, 2, 2, 1)))
+    purifier = DiffPureSDE(GAUSSIAN["vp"], t_star=1.0, num_steps=500)
+    _, out = compiled(purified, purifier, keys_for(4000), jnp.zeros((4000, 2, 2, 1)))
     assert abs(float(out.mean()) - MEAN) < 0.03 * SPREAD
     assert abs(float(out.std()) / SPREAD - 1) < 0.03
 
@@ -88,9 +95,9 @@ def test_probability_flow_and_ddim_reach_the_closed_form():
     vp = GAUSSIAN["vp"]
 
     def run(keys, images):
-        few = [ddim(vp, keys, images, t_star=t, num_steps=n).images for n in (5, 10, 80)]
-        flow = probability_flow(vp, keys, images, t_star=t).images
-        return _flow(diffuse(keys, images, t), t), flow, few
+        few = [purified(DDIM(vp, t_star=t, num_steps=n), keys, images) for n in (5, 10, 80)]
+        ode = DiffPureODE(vp, t_star=t, num_steps=200)
+        return _flow(ode.start(keys, images)[0], t), purified(ode, keys, images), few
 
     _, (expected, flow, few) = compiled(run, keys, images)
     np.testing.assert_allclose(flow, expected, atol=2e-3)
@@ -104,7 +111,7 @@ def test_probability_flow_and_ddim_reach_the_closed_form():
 @pytest.mark.parametrize("name", ["vp", "discrete"])
 def test_gdmp_without_guidance_samples_and_with_it_stays_near(name):
     settings = {"t_star": 0.2, "num_rounds": 1, "clip_denoised": False}
-    run = lambda keys, x, g: guided(GAUSSIAN[name], keys, x, guidance=g, **settings).images
+    run = lambda keys, x, g: purified(GDMP(GAUSSIAN[name], guidance=g, **settings), keys, x)
     images, keys = _samples(1000), keys_for(1000)
     run, free = compiled(run, keys, images, 0.0)
     assert abs(float(free.mean()) - MEAN) < 0.08 * SPREAD
@@ -122,18 +129,16 @@ def test_gdmp_rounds_begin_anew_from_the_purified_image():
             (2 * answer - 1 - x) / (2 * jnp.exp(condition))[:, None, None, None]
         )
     )
-    trace = guided(
-        knows, keys_for(2), jnp.ones((2, 2, 2, 1)), t_star=0.01, num_rounds=3, guidance=0.0
-    )
-    np.testing.assert_allclose(trace.images, answer, atol=1e-5)
-    assert trace.step_sizes.shape == (30, 2)
+    purifier = GDMP(knows, t_star=0.01, num_rounds=3, guidance=0.0)
+    found, info = purifier(keys_for(2), jnp.ones((2, 2, 2, 1)))
+    np.testing.assert_allclose(found[0], answer, atol=1e-5)
+    assert info.step_sizes.shape == (30, 1, 2)
 
 
 def test_likelihood_maximisation_climbs_to_the_mode():
     images, keys = _samples(8, 0.3), keys_for(8)
-    run = lambda keys, x, n: (
-        likelihood_maximisation(GAUSSIAN["edm"], keys, x, num_steps=n, step_size=0.02).images
-    )
+    made = LikelihoodMaximisation(GAUSSIAN["edm"], step_size=0.02)
+    run = lambda keys, x, n: purified(made.replace(num_steps=n), keys, x)
     _, (one, many) = compiled(lambda *both: [run(*both, n) for n in (1, 100)], keys, images)
     distance = lambda x: float(jnp.abs(x - MEAN).mean())
     assert distance(many) < 0.2 * distance(images)
@@ -146,7 +151,7 @@ def test_likelihood_maximisation_climbs_to_the_mode():
 
 @pytest.mark.parametrize(("method", "settings", "steps"), SHORT, ids=NAMES)
 def test_purifiers_have_the_librarys_form(method, settings, steps):
-    purify = diffusion_purifier(method, GAUSSIAN["vp"], num_restarts=2, **settings)
+    purify = method(GAUSSIAN["vp"], num_restarts=2, **settings)
     images = jax.random.uniform(jax.random.key(0), (3, 4, 4, 3))
     keys = keys_for(3)
     arguments = purify, keys, images
@@ -168,7 +173,7 @@ def test_gradients_are_exact(method, settings, steps):
     images = jnp.full((1, 1, 1, 2), 0.4) + 0.1 * direction
 
     def total(x):
-        return jnp.sum(direction * method(GAUSSIAN["edm"], keys, x, **settings).images)
+        return jnp.sum(direction * purified(method(GAUSSIAN["edm"], **settings), keys, x))
 
     h = 3e-3
     _, gradient = compiled(jax.grad(total), images)
@@ -184,7 +189,7 @@ def test_exact_gradients_store_one_image_a_step():
 
     def memory(count):
         total = lambda diffusion, keys, x: jnp.sum(
-            reverse_sde(diffusion, keys, x, dt=0.1 / count).images
+            purified(DiffPureSDE(diffusion, num_steps=count), keys, x)
         )
         program = jax.jit(jax.grad(total, argnums=2)).lower(diffusion, keys_for(4), images)
         return program.compile().memory_analysis().temp_size_in_bytes
@@ -193,18 +198,25 @@ def test_exact_gradients_store_one_image_a_step():
     assert memory(100) - stored < 1.05 * memory(10)
 
 
-def test_bad_settings_are_named():
-    images, keys = jnp.ones((1, 2, 2, 1)), keys_for(1)
-    for settings, message in (
-        ({"t_star": 1.5}, "t_star: got 1.5"),
-        ({"t_star": 1e-6}, "t_star: got 1e-06"),
-        ({"dt": 0.0}, "dt: got 0.0"),
-    ):
-        with pytest.raises(InputError, match=message):
-            reverse_sde(GAUSSIAN["vp"], keys, images, **settings)
-    with pytest.raises(InputError, match="t_star: got 0"):
-        ddim(GAUSSIAN["vp"], keys, images, t_star=0.0)
-    with pytest.raises(InputError, match="num_restarts: got 0"):
-        diffusion_purifier(ddim, GAUSSIAN["vp"], num_restarts=0)
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        (DiffPureSDE, {"t_star": 1.5}, "t_star: got 1.5, expected 0.001 to 1"),
+        (DiffPureSDE, {"t_star": 1e-6}, "t_star: got 1e-06"),
+        (DiffPureSDE, {"end_time": 0.002}, "end_time: got 0.002"),
+        (DiffPureODE, {"num_steps": 0}, "num_steps: got 0"),
+        (DiffPureODE, {"num_steps": 10**6}, "num_steps: got 1000000, expected .* 1 to 100000"),
+        (DDIM, {"t_star": 0.0}, "t_star: got 0"),
+        (DDIM, {"num_restarts": 0}, "num_restarts: got 0"),
+        (GDMP, {"t_star": 0.0}, "t_star: got 0"),
+        (GDMP, {"num_rounds": 0}, "num_rounds: got 0"),
+    ],
+)
+def test_bad_settings_are_named(method, settings, message):
+    with pytest.raises(InputError, match=message):
+        method(GAUSSIAN["vp"], **settings)
+
+
+def test_images_of_another_rank_are_named():
     with pytest.raises(InputError, match="images: got rank 2"):
-        diffusion_purifier(ddim, GAUSSIAN["vp"])(keys, jnp.ones((2, 2)))
+        DDIM(GAUSSIAN["vp"])(keys_for(1), jnp.ones((2, 2)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_diffusions import compiled
 
-from purify_jax.models import diffusion_weights
+from purify_jax.models import expected_shapes
 from purify_jax.networks.diffusion import ADM, DDPMpp, SongUNet, edm_ncsnpp
 from purify_jax.networks.diffusion.blocks import Attention
 from purify_jax.networks.diffusion.resampling import BINOMIAL, BOX, double, halve
@@ -42,7 +42,7 @@ def random_variables(network, side):
 )
 def test_published_parameter_counts(network, side, count):
     # The frequencies of Fourier features are constants, not parameters.
-    found = diffusion_weights.expected_shapes(network, (side, side, 3))
+    found = expected_shapes(network, (side, side, 3))
     sizes = [int(np.prod(shape)) for name, shape in found.items() if name.startswith("params/")]
     assert sum(sizes) == count
 

@@ -10,9 +10,9 @@ from conftest import ROOT
 from test_diffusion_networks import PUBLISHED
 
 from purify_jax.checks import InputError
-from purify_jax.models import diffusion_weights
-from purify_jax.models.diffusion_names import declared_order, layout, published_name
-from purify_jax.models.diffusion_sizes import KINDS
+from purify_jax.models import expected_shapes, torch_weights
+from purify_jax.models.published_names import declared_order, layout, published_name
+from purify_jax.models.published_sizes import KINDS
 from purify_jax.networks.diffusion import ADM, DDPMpp, SongUNet
 
 GOLDEN = [
@@ -27,7 +27,7 @@ GOLDEN = [
 
 @cache
 def _stored(name):
-    return diffusion_weights.read(ROOT / "tests" / "golden" / f"{name}.npz")
+    return torch_weights.read(ROOT / "tests" / "golden" / f"{name}.npz")
 
 
 def weights(name):
@@ -37,11 +37,11 @@ def weights(name):
 @pytest.mark.parametrize(("name", "kind", "fields"), GOLDEN, ids=[g[0] for g in GOLDEN])
 def test_nothing_is_left_over_and_the_round_trip_is_exact(name, kind, fields):
     state = weights(name)
-    network, variables, table = diffusion_weights.import_network(kind, state, **fields)
-    expected = diffusion_weights.expected_shapes(network, (32, 32, 3))
+    model, table = torch_weights.import_model(kind, state, **fields)
+    expected = expected_shapes(model.network, (32, 32, 3))
     assert {entry.target for entry in table} == set(expected)
     assert len({entry.source for entry in table}) == len(table)
-    again = diffusion_weights.export(kind, network, variables)
+    again = torch_weights.export(kind, model.network, model.variables)
     # Beside parameters, files carry resampling filters (remade) and score_sde's noise levels.
     assert set(again) == set(state) - {"sigmas"}
     for key, array in again.items():
@@ -52,11 +52,11 @@ def test_nothing_is_left_over_and_the_round_trip_is_exact(name, kind, fields):
 def _published(kind, network, side):
     """The names and shapes of a network's published state_dict, with no memory behind them."""
     state = {}
-    for target, shape in diffusion_weights.expected_shapes(network, (side, side, 3)).items():
+    for target, shape in expected_shapes(network, (side, side, 3)).items():
         source = published_name(kind, target)
         there = layout(kind, source, len(shape)).published_shape(shape)
         state[source] = np.broadcast_to(np.float32(0), there)
-    return {**state, **diffusion_weights.resample_filters(network, state)}
+    return {**state, **torch_weights.resample_filters(network, state)}
 
 
 OTHERS = [
@@ -72,15 +72,15 @@ SIZED = [*(published[:3] for published in PUBLISHED), *OTHERS]
 def test_sizes_are_read_off_the_weights(name, network, side):
     families = {"edm": "edm", "score": "score_sde"}
     kind = families.get(name.split("_")[0], "guided_diffusion")
-    assert KINDS[kind](_published(kind, network, side), (side, side, 3)) == network
+    assert KINDS[kind].build(_published(kind, network, side), (side, side, 3)) == network
 
 
 def test_what_the_weights_do_not_fit_is_named():
     state = _published("edm", OTHERS[-1][1], 8)
     with pytest.raises(InputError, match="expected the weights' 8 pixels"):
-        diffusion_weights.import_network("edm", state)
+        torch_weights.import_model("edm", state)
     with pytest.raises(InputError, match="head_channels: got 48, expected a divisor of 64"):
-        diffusion_weights.expected_shapes(OTHERS[0][1].clone(head_channels=48), (16, 16, 3))
+        expected_shapes(OTHERS[0][1].clone(head_channels=48), (16, 16, 3))
 
 
 def test_averaged_list_takes_the_models_order():
@@ -90,16 +90,16 @@ def test_averaged_list_takes_the_models_order():
     assert sorted(names, key=declared_order) == names
     averages = [state[name] + 1 for name in names]
     model = {f"module.{name}": state[name] for name in ["sigmas", *sorted(names)]}
-    found = diffusion_weights.with_averages(model, averages)
+    found = torch_weights.with_averages(model, averages)
     assert set(found) == set(names)
     assert all(np.array_equal(found[name], state[name] + 1) for name in names)
     with pytest.raises(InputError, match="269 averaged parameters, expected the model's 270"):
-        diffusion_weights.with_averages(model, averages[1:])
+        torch_weights.with_averages(model, averages[1:])
     averages[0], averages[1] = averages[1], averages[0]
     with pytest.raises(InputError, match=r"misshapen all_modules\.0\.weight: \(64,\)"):
-        diffusion_weights.with_averages(model, averages)
+        torch_weights.with_averages(model, averages)
     with pytest.raises(InputError, match="unexpected extra"):
-        diffusion_weights.with_averages({**model, "extra": averages[0]}, averages)
+        torch_weights.with_averages({**model, "extra": averages[0]}, averages)
 
 
 def test_score_sde_checkpoint_files(tmp_path):
@@ -115,11 +115,11 @@ def test_score_sde_checkpoint_files(tmp_path):
             "step": 7,
         }
         torch.save(checkpoint, tmp_path / "checkpoint.pth")
-        found = diffusion_weights.read(tmp_path / "checkpoint.pth")
+        found = torch_weights.read(tmp_path / "checkpoint.pth", ema=None)
         assert all(np.array_equal(found[k], state[k] + 1) for k in state if k != "sigmas")
     model = {name: tensors[name] for name in ("all_modules.0.weight", "all_modules.0.bias")}
     torch.save({"model": model, "ema": {k: v + 1 for k, v in model.items()}}, tmp_path / "dict.pt")
-    found = diffusion_weights.read(tmp_path / "dict.pt")
+    found = torch_weights.read(tmp_path / "dict.pt", ema=None)
     assert all(np.array_equal(found[k], state[k] + 1) for k in model)
     for content, message in (
         ({"ema": {"shadow_params": shadows}}, "averaged parameters but no model to name them"),
@@ -127,15 +127,15 @@ def test_score_sde_checkpoint_files(tmp_path):
     ):
         torch.save(content, tmp_path / "half.pth")
         with pytest.raises(InputError, match=message):
-            diffusion_weights.read(tmp_path / "half.pth")
+            torch_weights.read(tmp_path / "half.pth", ema=None)
 
 
 def test_edm_files_with_and_without_the_models_prefix(tmp_path):
     state = weights("edm_ddpmpp_cond")
     bare = {k.removeprefix("model."): np.ascontiguousarray(v) for k, v in state.items()}
     safetensors.numpy.save_file(bare, tmp_path / "edm.safetensors")
-    found = diffusion_weights.read(tmp_path / "edm.safetensors")
-    variables = [diffusion_weights.import_network("edm", s)[1] for s in (state, found)]
+    found = torch_weights.read(tmp_path / "edm.safetensors")
+    variables = [torch_weights.import_model("edm", s)[0].variables for s in (state, found)]
     assert jax.tree.all(jax.tree.map(np.array_equal, *variables))
 
 
@@ -148,11 +148,11 @@ def test_pickles_are_refused_and_never_run(tmp_path):
 
     torch.save({"ema": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(InputError, match="cannot be read") as caught:
-        diffusion_weights.read(tmp_path / "evil.pt")
+        torch_weights.read(tmp_path / "evil.pt")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "proof").exists()
     with pytest.raises(InputError, match="is a pickle, which runs code") as caught:
-        diffusion_weights.read(tmp_path / "edm-cifar10-32x32-uncond-vp.pkl")
+        torch_weights.read(tmp_path / "edm-cifar10-32x32-uncond-vp.pkl")
     assert "\n" not in str(caught.value)
 
 
@@ -163,7 +163,7 @@ def test_all_faults_of_a_damaged_file_are_in_one_line():
     state["model.map_layer0.weight"] = state["model.map_layer0.weight"].T
     state["model.dec.16x16_up.skip.resample_filter"] = np.ones((1, 1, 4, 4), np.float32)
     with pytest.raises(InputError) as caught:
-        diffusion_weights.import_network("edm", state)
+        torch_weights.import_model("edm", state)
     message = str(caught.value)
     assert "\n" not in message
     for fault in (
@@ -195,12 +195,12 @@ def test_a_transposed_weight_is_the_one_fault(name, key):
     if state[key].shape[0] == state[key].shape[1]:
         state[key] = state[key][:, :-1]
     with pytest.raises(InputError) as caught:
-        diffusion_weights.import_network(kind, state)
+        torch_weights.import_model(kind, state)
     assert str(caught.value).startswith(f"source: does not fit {kind}: misshapen {key}: ")
     assert ";" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["edm", "score_sde", "guided_diffusion"])
 def test_weights_of_another_kind_are_named(kind):
     others = {
         "edm": "guided_diffusion",
@@ -208,6 +208,6 @@ def test_weights_of_another_kind_are_named(kind):
         "guided_diffusion": "edm_ddpmpp",
     }
     with pytest.raises(InputError, match=f"does not fit {kind}: missing"):
-        diffusion_weights.import_network(kind, weights(others[kind]))
+        torch_weights.import_model(kind, weights(others[kind]))
     with pytest.raises(InputError, match="kind: got 'vgg'"):
-        diffusion_weights.import_network("vgg", {})
+        torch_weights.import_model("vgg", {})

@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 
 from purify_jax import diffusions
 from purify_jax.diffusions import EDM, VE, VP, BoundNetwork, DiscreteVP, LinearSchedule
-from purify_jax.models import diffusion_weights
+from purify_jax.models import torch_weights
 
 pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
 
@@ -25,9 +25,9 @@ def nhwc(array):
 
 
 def bound(name, kind, **fields):
-    state = diffusion_weights.read(ROOT / "tests" / "golden" / f"{name}.npz")
-    network, variables, _ = diffusion_weights.import_network(kind, state, **fields)
-    return BoundNetwork(network=network, variables=variables)
+    state = torch_weights.read(ROOT / "tests" / "golden" / f"{name}.npz")
+    model, _ = torch_weights.import_model(kind, state, **fields)
+    return BoundNetwork(network=model.network, variables=model.variables)
 
 
 def close(found, expected):
@@ -166,7 +166,7 @@ def test_gaussian_posterior_mean_and_score_in_pixels(name):
         lambda x, sigma: (
             diffusion.score(x, sigma),
             diffusion(x, sigma),
-            diffusions.score_at(diffusion, sigma[1])(x[1:2]),
+            diffusions.ScoreAt(diffusions.noise_score(diffusion), sigma[1])(x[1:2]),
             diffusions.noise_score(diffusion)(x, sigma),
         ),
         images,
@@ -227,7 +227,8 @@ def test_variables_are_leaves_and_new_ones_do_not_compile_again():
     )
     run = jax.jit(lambda score, x: score(x))
     images = jnp.ones((1, 2, 2, 1))
-    first, second = (run(diffusions.score_at(make(s), 0.1), images) for s in (1.0, 2.0))
+    score = lambda scale: diffusions.ScoreAt(diffusions.noise_score(make(scale)), 0.1)
+    first, second = (run(score(s), images) for s in (1.0, 2.0))
     np.testing.assert_allclose(second, 2 * first)
     assert network.traces == 1
-    assert len(jax.tree.leaves(diffusions.score_at(make(1.0), 0.1))) == 2
+    assert len(jax.tree.leaves(score(1.0))) == 2

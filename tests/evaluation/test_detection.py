@@ -68,7 +68,7 @@ def test_score_norm_and_energy_drop_on_a_gaussian():
     images = jnp.asarray(RNG.random((5, 2, 2, 1)), jnp.float32)
     norms = detection.score_norm(score_fn)(keys_for(5), images)
     np.testing.assert_allclose(norms, 3 * arrays.l2_norm(images - mean), rtol=1e-5)
-    halved = pj.purifiers.filtered(lambda x: mean + 0.5 * (x - mean))
+    halved = pj.purifiers.Filter(lambda x: mean + 0.5 * (x - mean))
     for energy_or_none in (energy_fn, None):  # the trapezoid rule is exact for a quadratic
         drop = detection.energy_drop(score_fn, halved, energy_or_none)(keys_for(5), images)
         np.testing.assert_allclose(drop, 0.75 * energy_fn(images), rtol=1e-4)

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import purify_jax as pj
-from purify_jax import attacks, corruptions, noise, purifiers
+from purify_jax import attacks, corruptions, diffusions, noise, purifiers
 from purify_jax.attacks import suites
 from purify_jax.checks import InputError
 from purify_jax.evaluation import certification, detection, map_images, records, statistics
-from purify_jax.purifiers import chains, diffpure
 from purify_jax.training.settings import Settings
 
 #: A text, a bool, nothing, a list: none of these is a number. What is none of a kind follows.
@@ -93,20 +92,20 @@ TARGETS = [
     _target("eot", lambda **k: attacks.EOT(_gradient, **k), num_samples=(2, "count"), samples_at_once=(1, "count")),
     _target("spsa", lambda **k: attacks.SPSA(_defense, **k), num_queries=(4, "count"), delta=(0.01, "positive"), queries_at_once=(2, "count")),
     _target("suite", lambda **k: suites.build("honest", _defense, suites.Options(**k)), **_ball, steps=(2, "count"), eot=(2, "count"), samples_at_once=(1, "count"), surrogate_restarts=(1, "count")),
-    _target("ADP", lambda **k: pj.purifier(_score, **k), **_steps, noise_scale=(0.25, "at least 0"), stop_threshold=(0.0, "at least 0")),
+    _target("ADP", lambda **k: pj.ADP(_score, **k), **_steps, noise_scale=(0.25, "at least 0"), stop_threshold=(0.0, "at least 0")),
     _target("adaptive", lambda **k: purifiers.Adaptive(**k), rate=(0.05, "at least 0"), min_step=(1e-5, "at least 0"), max_step=(0.1, "positive")),
     _target("constant", lambda **k: purifiers.Constant(**k), alpha=(0.1, "at least 0")),
     _target("finite_difference", lambda **k: purifiers.FiniteDifference(**k), delta=(1e-3, "positive")),
     _target("secant", lambda **k: purifiers.Secant(**k), initial_curvature=(1.0, "number")),
-    _target("langevin", lambda **k: chains.langevin(_score, **k), **_chain),
-    _target("mala", lambda **k: chains.mala(_score, **k), **{**_chain, "temperature": (1.0, "positive")}),
-    _target("annealed", lambda **k: purifiers.annealed(_noise_score, **k), sigmas=([0.5, 0.1], "levels"), steps_per_level=(1, "count"), rate=(0.5, "at least 0"), temperature=(0.0, "at least 0"), num_restarts=(1, "count")),
-    _target("probability_flow", lambda **k: purifiers.probability_flow(_noise_score, **k), sigmas=([0.5, 0.1], "levels"), num_restarts=(1, "count")),
-    _target("reverse_sde", lambda **k: purifiers.reverse_sde(_noise_score, **k), sigmas=([0.5, 0.1], "levels"), num_restarts=(1, "count")),
+    _target("Langevin", lambda **k: purifiers.Langevin(_score, **k), **_chain),
+    _target("mala", lambda **k: purifiers.MALA(_score, **k), **{**_chain, "temperature": (1.0, "positive")}),
+    _target("annealed", lambda **k: purifiers.Annealed(_noise_score, **k), sigmas=([0.5, 0.1], "levels"), steps_per_level=(1, "count"), rate=(0.5, "at least 0"), temperature=(0.0, "at least 0"), num_restarts=(1, "count")),
+    _target("probability_flow", lambda **k: purifiers.ProbabilityFlow(_noise_score, **k), sigmas=([0.5, 0.1], "levels"), num_restarts=(1, "count")),
+    _target("reverse_sde", lambda **k: purifiers.ReverseSDE(_noise_score, **k), sigmas=([0.5, 0.1], "levels"), num_restarts=(1, "count")),
     _target("tweedie", lambda **k: purifiers.tweedie(_noise_score, **k), sigma=(0.2, "positive"), num_restarts=(1, "count")),
     _target("gaussian_blur", lambda **k: purifiers.gaussian_blur(**k), sigma=(0.6, "at least 0")),
     _target("jpeg", lambda **k: purifiers.jpeg(**k), quality=(50, "quality")),
-    _target("diffpure times", lambda **k: diffpure._times(end=1e-5, **k), t_star=(0.1, "positive"), dt=(0.01, "positive")),
+    _target("diffpure", lambda **k: purifiers.DiffPureSDE(diffusions.VP(_score), **k), t_star=(0.1, "positive"), num_steps=(5, "count")),
     _target("geometric", lambda **k: noise.geometric(**k), largest=(1.0, "positive"), smallest=(0.1, "positive"), num_levels=(3, "count")),
     _target("certify", lambda **k: certification.check_settings(**k), sigma=(0.25, "positive"), n0=(5, "count"), n=(10, "count"), alpha=(0.01, "inside")),
     _target("fit_threshold", lambda **k: detection.fit_threshold([1.0, 2.0], **k), false_positive_rate=(0.05, "share")),
@@ -118,7 +117,7 @@ TARGETS = [
     _target("take", lambda **k: _data().take(**k), count=(1, "count")),
     _target("evaluate", lambda **k: pj.evaluation.evaluate(_key(), _defense, {}, _data(), **k), draws=(1, "count"), batch_size=(2, "count")),
     _target("map_images", lambda **k: map_images(lambda keys, x: x, _key(), _IMAGES, **k), batch_size=(2, "count")),
-    _target("purify", lambda **k: pj.purifier(_score, num_steps=1, num_restarts=1)(pj.image_keys(_key(), np.arange(2)), **k), images=(_IMAGES, "pixels")),
+    _target("purify", lambda **k: pj.ADP(_score, num_steps=1, num_restarts=1)(pj.image_keys(_key(), np.arange(2)), **k), images=(_IMAGES, "pixels")),
     _target("scoring", lambda **k: records.accuracy([{"attack": "clean", "index": 0, "one_draw": True}], **k), attack=("clean", "corruption"), scoring=("one_draw", "schedule")),
 ]  # fmt: skip
 

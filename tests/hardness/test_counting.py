@@ -147,7 +147,7 @@ def test_labels_and_images_belong_together():
 @pytest.mark.parametrize("threshold", [float("nan"), float("inf")])
 def test_thresholds_are_numbers(threshold):
     statistic = detection.score_norm(lambda x: x)
-    purifier = pj.purifier(lambda x: -x)
+    purifier = pj.ADP(lambda x: -x)
     for call in (
         lambda: detection.verdict(linear, statistic, threshold),
         lambda: detection.evading(linear, statistic, threshold),

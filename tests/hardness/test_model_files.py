@@ -17,9 +17,7 @@ from hypothesis import strategies as st
 
 from purify_jax import models, networks
 from purify_jax.checks import InputError
-from purify_jax.models import purification
 from purify_jax.models.headers import Header
-from purify_jax.models.methods import _CURVATURES
 
 NETWORK = networks.MLP(features=(8, 8))
 VARIABLES = jax.tree.map(
@@ -28,7 +26,7 @@ VARIABLES = jax.tree.map(
 METADATA = {
     "dataset": "digits",
     "num_classes": 10,
-    "purification": {**purification.PUBLISHED, "num_steps": 2, "num_restarts": 1},
+    "purification": {**models.PUBLISHED, "num_steps": 2, "num_restarts": 1},
     "training": {"scale": "per_variance", "sigma_min": 0.1, "sigma_max": 1.0},
 }
 MODEL = models.Model("score", NETWORK, VARIABLES, (4, 4, 1), METADATA)
@@ -107,7 +105,7 @@ DAMAGE = {
     "network colour": inside("network", "colour"),
     **{f"shape {i}": inside("image_shape", i) for i in range(3)},
     **{f"metadata {n}": inside("metadata", n) for n in METADATA},
-    **{f"purification {n}": inside("metadata", "purification", n) for n in purification.PUBLISHED},
+    **{f"purification {n}": inside("metadata", "purification", n) for n in models.PUBLISHED},
     "purification colour": inside("metadata", "purification", "colour"),
     **{f"training {n}": inside("metadata", "training", n) for n in METADATA["training"]},
     "a tensor is missing": tensor(lambda array, value: None),
@@ -268,11 +266,6 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         models.save_model(path, models.Model(**{**fields, **change}))
     assert not path.exists()
-
-
-def test_the_schema_names_what_there_is():
-    assert set(purification.METHOD_NAMES) == set(models.METHODS)
-    assert set(purification.CURVATURE_NAMES) == {*_CURVATURES, "constant"}
 
 
 def test_the_same_model_is_the_same_bytes_in_every_process(tmp_path):

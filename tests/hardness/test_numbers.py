@@ -18,7 +18,6 @@ from purify_jax.diffusions.denoisers import LinearSchedule
 from purify_jax.evaluation import certification, corrupted
 from purify_jax.evaluation.suite_runs import SuiteRun
 from purify_jax.purifiers import step_rules
-from purify_jax.purifiers.likelihood import likelihood_maximisation
 from purify_jax.training import (
     AirbenchSettings,
     CropAndPurify,
@@ -75,10 +74,10 @@ def test_bounds_are_open_or_closed_as_said():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda v: pj.purifier(SCORE, num_restarts=v),
-        lambda v: pj.purifier(SCORE, num_steps=v),
-        lambda v: pj.purifier(SCORE, restarts_at_once=1.5 if v is None else v),
-        lambda v: purifiers.langevin(SCORE, step_size=0.1, num_steps=v),
+        lambda v: pj.ADP(SCORE, num_restarts=v),
+        lambda v: pj.ADP(SCORE, num_steps=v),
+        lambda v: pj.ADP(SCORE, restarts_at_once=1.5 if v is None else v),
+        lambda v: purifiers.Langevin(SCORE, step_size=0.1, num_steps=v),
         lambda v: attacks.PGD(SCORE, epsilon=0.1, num_steps=v),
         lambda v: attacks.EOT(SCORE, num_samples=v),
         lambda v: attacks.Square(SCORE, epsilon=0.1, num_queries=v),
@@ -103,8 +102,8 @@ def test_counts_are_whole_everywhere(call, value):
 @pytest.mark.parametrize(
     "call",
     [
-        lambda v: pj.purifier(SCORE, noise_scale=v),
-        lambda v: pj.purifier(SCORE, stop_threshold=v),
+        lambda v: pj.ADP(SCORE, noise_scale=v),
+        lambda v: pj.ADP(SCORE, stop_threshold=v),
         lambda v: step_rules.Adaptive(rate=v),
         lambda v: step_rules.Constant(v),
         lambda v: step_rules.FiniteDifference(v),
@@ -136,11 +135,11 @@ def test_numbers_are_in_range_everywhere(call, value):
         (lambda: step_rules.Adaptive(min_step=0.2, max_step=0.1), "max_step: got 0.1, .* >= 0.2"),
         (lambda: noise.geometric(0.1, 1.0, 3), "sigmas: got 0.1 to 1.0, expected largest >= smallest"),
         (
-            lambda: likelihood_maximisation(None, None, None, sigma_range=(0.3, 0.2)),
+            lambda: purifiers.LikelihoodMaximisation(None, sigma_range=(0.3, 0.2)),
             "sigma_range: got 0.2, .* >= 0.3",
         ),
-        (lambda: purifiers.gradual(SCORE, (0.2,), smallest=0.0), "smallest: got 0.0, .* > 0"),
-        (lambda: purifiers.annealed(SCORE, [0.3, "x"]), "sigmas: got 'x'"),
+        (lambda: purifiers.GradualNoise(SCORE, [(0.2, 0.0)]), "sigmas: got .*0.0.*, .* positive levels"),
+        (lambda: purifiers.Annealed(SCORE, [0.3, "x"]), "sigmas: got 'x'"),
         (lambda: LinearSchedule(beta_min=2.0, beta_max=1.0), "beta_max: got 1.0, .* >= 2"),
         (lambda: certification.class_counts(SCORE, math.nan, 1, 1), "sigma: got nan"),
         (lambda: Settings(num_steps=1, ema_decay=2), "ema_decay: got 2, .* >= 0 and < 1"),

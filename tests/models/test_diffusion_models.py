@@ -12,7 +12,7 @@ import purify_jax as pj
 from purify_jax import diffusions
 from purify_jax.checks import InputError
 from purify_jax.costs import network_passes
-from purify_jax.models import diffusion_weights
+from purify_jax.models import torch_weights
 from purify_jax.networks.diffusion import SongUNet
 from purify_jax.purifiers import guidance
 
@@ -23,8 +23,8 @@ GOLDEN = ROOT / "tests" / "golden"
 
 @pytest.fixture(scope="module")
 def edm():
-    state = diffusion_weights.read(GOLDEN / "edm_ddpmpp.npz")
-    return diffusion_weights.import_diffusion("edm", state)[0]
+    state = torch_weights.read(GOLDEN / "edm_ddpmpp.npz")
+    return torch_weights.import_model("edm", state)[0]
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +122,9 @@ def test_methods_by_name_run_on_a_score_model_and_are_counted(method, shipped):
 
 def test_the_noise_scale_is_the_noise_that_diffpure_starts_from(shipped):
     made = pj.models.model_purifier(shipped.ebm, method="diffpure_sde", noise_scale=0.17)
-    settings = dict(made.settings)
     schedule = made.diffusion.schedule
-    assert float(schedule.sigma(settings["t_star"])) == pytest.approx(2 * 0.17, rel=1e-4)
-    assert settings["t_star"] == pytest.approx(0.1, abs=1e-3)  # DiffPure's on CIFAR-10
+    assert float(schedule.sigma(made.t_star)) == pytest.approx(2 * 0.17, rel=1e-4)
+    assert made.t_star == pytest.approx(0.1, abs=1e-3)  # DiffPure's on CIFAR-10
 
 
 def test_guidance_is_published_where_stable_and_never_overshoots():
@@ -168,7 +167,7 @@ def test_a_network_that_needs_classes_says_so():
 
 
 def _write_edm(path, change):
-    state = dict(diffusion_weights.read(GOLDEN / "edm_ddpmpp.npz"))
+    state = dict(torch_weights.read(GOLDEN / "edm_ddpmpp.npz"))
     change(state)
     np.savez(path, **state)
 
@@ -197,9 +196,9 @@ FAULTS = {
 def test_faults_of_a_published_file_are_one_line(fault, tmp_path):
     change, message = FAULTS[fault]
     _write_edm(tmp_path / "edm.npz", change)
-    state = diffusion_weights.read(tmp_path / "edm.npz")
+    state = torch_weights.read(tmp_path / "edm.npz")
     with pytest.raises(InputError) as caught:
-        diffusion_weights.import_diffusion("edm", state)
+        torch_weights.import_model("edm", state)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -86,7 +86,7 @@ def test_runs_without_the_model_code(exported, defense, digits_test, tmp_path):
 def test_a_convolutional_score_network_exports(models, tmp_path):
     network = pj.networks.UNet(features=(4, 8))
     params = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
-    purifier = pj.purifier(pj.energy.NetworkScore(network, params), num_steps=2, num_restarts=2)
+    purifier = pj.ADP(pj.energy.NetworkScore(network, params), num_steps=2, num_restarts=2)
     defense = pj.Defense(purifier, pj.models.logits_fn(models[1]))
     exporting.export_defense(tmp_path / "d.npz", defense, (8, 8, 1), ("cpu", "tpu"))
     images = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1))

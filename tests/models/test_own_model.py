@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
 
 #: A text of every block of the page, each in one block alone.
 BLOCKS = (
-    'purifier = pj.pretrained.load("digits")', "logits_fn = lambda images", "def logits_of(weights", "network_logits(module",
+    'purifier = pj.pretrained.load("digits")', "logits_fn = lambda images", "def logits_of(weights", "NetworkLogits(module",
     "from flax import nnx", "import equinox", "logits_from_torch(module, num_classes=10)  # module takes",
     'torch.load("classifier.pt"', "# NCHW, float32",
     "from autoattack", "import torchattacks", "import foolbox", "saved.save",
@@ -154,7 +154,7 @@ def test_a_linen_classifier():
     images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
     variables = module.init(jax.random.key(1), images)
     assert variables.keys() == {"params", "batch_stats"}
-    made = run_block("network_logits(module", module=module, **variables)
+    made = run_block("NetworkLogits(module", module=module, **variables)
     np.testing.assert_allclose(
         made["logits_fn"](images), module.apply(variables, images), rtol=1e-5
     )

@@ -25,7 +25,7 @@ def _golden_file(name):
 
 @pytest.mark.parametrize(("name", "kind", "shape"), GOLDEN)
 def test_published_outputs_and_exact_round_trip(golden, name, kind, shape, tmp_path):
-    state = torch_weights.read_state_dict(_golden_file(name))
+    state = torch_weights.read(_golden_file(name))
     model, table = torch_weights.import_model(kind, state, shape)
     used = {entry.source for entry in table}
     assert {k for k in state if not k.endswith(("sigmas", "num_batches_tracked"))} == used
@@ -91,7 +91,7 @@ def test_preact_resnet_round_trip_and_batch_statistics(network, tmp_path):
 
 
 def test_missing_renamed_and_transposed_are_three_errors_in_one_message(run_binary, tmp_path):
-    state = dict(torch_weights.read_state_dict(_golden_file("ncsnv2_ngf8_32x32x3")))
+    state = dict(torch_weights.read(_golden_file("ncsnv2_ngf8_32x32x3")))
     state.pop("res1.0.conv1.bias")
     state["res9.0.conv1.weight"] = state.pop("res1.1.conv1.weight")
     state["end_conv.weight"] = state["end_conv.weight"].transpose(1, 0, 2, 3)
@@ -119,14 +119,14 @@ def test_import_binary_prints_the_table_and_checks_the_output(run_binary, tmp_pa
 
 
 def test_formats_prefixes_and_lists(tmp_path):
-    state = dict(torch_weights.read_state_dict(_golden_file("wide_resnet_10_2_nobias")))
+    state = dict(torch_weights.read(_golden_file("wide_resnet_10_2_nobias")))
     prefixed = {f"module.{k}": v for k, v in state.items()}
     safetensors.numpy.save_file(
         {k: np.array(v, order="C") for k, v in prefixed.items()}, tmp_path / "a.safetensors"
     )
     np.savez(tmp_path / "a.npz", **prefixed)
     for path in (tmp_path / "a.safetensors", tmp_path / "a.npz"):
-        found = torch_weights.read_state_dict(path)
+        found = torch_weights.read(path)
         assert found.keys() == state.keys()
         assert all(np.array_equal(found[k], state[k]) for k in state)
 
@@ -138,13 +138,13 @@ def test_torch_files(tmp_path):
     torch.save([state, {"lr": 0.1}, 7, averaged], tmp_path / "list.pth")
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "dict.pt")
     for name in ("list.pth", "dict.pt"):
-        found = torch_weights.read_state_dict(tmp_path / name)
+        found = torch_weights.read(tmp_path / name)
         assert sorted(found) == ["b", "w"]
         np.testing.assert_array_equal(found["w"], np.ones((2, 3)))
-    found = torch_weights.read_state_dict(tmp_path / "list.pth", ema=True)
+    found = torch_weights.read(tmp_path / "list.pth", ema=True)
     np.testing.assert_array_equal(found["w"], np.full((2, 3), 5.0))
     with pytest.raises(InputError, match="holds no averaged state_dict"):
-        torch_weights.read_state_dict(tmp_path / "dict.pt", ema=True)
+        torch_weights.read(tmp_path / "dict.pt", ema=True)
 
 
 def test_pickled_code_is_never_run(tmp_path):
@@ -156,7 +156,7 @@ def test_pickled_code_is_never_run(tmp_path):
 
     torch.save({"w": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(InputError, match="cannot be read"):
-        torch_weights.read_state_dict(tmp_path / "evil.pth")
+        torch_weights.read(tmp_path / "evil.pth")
     assert not (tmp_path / "proof").exists()
 
 
@@ -169,7 +169,7 @@ def test_bad_sources_are_named(tmp_path):
         ("x.npz", "cannot be read"),
     ):
         with pytest.raises(InputError, match=message):
-            torch_weights.read_state_dict(tmp_path / name)
+            torch_weights.read(tmp_path / name)
     with pytest.raises(InputError, match="kind: got 'vgg'"):
         torch_weights.import_model("vgg", {})
     with pytest.raises(InputError, match="does not fit wide_resnet: missing block1"):

@@ -23,14 +23,14 @@ def test_the_published_update_rule(golden, name, threshold, monkeypatch):
     to_last = lambda a: jnp.asarray(np.moveaxis(a, -3, -1))
     mu, a, gain, x, noise = (to_last(data[k]) for k in ("mu", "a", "gain", "x", "noise"))
     monkeypatch.setattr(adp, "normal_like", lambda keys, images: noise)
-    purifier = pur.purifier(
+    purifier = pur.ADP(
         lambda v: gain * jnp.tanh(a * (mu - v)),
         pur.Adaptive(rate=0.05),
         num_steps=10,
         noise_scale=0.25,
         num_restarts=1,
         stop_threshold=threshold,
-        pixel_scaling=pur.published_pixel_scaling(),
+        pixel_scaling=pur.PublishedPixelScaling(),
     )
     keys = keys_for(len(x))
     purified, info = purifier(keys, x)
@@ -81,7 +81,7 @@ def test_rate_over_curvature_walks_a_quadratic_in_closed_form():
     """On ½c‖x − μ‖² the step is λ/c, so each step leaves 1 − λ of the distance."""
     score_fn = _quadratic([3.0] * 4)
     rule = pur.Adaptive(rate=0.25, curvature=pur.JacobianVectorProduct(), max_step=1.0)
-    purifier = pur.purifier(score_fn, rule, num_steps=4, noise_scale=0.0, num_restarts=1)
+    purifier = pur.ADP(score_fn, rule, num_steps=4, noise_scale=0.0, num_restarts=1)
     images = jax.random.uniform(jax.random.key(1), (5, 2, 2, 1))
     purified, info = purifier(keys_for(5), images)
     np.testing.assert_allclose(purified[0] - 0.5, (images - 0.5) * 0.75**4, atol=1e-6)
@@ -133,7 +133,7 @@ def test_one_compilation_per_shape(models, digits_test):
         calls.append(x.shape)
         return score_fn(x)
 
-    purifier = jax.jit(pur.purifier(counted, num_steps=10, num_restarts=2))
+    purifier = jax.jit(pur.ADP(counted, num_steps=10, num_restarts=2))
     images, _ = digits_test.batch(np.arange(8))
     purifier(keys_for(8), images)
     traced = len(calls)
@@ -173,7 +173,7 @@ def test_memory_of_the_exact_gradient_is_flat_in_the_number_of_steps(models, dig
 )
 def test_bad_settings_are_named(arguments, message):
     with pytest.raises(InputError, match=message):
-        pur.purifier(lambda x: x, **arguments)
+        pur.ADP(lambda x: x, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -188,4 +188,18 @@ def test_bad_settings_are_named(arguments, message):
 )
 def test_bad_images_are_named(images, message):
     with pytest.raises(InputError, match=message):
-        pur.purifier(lambda x: x)(keys_for(1), images)
+        pur.ADP(lambda x: x)(keys_for(1), images)
+
+
+@pytest.mark.parametrize(
+    ("score_fn", "keys", "message"),
+    [
+        (lambda x: x[..., :1], keys_for(1), "equal shape"),
+        (lambda x: x, keys_for(2), "unexpected shape|shape"),
+        (lambda x: x, jax.random.key(0), "unexpected shape|shape"),
+    ],
+)
+def test_what_would_broadcast_is_refused(score_fn, keys, message):
+    images = jnp.full((1, 4, 4, 3), 0.5)
+    with pytest.raises(AssertionError, match=message):
+        pur.ADP(score_fn, num_steps=1, num_restarts=1)(keys, images)

@@ -30,9 +30,9 @@ def gaussian_score(spread):
 @pytest.mark.parametrize(
     ("sampler", "step_size", "tolerance"),
     [
-        (lambda **k: purifiers.langevin(SCORE, **k), 0.15, 0.02),
-        (lambda **k: purifiers.mala(SCORE, ENERGY, **k), 0.6, 0.02),
-        (lambda **k: purifiers.mala(SCORE, **k), 0.6, 0.02),  # trapezoid rule: exact here
+        (lambda **k: purifiers.Langevin(SCORE, **k), 0.15, 0.02),
+        (lambda **k: purifiers.MALA(SCORE, ENERGY, **k), 0.6, 0.02),
+        (lambda **k: purifiers.MALA(SCORE, **k), 0.6, 0.02),  # trapezoid rule: exact here
     ],
 )
 def test_chains_reach_the_mean_and_covariance_of_a_gaussian(sampler, step_size, tolerance):
@@ -56,13 +56,13 @@ def test_mala_corrects_the_bias_of_large_steps():
     ).var()
     # Langevin's stationary variance is τ²/(1 − (1 − τ²/2v)²), from x ← (1 − τ²/2v)x + τn.
     shrink = 1 - 0.25 / (2 * variance)
-    assert run(purifiers.langevin) == pytest.approx(0.25 / (1 - shrink**2), rel=0.04)
-    assert run(purifiers.mala) == pytest.approx(variance, rel=0.04)
+    assert run(purifiers.Langevin) == pytest.approx(0.25 / (1 - shrink**2), rel=0.04)
+    assert run(purifiers.MALA) == pytest.approx(variance, rel=0.04)
 
 
 def test_temperature_scales_the_variance():
     start = jnp.zeros((20_000, 1, 1, 1))
-    chain = purifiers.langevin(
+    chain = purifiers.Langevin(
         lambda x: -x, step_size=0.2, num_steps=400, temperature=0.25, bounds=None
     )
     assert np.asarray(chain(keys_for(20_000), start)[0]).var() == pytest.approx(0.25, rel=0.06)
@@ -70,11 +70,11 @@ def test_temperature_scales_the_variance():
 
 def test_probability_flow_transports_a_gaussian_in_closed_form():
     spread, sigmas = 0.3, np.geomspace(1.0, 0.01, 400)
-    flow = purifiers.probability_flow(gaussian_score(spread), sigmas.tolist(), bounds=None)
+    flow = purifiers.ProbabilityFlow(gaussian_score(spread), sigmas.tolist(), bounds=None)
     images = jnp.full((64, 1, 1, 1), 0.2)
     end = np.asarray(jax.jit(flow)(keys_for(64), images)[0])[0].ravel()
     # The same noise, then x ↦ μ + (x − μ)·spread/√(spread² + σ²).
-    only_noise = purifiers.probability_flow(lambda x, s: jnp.zeros_like(x), [1.0], bounds=None)
+    only_noise = purifiers.ProbabilityFlow(lambda x, s: jnp.zeros_like(x), [1.0], bounds=None)
     noisy = np.asarray(only_noise(keys_for(64), images)[0])[0].ravel()
     expected = 0.5 + (noisy - 0.5) * spread / np.sqrt(spread**2 + 1)
     np.testing.assert_allclose(end, expected, atol=0.01)
@@ -82,7 +82,7 @@ def test_probability_flow_transports_a_gaussian_in_closed_form():
 
 def test_reverse_sde_samples_the_data():
     spread, sigmas = 0.3, np.geomspace(3.0, 0.01, 200).tolist()
-    sde = purifiers.reverse_sde(gaussian_score(spread), sigmas, bounds=None)
+    sde = purifiers.ReverseSDE(gaussian_score(spread), sigmas, bounds=None)
     end = np.asarray(jax.jit(sde)(keys_for(20_000), jnp.full((20_000, 1, 1, 1), 0.5))[0])
     assert end.mean() == pytest.approx(0.5, abs=0.01)
     assert end.std() == pytest.approx(spread, rel=0.03)
@@ -102,7 +102,7 @@ def test_tweedie_is_the_posterior_mean():
 def test_denoising_adds_no_noise_and_takes_away_its_level():
     spread, sigma = 0.1, 0.2
     images = jnp.linspace(0.2, 0.8, 7).reshape(7, 1, 1, 1)
-    made = purifiers.denoise(gaussian_score(spread), sigma)
+    made = purifiers.Denoiser(gaussian_score(spread), (sigma,))
     found = np.asarray(made(keys_for(7), images)[0])[0]
     weight = spread**2 / (spread**2 + sigma**2)
     np.testing.assert_allclose(found, 0.5 + weight * (np.asarray(images) - 0.5), atol=1e-6)
@@ -113,8 +113,8 @@ def test_denoising_adds_no_noise_and_takes_away_its_level():
 def test_annealed_descends_and_langevin_keeps_the_spread():
     score, images = gaussian_score(0.1), jnp.full((5000, 1, 1, 1), 0.5)
     ladder = np.geomspace(0.3, 0.02, 10).tolist()
-    cold = purifiers.annealed(score, ladder, steps_per_level=20)
-    warm = purifiers.annealed(score, ladder, steps_per_level=200, rate=0.05, temperature=1.0)
+    cold = purifiers.Annealed(score, ladder, steps_per_level=20)
+    warm = purifiers.Annealed(score, ladder, steps_per_level=200, rate=0.05, temperature=1.0)
     stds = [float(np.std(jax.jit(p)(keys_for(5000), images)[0])) for p in (cold, warm)]
     assert stds[0] < 0.02
     assert stds[1] == pytest.approx(0.1, rel=0.08)
@@ -122,7 +122,7 @@ def test_annealed_descends_and_langevin_keeps_the_spread():
 
 def test_gradual_noise_is_its_stages_one_after_the_other():
     score = gaussian_score(0.2)
-    purifier = purifiers.gradual(score, (0.1, 0.2), smallest=0.05, steps_per_stage=3)
+    purifier = purifiers.GradualNoise(score, [jnp.geomspace(s, 0.05, 3) for s in (0.1, 0.2)])
     purified, info = purifier(keys_for(4), jnp.full((4, 2, 2, 1), 0.5))
     ladders = [np.append(np.geomspace(s, 0.05, 3), 0) for s in (0.1, 0.2)]
     sizes = np.concatenate([ladder[:-1] * -np.diff(ladder) for ladder in ladders])
@@ -160,13 +160,13 @@ def test_jpeg_equals_pillow(quality, shape):
 def all_baselines(score):
     still = lambda x: score(x, 0.1)
     return {
-        "langevin": purifiers.langevin(still, step_size=0.03, num_steps=4, num_restarts=2),
-        "mala": purifiers.mala(still, step_size=0.03, num_steps=4),
+        "langevin": purifiers.Langevin(still, step_size=0.03, num_steps=4, num_restarts=2),
+        "mala": purifiers.MALA(still, step_size=0.03, num_steps=4),
         "tweedie": purifiers.tweedie(score, 0.2, num_restarts=2),
-        "annealed": purifiers.annealed(score, (0.2, 0.1), temperature=0.5),
-        "probability flow": purifiers.probability_flow(score, (0.2, 0.1)),
-        "reverse SDE": purifiers.reverse_sde(score, (0.2, 0.1)),
-        "gradual": purifiers.gradual(score, (0.1, 0.2), steps_per_stage=2),
+        "annealed": purifiers.Annealed(score, (0.2, 0.1), temperature=0.5),
+        "probability flow": purifiers.ProbabilityFlow(score, (0.2, 0.1)),
+        "reverse SDE": purifiers.ReverseSDE(score, (0.2, 0.1)),
+        "gradual": purifiers.GradualNoise(score, [(0.1, 0.05), (0.2, 0.05)]),
         "blur": purifiers.gaussian_blur(0.7),
         "jpeg": pj.purifiers.jpeg(60),
     }
@@ -213,10 +213,13 @@ def test_gradients_against_central_differences(name):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda s: purifiers.probability_flow(s, (0.1, 0.2)), "sigmas: got [0.1, 0.2]"),
-        (lambda s: purifiers.gradual(s, ()), "stages: got none"),
-        (lambda s: purifiers.tweedie(s, -1.0), "sigmas: got [-1.0]"),
-        (lambda s: purifiers.langevin(s, step_size=-1, num_steps=3), "step_size: got -1"),
+        (
+            lambda s: purifiers.ProbabilityFlow(s, (0.1, 0.2)),
+            "sigmas: got (0.1, 0.2), expected positive levels, largest first",
+        ),
+        (lambda s: purifiers.GradualNoise(s, ()), "sigmas: got ()"),
+        (lambda s: purifiers.tweedie(s, -1.0), "sigmas: got (-1.0,)"),
+        (lambda s: purifiers.Langevin(s, step_size=-1, num_steps=3), "step_size: got -1"),
         (lambda s: purifiers.gaussian_blur(-1), "sigma: got -1"),
         (lambda s: pj.purifiers.jpeg(0), "quality: got 0"),
     ],
@@ -234,8 +237,10 @@ def test_methods_by_name_are_these_purifiers(models, digits_test):
     direct = purifiers.tweedie(pj.models.noise_score(ebm), 0.2, num_restarts=2)
     found, expected = (jax.jit(p)(keys_for(3), images)[0] for p in (named, direct))
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    for method in pj.models.METHODS:
-        purifier = pj.models.model_purifier(ebm, method=method, num_steps=3, num_restarts=2)
+    for method, about in pj.models.METHODS.items():
+        few = {"num_steps": 3, "num_restarts": 2}
+        used = {name: value for name, value in few.items() if name in about.settings}
+        purifier = pj.models.model_purifier(ebm, method=method, **used)
         purified, info = jax.eval_shape(purifier, keys_for(3), images)
         restarts = 1 if method == "denoise" else 2  # it draws nothing that could differ
         assert purified.shape == (restarts, *images.shape), method

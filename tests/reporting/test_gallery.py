@@ -20,7 +20,7 @@ IMAGES = [(0.6, 0.4, 1), (0.8, 0.2, 1), (0.7, 0.65, 1), (0.3, 0.35, 0), (0.9, 0.
 def brightness_gallery(names=("dark", "bright")):
     """A classifier of brightness, and a purifier that makes 4×4 images brighter without noise."""
     logits = lambda x: 50 * (x.mean((1, 2, 3))[:, None] - 0.5) * jnp.array([-1.0, 1.0])
-    brighter = pj.purifier(
+    brighter = pj.ADP(
         lambda x: jnp.full_like(x, 0.5), Constant(0.2), num_steps=2, noise_scale=0.0, num_restarts=3
     )
     flat = lambda column: np.stack([np.full((4, 4, 1), row[column], np.float32) for row in IMAGES])
@@ -75,7 +75,7 @@ def test_pages_stay_below_three_megabytes(shape, tmp_path):
     images = np.random.default_rng(0).random((count, *shape), np.float32)
     labels = np.zeros(count, int)
     keys = pj.image_keys(jax.random.key(0), range(count))
-    purifier = pj.purifier(jnp.zeros_like, Constant(0.1), num_steps=5, num_restarts=1)
+    purifier = pj.ADP(jnp.zeros_like, Constant(0.1), num_steps=5, num_restarts=1)
     defense = pj.Defense(purifier, lambda x: x.reshape(len(x), -1)[:, :10])
     found = galleries.gallery(defense, keys, images, labels, {"a": images})
     page = report.write_report(tmp_path / "r.html", "T", "", [report.Section("G", gallery=found)])

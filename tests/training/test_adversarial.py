@@ -177,6 +177,39 @@ def test_a_collapse_ends_the_run_and_keeps_what_was_saved(shipped, train, tmp_pa
     assert saved == ["20"]
 
 
+@pytest.mark.parametrize("method", pj.models.METHODS)
+def test_a_defense_trains_with_every_method(method, train):
+    """The purifier is built from traced parameters in each step: its structure may not depend on them."""
+    energy = pj.networks.MLP(features=(4,))
+    classifier = pj.networks.ConvNet(features=(2,), hidden=4, num_outputs=10)
+    shape, images = train.image_shape, jnp.zeros((1, *train.image_shape))
+    make = lambda role, network, **metadata: pj.models.Model(
+        role, network, network.init(jax.random.key(0), images), shape, metadata
+    )
+    few = {"method": method, "num_steps": 2, "noise_scale": 0.02}
+    used = {n: v for n, v in few.items() if n in ("method", *pj.models.METHODS[method].settings)}
+    made = adversarial.train_defense(
+        make("classifier", classifier),
+        train.take(24),
+        DefenseSettings(
+            num_steps=1,
+            batch_size=4,
+            schedule="constant",
+            steps_per_dispatch=1,
+            attack=ATTACK,
+            probe_images=4,
+            probe_steps=1,
+        ),
+        score_model=make("energy", energy, training={"scale": "per_variance", "sigma_min": 0.01}),
+        purification=used,
+    )
+    assert made.finished
+    restarts = {} if method == "denoise" else {"num_restarts": 1}
+    assert made.score_model.metadata["purification"] == {**used, **restarts}
+    for leaf in jax.tree.leaves((made.score_model.params, made.classifier.params)):
+        assert np.isfinite(leaf).all()
+
+
 #: What is no setting, but a parameter.
 GIVEN = ("score_model", "purification")
 BAD = {

@@ -15,9 +15,10 @@ import ml_dtypes
 
 from purify_jax.atomic import check_output, write_atomically
 from purify_jax.checks import InputError
-from purify_jax.models.files import Model, save_model
+from purify_jax.models.files import save_model
 from purify_jax.models.hub.cards import LIBRARY, readme
 from purify_jax.models.hub.pairs import Pretrained, check_same_images, digest
+from purify_jax.models.model import Model
 
 #: Role → its file's name.
 NAMES = {"ebm": "model.safetensors", "classifier": "classifier.safetensors"}

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from purify_jax.checks import InputError, check_file_name
 from purify_jax.defense import Defense
-from purify_jax.models.files import Model, load_model
+from purify_jax.models.files import load_model
 from purify_jax.models.methods import model_purifier
+from purify_jax.models.model import Model
 from purify_jax.models.settings import logits_fn
 from purify_jax.purifiers import Purifier
 from purify_jax.pytrees import described

@@ -15,10 +15,14 @@ from purify_jax import attacks, losses, noise
 from purify_jax.checks import InputError, check_at_least, check_choice, check_count, check_number
 from purify_jax.defense import Defense, undefended
 from purify_jax.keys import image_keys, stream
-from purify_jax.models.files import Model
-from purify_jax.models.methods import model_purifier
-from purify_jax.models.purification import PUBLISHED
-from purify_jax.models.settings import network_logits, score_fn
+from purify_jax.models.methods import (
+    PUBLISHED,
+    chosen_settings,
+    model_purifier,
+    with_one_restart,
+)
+from purify_jax.models.model import Model
+from purify_jax.models.settings import NetworkLogits, score_fn
 from purify_jax.pytrees import Pytree, jit, static
 from purify_jax.training.augmentation import random_crop
 from purify_jax.training.loop import Diverged, Watch
@@ -126,7 +130,7 @@ class Parts:
     def defense(self, params: Mapping[str, Params], batch_stats: Params) -> Defense:
         """The defense with these parameters, by part, and the classifier's batch statistics."""
         stats = {"batch_stats": batch_stats} if batch_stats else {}
-        logits_fn = network_logits(self.classifier, {"params": params["classifier"], **stats})
+        logits_fn = NetworkLogits(self.classifier, {"params": params["classifier"], **stats})
         if self.role is None:
             return undefended(logits_fn)
         return Defense(
@@ -200,7 +204,7 @@ def parts_of(
             f"score_model: made for images {score_model.image_shape}, expected the classifier's "
             f"{classifier.image_shape}"
         )
-    known = {**score_model.metadata.get("purification", {}), **purification, "num_restarts": 1}
+    known = with_one_restart(chosen_settings(score_model, **purification))
     model_purifier(
         score_model, **known
     )  # refuses an unknown method or setting before anything compiles

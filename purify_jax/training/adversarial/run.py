@@ -15,7 +15,7 @@ import numpy as np
 from purify_jax.checks import InputError, check_at_least, check_choice, check_count, check_number
 from purify_jax.data import Dataset
 from purify_jax.devices.execution import Execution
-from purify_jax.models.files import Model
+from purify_jax.models.model import Model
 from purify_jax.models.versions import versions
 from purify_jax.training.adversarial.loss import Attack, DefenseLoss, parts_of, watch
 from purify_jax.training.checkpoints import claim_inputs

@@ -1,11 +1,14 @@
-"""What the published diffusion networks call our variables, and how they lay them out."""
+"""What published PyTorch networks call our variables, and how they lay them out."""
 
 import re
 from typing import NamedTuple
 
 import numpy as np
 
-_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+_LEAVES = {
+    "kernel": "weight", "scale": "weight", "embedding": "weight",
+    "mean": "running_mean", "var": "running_var",
+}  # fmt: skip
 _SCORE_SDE = {
     "norm0": "GroupNorm_0", "conv0": "Conv_0", "affine": "Dense_0", "norm1": "GroupNorm_1",
     "conv1": "Conv_1", "skip": "Conv_2", "norm": "GroupNorm_0",
@@ -35,6 +38,8 @@ def published_name(kind: str, target: str) -> str:
     'all_modules.6.NIN_0.W'
     >>> published_name("guided_diffusion", "params/middle_block_0/affine/bias")
     'middle_block.0.emb_layers.1.bias'
+    >>> published_name("ncsnv2", "params/res1_0/conv1/kernel")
+    'res1.0.conv1.weight'
     """
     if target == "constants/map_noise_freqs":
         return "model.map_noise.freqs"
@@ -51,10 +56,28 @@ def published_name(kind: str, target: str) -> str:
         inner = [_SCORE_SDE[part] for part in inner]
         if inner and inner[0].startswith("NIN"):
             leaf = {"weight": "W", "bias": "b"}[leaf]
-    else:
+    elif kind == "guided_diffusion":
         first = re.sub(r"_(\d+)", r".\1", first)
         inner = [_ADM.get(part, part) for part in inner]
+    else:
+        return _name_of_a_block(kind, [first, *inner, leaf])
     return ".".join([first, *inner, leaf])
+
+
+def _name_of_a_block(kind: str, path: list[str]) -> str:
+    """The key of NCSNv2 and of the classifiers, which number their blocks alike."""
+    parts = [re.sub(r"^(res\d|layer\d|adapt_convs|convs)_(\d+)$", r"\1.\2", part) for part in path]
+    name = ".".join(parts)
+    if kind in ("wide_resnet_bias", "preact_resnet18"):
+        name = name.replace(".shortcut.", ".shortcut.0.")
+    if kind == "resnet":
+        name = name.replace(".downsample_conv.", ".downsample.0.")
+        name = name.replace(".downsample_norm.", ".downsample.1.")
+    if kind == "wide_resnet":
+        name = re.sub(r"^layer(\d)\.(\d+)\.", r"block\1.layer.\2.", name)
+        name = name.replace(".shortcut.", ".convShortcut.")
+        name = re.sub(r"^linear\.", "fc.", name)
+    return name
 
 
 class Layout(NamedTuple):
@@ -80,7 +103,7 @@ def layout(kind: str, source: str, rank: int) -> Layout:
         return Layout((2, 3, 1, 0))
     if rank != 2 or _UNTURNED.search(source):
         return Layout(tuple(range(rank)))
-    ones = [count for pattern, count in _POINTWISE[kind] if re.search(pattern, source)]
+    ones = [count for pattern, count in _POINTWISE.get(kind, ()) if re.search(pattern, source)]
     return Layout((1, 0), *ones)
 
 

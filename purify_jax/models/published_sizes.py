@@ -1,4 +1,4 @@
-"""The sizes of published diffusion networks, read off the names and shapes of their weights.
+"""The sizes of published networks, read off the names and shapes of their weights.
 
 A damaged file should give a list of what is wrong with it, so sizes come from biases first, whose
 shapes survive a transposition, and from any of several weights.
@@ -6,14 +6,17 @@ shapes survive a transposition, and from any of several weights.
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import numpy as np
 
+from purify_jax import networks
 from purify_jax.checks import InputError
 from purify_jax.networks.diffusion import ADM, DDPMpp, SongUNet
 
 StateDict = Mapping[str, np.ndarray]
+ImageShape = tuple[int, int, int]
 
 
 def _shape(state: StateDict, key: str, kind: str) -> tuple[int, ...]:
@@ -46,7 +49,7 @@ def _numbers(state: StateDict, pattern: str) -> list[int]:
     return sorted({int(match[1]) for key in state if (match := re.match(pattern, key))})
 
 
-def song_unet(state: StateDict, image_shape: tuple[int, int, int]) -> SongUNet:
+def song_unet(state: StateDict, image_shape: ImageShape) -> SongUNet:
     """EDM's network: all of its settings are in its weights."""
     sides = _numbers(state, r"model\.enc\.(\d+)x\d+_")[::-1]
     if not sides:
@@ -79,7 +82,7 @@ def song_unet(state: StateDict, image_shape: tuple[int, int, int]) -> SongUNet:
     )
 
 
-def ddpmpp(state: StateDict, image_shape: tuple[int, int, int]) -> DDPMpp:
+def ddpmpp(state: StateDict, image_shape: ImageShape) -> DDPMpp:
     """score_sde's network, from the kinds and shapes of its numbered layers."""
     features = _first(state, "score_sde", "all_modules.2", "bias", "weight")
     blocks = set(_numbers(state, r"all_modules\.(\d+)\.(?:Conv_0|GroupNorm_1|Dense_0)\."))
@@ -113,7 +116,7 @@ def ddpmpp(state: StateDict, image_shape: tuple[int, int, int]) -> DDPMpp:
     )
 
 
-def adm(state: StateDict, image_shape: tuple[int, int, int]) -> ADM:
+def adm(state: StateDict, image_shape: ImageShape) -> ADM:
     """guided-diffusion's network, but for the channels of an attention head (its default is 64)."""
     kind = "guided_diffusion"
     features = _first(state, kind, "time_embed.0", "bias", "weight") // 4
@@ -138,9 +141,71 @@ def adm(state: StateDict, image_shape: tuple[int, int, int]) -> ADM:
     )
 
 
-#: kind → (state_dict, image shape) → network with the sizes that the weights have.
-KINDS: Mapping[str, Callable[[StateDict, tuple[int, int, int]], Any]] = {
-    "edm": song_unet,
-    "score_sde": ddpmpp,
-    "guided_diffusion": adm,
+def ncsnv2(state: StateDict, image_shape: ImageShape) -> nn.Module:
+    """NCSNv2, the deeper one where there is a fifth group of blocks."""
+    features = _shape(state, "begin_conv.weight", "ncsnv2")[0]
+    return networks.NCSNv2(features=features, deeper=any(k.startswith("res5.") for k in state))
+
+
+def wide_resnet(state: StateDict, image_shape: ImageShape) -> nn.Module:
+    """RobustBench's WideResNet, without biases of convolutions; the images are normalised outside."""
+    bare = {"use_bias": False, "mean": None, "std": None}
+    return _wide_resnet(state, "wide_resnet", "block1.layer.", "fc", **bare)
+
+
+def wide_resnet_bias(state: StateDict, image_shape: ImageShape) -> nn.Module:
+    """A WideResNet whose convolutions have biases, and that normalises the images itself."""
+    return _wide_resnet(state, "wide_resnet_bias", "layer1.", "linear", use_bias=True)
+
+
+def _wide_resnet(
+    state: StateDict, kind: str, prefix: str, linear: str, **options: Any
+) -> nn.Module:
+    blocks = _numbers(state, rf"{re.escape(prefix)}(\d+)\.")
+    width = _shape(state, f"{prefix}0.conv1.weight", kind)[0] // 16
+    outputs = _shape(state, f"{linear}.weight", kind)[0]
+    return networks.WideResNet(6 * len(blocks) + 4, width, outputs, **options)
+
+
+def preact_resnet(state: StateDict, image_shape: ImageShape) -> nn.Module:
+    """A pre-activation ResNet-18."""
+    outputs = _shape(state, "linear.weight", "preact_resnet18")[0]
+    features = _shape(state, "conv1.weight", "preact_resnet18")[0]
+    return networks.PreActResNet18(outputs, features, final_norm="bn.weight" in state)
+
+
+def resnet(state: StateDict, image_shape: ImageShape) -> nn.Module:
+    """torchvision's ResNet with bottlenecks."""
+    outputs = _shape(state, "fc.weight", "resnet")[0]
+    features, inner = (
+        _shape(state, key, "resnet")[0] for key in ("conv1.weight", "layer1.0.conv2.weight")
+    )
+    groups = _numbers(state, r"layer(\d+)\.")
+    blocks = [len(_numbers(state, rf"layer{group}\.(\d+)\.")) for group in groups]
+    return networks.ResNet(outputs, tuple(blocks), features, max(1, inner // max(1, features)))
+
+
+class Kind(NamedTuple):
+    """A kind of published network: how it becomes a model.
+
+    build: (state_dict, image shape) → network with the sizes that the weights have.
+    form: what a diffusion's network predicts (``models.DIFFUSIONS``). sigma_min: the smallest σ that it was
+      trained at, in pixel units.
+    """
+
+    role: str
+    build: Callable[[StateDict, ImageShape], nn.Module]
+    form: str | None = None
+    sigma_min: float | None = None
+
+
+KINDS: Mapping[str, Kind] = {
+    "ncsnv2": Kind("score", ncsnv2),
+    "wide_resnet_bias": Kind("classifier", wide_resnet_bias),
+    "wide_resnet": Kind("classifier", wide_resnet),
+    "preact_resnet18": Kind("classifier", preact_resnet),
+    "resnet": Kind("classifier", resnet),
+    "edm": Kind("diffusion", song_unet, "edm", 0.001),
+    "score_sde": Kind("diffusion", ddpmpp, "vp", 0.005),
+    "guided_diffusion": Kind("diffusion", adm, "discrete_vp", 0.005),
 }

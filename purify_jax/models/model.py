@@ -1,0 +1,34 @@
+"""A network with its weights and what is needed to use it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from purify_jax.pytrees import described
+from purify_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Model:
+    """A network with its variables and what is needed to use it.
+
+    role: what the network's output is: "energy", "score", "classifier", or "diffusion": what the
+      diffusion that the metadata name predicts (``models.diffusion``).
+    variables: ``{"params": ...}`` and, where the network has them, ``{"batch_stats": ...}``.
+    image_shape: ``(height, width, channels)`` that it was trained on.
+    metadata: anything else worth keeping, as JSON: data set, purification settings, versions.
+    """
+
+    role: str
+    network: nn.Module
+    variables: Mapping[str, Params]
+    image_shape: tuple[int, int, int]
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    __repr__ = described
+
+    @property
+    def params(self) -> Params:
+        """The trainable parameters."""
+        return self.variables["params"]
