@@ -33,7 +33,7 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
             purifier = models.adp_purifier(shipped.ebm, curvature=curvature)
             found[curvature] = pj.evaluation.evaluate(
                 jax.random.key(0), pj.Defense(purifier, shipped.logits_fn), {"blind PGD": blind},
-                dataset, draws=1, batch_size=64,
+                dataset, draws=1, execution=pj.Execution(batch_size=64),
             )  # fmt: skip
         for attack in ("clean", "blind PGD"):
             right = {

@@ -38,11 +38,12 @@ def main(argv: list[str]) -> None:
         saved.save(file, _autoattack(defense, dataset))
     found = saved.load(file, dataset.image_shape)
     key = jax.random.key(FLAGS.seed)
+    execution = pj.Execution(batch_size=FLAGS.batch_size)
     right = worst_of.correct_draws(
-        key, defense, found.adversarial, found.labels, FLAGS.draws, batch_size=FLAGS.batch_size
+        key, defense, found.adversarial, found.labels, FLAGS.draws, execution
     )
     changed = np.abs(found.adversarial - found.clean).max(axis=(1, 2, 3)) > 0
-    clean = evaluate(key, defense, {}, dataset, draws=1, batch_size=FLAGS.batch_size)
+    clean = evaluate(key, defense, {}, dataset, draws=1, execution=execution)
     union = ~changed & np.array([r["one_draw"] for r in clean])
     rows = {"AutoAttack rand, official": (union, right.mean(axis=1))}
     for suite in ("rand", "honest"):
@@ -71,9 +72,10 @@ def _ours(suite: str, key, defense, dataset) -> tuple[np.ndarray, np.ndarray]:
     """Of each image: right in one draw before and after every attack; the share of right draws."""
     options = suites.Options(norm=FLAGS.norm, epsilon=FLAGS.epsilon)
     table = suites.build(suite, defense, options)
+    execution = pj.Execution(batch_size=FLAGS.batch_size)
     records = evaluate(
-        key, defense, table, dataset, draws=FLAGS.draws, batch_size=FLAGS.batch_size, drop_fallen=True
-    )  # fmt: skip
+        key, defense, table, dataset, draws=FLAGS.draws, drop_fallen=True, execution=execution
+    )
     survived = np.ones(len(dataset), bool)
     for record in records:
         survived[record["index"]] &= record.get("one_draw", False)

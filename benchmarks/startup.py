@@ -108,11 +108,15 @@ def _recompilations() -> list[dict[str, Any]]:
     model = pj.pretrained.load("digits").defense
     attack = attacks.PGD(attacks.ExactGradient(model), epsilon=0.1, step_size=0.05, num_steps=2)
     batches: list[int] = []
+
+    class Counted(pj.evaluation.AdversarialImages):
+        def add(self, attack: str, indices: Any, images: Any) -> None:
+            batches.append(len(compiled))
+
     with timing.count_compilations() as compiled:
         pj.evaluation.evaluate(
             jax.random.key(0), model, {"exact": attack}, pj.data.load_split("digits", "test[:80]"),
-            draws=1, batch_size=32,
-            on_batch=lambda name, done, records: batches.append(len(compiled)),
+            draws=1, saved=Counted(), execution=pj.Execution(batch_size=32),
         )  # fmt: skip
     per_attack = len(batches) // 2
     return [

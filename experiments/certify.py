@@ -41,9 +41,24 @@ def main(argv: list[str]) -> None:
     models = loading.chosen_models(loaded)
     dataset = loaded.dataset.take(FLAGS.images)
     settings = loading.settings("sigma", "n0", "n", "alpha")
-    work = lambda place, shard: _certified(models, dataset, place, shard)
+    work = lambda place, shard: {
+        label: pj.evaluation.certify(
+            loading.key(),
+            model,
+            dataset,
+            sigma=FLAGS.sigma,
+            n0=FLAGS.n0,
+            n=FLAGS.n,
+            alpha=FLAGS.alpha,
+            samples_at_once=FLAGS.samples_at_once,
+            label=label,
+            execution=shards.execution(place, shard),
+        )
+        for label, model in models.items()
+    }
     join = lambda place: [shards.merge(place, f"records_{m}.jsonl", _units) for m in models]
-    done = shards.run(work, join, settings)
+    made_with = pj.evaluation.identity(models=loaded.models, data=dataset)
+    done = shards.run(work, join, settings, made_with)
     if done is not None:
         _write(*done, len(dataset), settings)
         shards.finish()
@@ -52,33 +67,6 @@ def main(argv: list[str]) -> None:
 def _units(header: Mapping[str, Any]) -> list[list[tuple[str, int]]]:
     every = pj.devices.batches.batches(range(header["images"]), header["batch_size"])
     return [[("certify", int(i)) for i in batch] for batch, _ in every]
-
-
-def _certified(models, dataset, workdir, shard) -> dict:
-    found = {}
-    for label, model in models.items():
-        part = -(-len(dataset) // shard[1])
-        bar = pj.devices.progress.bar(
-            total=part, desc=label, unit="image", disable=not FLAGS.progress
-        )
-        with bar:
-            found[label] = pj.evaluation.certify(
-                loading.key(),
-                model,
-                dataset,
-                sigma=FLAGS.sigma,
-                n0=FLAGS.n0,
-                n=FLAGS.n,
-                alpha=FLAGS.alpha,
-                batch_size=FLAGS.batch_size,
-                samples_at_once=FLAGS.samples_at_once,
-                path=workdir / f"records_{label}.jsonl",
-                header={"model": label},
-                mesh=shards.mesh(),
-                on_batch=lambda done, records, bar=bar: bar.update(len(records)),
-                shard=shard,
-            )
-    return found
 
 
 def _write(workdir, found: dict, images: int, settings: dict) -> None:

@@ -8,15 +8,17 @@ Resumes from --workdir, purifier by purifier. Writes results.json and report.htm
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 import purify_jax as pj
-from experiments.common import cli, flagging, loading, shards, transfer
+from experiments.common import cli, flagging, loading, shards
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError, check_count
 
@@ -90,10 +92,11 @@ def main(argv: list[str]) -> None:
     """Flags in, a table and a plot out."""
     del argv
     flagging.check_chosen("only")
+    transfer = pj.evaluation.transfer
     check_count("severity", FLAGS.severity, 1, 5)
     loaded = loading.load()
     dataset = loaded.dataset.take(FLAGS.images)
-    options = (
+    options = [
         "norm",
         "epsilon",
         "steps",
@@ -102,7 +105,7 @@ def main(argv: list[str]) -> None:
         "chain_steps",
         "diffusion_steps",
         "severity",
-    )
+    ]
     everything = _purifiers(loaded.ebm, FLAGS.chain_steps)
     chosen = list(everything) if FLAGS.only is None else FLAGS.only
     for name in chosen:
@@ -110,32 +113,39 @@ def main(argv: list[str]) -> None:
             raise InputError(f"only: got {name!r}, expected some of {list(everything)}")
     work = lambda place, shard: _rows(loaded, dataset, everything, chosen, place, shard)
     join = lambda place: shards.gather(
-        place, [[f"{transfer.file_name(n)}.json", str(transfer.path("", n))] for n in chosen]
+        place, [[f"{transfer.file_name(n)}.json", str(_kept("", n))] for n in chosen]
     )
-    done = shards.run(work, join, loading.settings(*options))
+    made_with = pj.evaluation.identity(models=loaded.models, data=dataset)
+    done = shards.run(work, join, loading.settings(*options), made_with)
     if done is None:
         return
     workdir, rows = done
     matrix = None
     if FLAGS.transfer:
-        there = transfer.kept(workdir, chosen)
-        for n in sorted(set(chosen) - set(there)):
-            print(f"transfer: {n} was measured without keeping its images, left out")
-        made = {
-            n: lambda n=n: loaded.undefended.replace(purifier=everything[n])  # type: ignore[misc]
-            for n in there
-        }
+        images = {}
+        for name in chosen:
+            with np.load(_kept(workdir, name)) as archive:
+                images[name] = archive["images"]
         matrix = transfer.measure(
-            workdir, made, dataset, draws=FLAGS.draws, seed=FLAGS.seed,
-            batch_size=FLAGS.batch_size, mesh=shards.mesh(),
-        )  # fmt: skip
+            loading.key(),
+            {n: loaded.undefended.replace(purifier=everything[n]) for n in chosen},
+            images,
+            dataset.labels,
+            draws=FLAGS.draws,
+            execution=shards.execution(workdir),
+        )
     _write(workdir, rows, options, matrix)
     shards.finish()
 
 
+def _kept(workdir: str | Path, name: str) -> Path:
+    """The file of the images that exact+EOT made on a purifier."""
+    return Path(workdir) / "adversarial" / f"{pj.evaluation.transfer.file_name(name)}.npz"
+
+
 def _rows(loaded, dataset, everything, chosen, workdir, shard) -> dict:
     changed = {
-        n: pj.evaluation.corrupted.corrupted(dataset, n, FLAGS.severity, FLAGS.seed)
+        n: pj.evaluation.corruption.corrupted_dataset(dataset, n, FLAGS.severity, FLAGS.seed)
         for n in pj.corruptions.BENCHMARK
     }
     rows = {}
@@ -143,12 +153,13 @@ def _rows(loaded, dataset, everything, chosen, workdir, shard) -> dict:
     for name in pj.devices.progress.bar(
         mine, desc="purifiers", unit="purifier", disable=not FLAGS.progress
     ):
-        path = workdir / f"{transfer.file_name(name)}.json"
+        path = workdir / f"{pj.evaluation.transfer.file_name(name)}.json"
         if not path.exists():
             defense = loaded.undefended.replace(purifier=everything[name])
-            kept = transfer.Kept(workdir, name, "exact+EOT", len(dataset))
-            row = _measure(name, defense, dataset, changed, kept)
-            kept.write()
+            saved = pj.evaluation.AdversarialImages()
+            row = _measure(name, defense, dataset, changed, saved)
+            images = pj.evaluation.adversarial.npz(images=saved.of("exact+EOT"))
+            write_atomically(_kept(workdir, name), images)
             row["passes"] = _passes(type(loaded.ebm.network), everything[name], dataset)
             write_atomically(path, json.dumps(row, indent=2) + "\n")
         try:
@@ -161,7 +172,7 @@ def _rows(loaded, dataset, everything, chosen, workdir, shard) -> dict:
     return rows
 
 
-def _measure(name, defense, dataset, changed, kept) -> dict:
+def _measure(name, defense, dataset, changed, saved) -> dict:
     atk, evaluation, key = pj.attacks, pj.evaluation, loading.key()
     samples = 1 if defense.is_deterministic else FLAGS.eot
     pgd = lambda gradient, eot: atk.PGD(
@@ -175,16 +186,16 @@ def _measure(name, defense, dataset, changed, kept) -> dict:
         "BPDA+EOT": pgd(atk.bpda(defense), samples),
         "exact+EOT": pgd(atk.ExactGradient(defense), samples),
     }
+    execution = dataclasses.replace(shards.execution(), progress=False)
     records = evaluation.evaluate(
-        key, defense, attacks, dataset, draws=FLAGS.draws, batch_size=FLAGS.batch_size,
-        mesh=shards.mesh(), keep_images=kept,
-    )  # fmt: skip
+        key, defense, attacks, dataset, draws=FLAGS.draws, saved=saved, execution=execution
+    )
     row: dict = {n: evaluation.accuracy(records, n) for n in ("clean", *attacks)}
     found = evaluation.evaluate_corrupted(
         key, {name: defense}, lambda n, s: changed[n], names=pj.corruptions.BENCHMARK,
-        severities=[FLAGS.severity], batch_size=FLAGS.batch_size, mesh=shards.mesh(),
+        severities=[FLAGS.severity], execution=execution,
     )  # fmt: skip
-    row["corrupted"] = evaluation.corrupted.mean_accuracy(found[name])
+    row["corrupted"] = evaluation.corruption.mean_accuracy(found[name])
     row["milliseconds"] = 1000 * _seconds(defense, dataset) / min(FLAGS.batch_size, len(dataset))
     return row
 
@@ -210,20 +221,14 @@ def _seconds(defense, dataset) -> float:
     return float(np.median(times))
 
 
-def _write(workdir, rows: dict, options, matrix: transfer.Matrix | None) -> None:
+def _write(workdir, rows: dict, options, matrix: pj.evaluation.transfer.Matrix | None) -> None:
+    transfer = pj.evaluation.transfer
     shares = ("clean", "blind", "BPDA+EOT", "exact+EOT")
     interval = lambda cell: f"{cell[0]:.3f} [{cell[1]:.3f}, {cell[2]:.3f}]"
     worst = {
         n: min((row[s] for s in shares[1:]), key=lambda cell: cell[0]) for n, row in rows.items()
     }
-    columns = [
-        "purifier",
-        "worst",
-        *shares,
-        "corrupted",
-        "passes",
-        "ms per image",
-    ]
+    columns = ["purifier", "worst", *shares, "corrupted", "passes", "ms per image"]
     body = [
         [
             name,

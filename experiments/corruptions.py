@@ -30,12 +30,12 @@ def main(argv: list[str]) -> None:
     loaded = loading.load()
     dataset = loaded.dataset.take(FLAGS.images)
     names = FLAGS.corruptions
-    load = lambda name, severity: pj.evaluation.corrupted.corrupted(
+    load = lambda name, severity: pj.evaluation.corruption.corrupted_dataset(
         dataset, name, severity, FLAGS.seed
     )
     if FLAGS.corruptions_dir:
         classes = dataset.num_classes
-        load = lambda name, severity: pj.evaluation.corrupted.load_folder(
+        load = lambda name, severity: pj.evaluation.corruption.load_folder(
             FLAGS.corruptions_dir, name, severity, classes
         ).take(FLAGS.images)
         shape = load(names[0], 1).image_shape
@@ -43,35 +43,20 @@ def main(argv: list[str]) -> None:
             raise InputError(
                 f"corruptions_dir: images are {shape}, expected the model's {dataset.image_shape}"
             )
-    work = lambda place, shard: _evaluated(loaded.models, load, dataset.name, place, shard)
+    work = lambda place, shard: pj.evaluation.evaluate_corrupted(
+        loading.key(), loaded.models, load, names=names, execution=shards.execution(place, shard)
+    )
     count = len(load(names[0], 1))
     units = [[(f"{n} {s}", i) for i in range(count)] for n in names for s in SEVERITIES]
     join = lambda place: [
         shards.merge(place, f"records_{m}.jsonl", lambda header: units) for m in loaded.models
     ]
-    done = shards.run(work, join, loading.settings("corruptions", "corruptions_dir"))
+    made_with = pj.evaluation.identity(models=loaded.models, data=dataset)
+    settings = loading.settings("corruptions", "corruptions_dir")
+    done = shards.run(work, join, settings, made_with)
     if done is not None:
         _write(*done, _sheet(load, dataset, names))
         shards.finish()
-
-
-def _evaluated(models, load, dataset: str, workdir, shard) -> dict:
-    total = len(range(shard[0], len(FLAGS.corruptions) * len(SEVERITIES), shard[1]))
-    with pj.devices.progress.bar(
-        total=total, desc="corruptions", unit="set", disable=not FLAGS.progress
-    ) as bar:
-        return pj.evaluation.evaluate_corrupted(
-            loading.key(),
-            models,
-            load,
-            names=FLAGS.corruptions,
-            batch_size=FLAGS.batch_size,
-            paths={m: workdir / f"records_{m}.jsonl" for m in models},
-            header={"dataset": dataset, "images": FLAGS.images, "seed": FLAGS.seed},
-            on_done=lambda name, severity: bar.update(1),
-            mesh=shards.mesh(),
-            shard=shard,
-        )
 
 
 def _sheet(load, dataset, names) -> bytes:
@@ -99,9 +84,9 @@ def _write(workdir, found, sheet: bytes) -> None:
         [name, *(f"{found[m][name][s].value:.3f}" for m in found for s in SEVERITIES)]
         for name in names
     ]
-    means = {m: pj.evaluation.corrupted.mean_accuracy(table) for m, table in found.items()}
+    means = {m: pj.evaluation.corruption.mean_accuracy(table) for m, table in found.items()}
     mce = {
-        m: pj.evaluation.corrupted.mean_corruption_error(table, found["undefended"])
+        m: pj.evaluation.corruption.mean_corruption_error(table, found["undefended"])
         for m, table in found.items()
     }
     summary_rows = [[m, f"{means[m]:.3f}", f"{mce[m]:.3f}"] for m in found]

@@ -110,7 +110,7 @@ def _limits(size: budget.Size, card: Any, ball: Any) -> str:
     text = f"This is a demo: {_words(size)}; longer attacks leave fewer images right."
     whole = f"honest_{ball.norm}_{ball.epsilon:.3g}"
     try:
-        found = card["figures"][whole]["figures"]["defended"]
+        found = card["evaluations"][whole]["summary"]["defended"]
         quoted = pj.evaluation.Interval(*found["average"])
         share = pj.reporting.verdicts.share(quoted)
         return (

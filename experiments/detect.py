@@ -1,4 +1,4 @@
-"""How well the score norm and the energy drop detect attacked images, and what evading them costs.
+"""How well the score norm and the energy drop detect attacked images, and how well an attack evades them.
 
 python -m experiments.detect --ebm=runs/quickstart/ebm.safetensors \
     --classifier=runs/quickstart/classifier.safetensors --epsilon=0.15 --workdir=runs/detection
@@ -6,9 +6,11 @@ python -m experiments.detect --ebm=runs/quickstart/ebm.safetensors \
 The images after the attacked ones calibrate the threshold. Writes results.json and report.html.
 """
 
-import io
+import dataclasses
 import re
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -59,7 +61,7 @@ def main(argv: list[str]) -> None:
     norm = detection.score_norm(score_fn)
     statistics = {
         "score norm": norm,
-        "energy drop": detection.energy_drop(score_fn, defense.purifier, energy_fn),
+        "energy drop": detection.EnergyDrop(score_fn, defense.purifier, energy_fn),
     }
     clean = {n: _values(key, s, whole, FLAGS.images, wanted) for n, s in statistics.items()}
     threshold = detection.fit_threshold(clean["score norm"], FLAGS.false_positive_rate)
@@ -70,7 +72,8 @@ def main(argv: list[str]) -> None:
     batches = list(_attacks(loaded.undefended, rule, norm, threshold))
     work = lambda place, shard: _attacked_images(key, batches, attacked, place, shard)
     join = lambda place: shards.gather(place, [[str(_kept("", name))] for name, _ in batches])
-    done = shards.run(work, join, loading.settings("norm", "epsilon", *names))
+    made_with = pj.evaluation.identity(models=loaded.models, data=whole)
+    done = shards.run(work, join, loading.settings("norm", "epsilon", *names), made_with)
     if done is None:
         return
     workdir, made = done
@@ -86,7 +89,7 @@ def main(argv: list[str]) -> None:
 
 
 def _kept(workdir, name: str) -> Path:
-    return Path(workdir) / "adversarial" / f"{re.sub(r'[^a-z]+', '_', name.lower())}.npy"
+    return Path(workdir) / "adversarial" / f"{re.sub(r'[^a-z]+', '_', name.lower())}.npz"
 
 
 def _attacked_images(key, chosen, dataset, workdir, shard) -> dict[str, np.ndarray]:
@@ -98,12 +101,12 @@ def _attacked_images(key, chosen, dataset, workdir, shard) -> dict[str, np.ndarr
     ):
         path = _kept(workdir, name)
         if not path.is_file():
-            buffer = io.BytesIO()
-            np.save(buffer, _attacked(key, name, attack, dataset))
-            write_atomically(path, buffer.getvalue())
+            made = _attacked(key, name, attack, dataset)
+            write_atomically(path, pj.evaluation.adversarial.npz(images=made))
         try:
-            images[name] = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
+            with np.load(path) as archive:
+                images[name] = archive["images"]
+        except (ValueError, EOFError, LookupError, zipfile.BadZipFile) as error:
             raise InputError(
                 f"workdir: {path} is damaged ({error}), expected it as written; without it, the attack is "
                 "made again"
@@ -117,7 +120,7 @@ def _attacked_images(key, chosen, dataset, workdir, shard) -> dict[str, np.ndarr
 
 def _attacks(bare, rule, norm, threshold):
     """The blind attack, the exact one on the decision rule, and two that evade the detector."""
-    atk, evading = pj.attacks, pj.evaluation.detection.evading
+    atk, evading = pj.attacks, pj.evaluation.detection.Evading
     pgd = lambda gradient: atk.PGD(
         gradient,
         norm=FLAGS.norm,
@@ -142,31 +145,18 @@ def _values(key, statistic, dataset, start: int, stop: int) -> np.ndarray:
     return _of_images(key, statistic, images, start)
 
 
-def _of_images(key, function, images, start: int = 0) -> np.ndarray:
-    return pj.evaluation.map_images(
-        function,
-        pj.stream_key(key, "statistic"),
-        images,
-        batch_size=FLAGS.batch_size,
-        mesh=shards.mesh(),
-        first=start,
-    )
+def _of_images(key, function, images: np.ndarray, start: int = 0) -> np.ndarray:
+    return _mapped(function, pj.stream_key(key, "statistic"), images, first=start)
 
 
-def _attacked(key, name: str, attack, dataset) -> np.ndarray:
+def _attacked(key, name: str, attack, dataset: pj.data.Dataset) -> np.ndarray:
     images, labels = dataset.batch(np.arange(len(dataset)))
-    found = pj.evaluation.map_images(
-        attack,
-        pj.stream_key(key, f"attack {name}"),
-        images,
-        labels,
-        batch_size=FLAGS.batch_size,
-        mesh=shards.mesh(),
-    )
-    pj.evaluation.predictions.check_adversarial(
-        name, found, images, pj.evaluation.predictions.ball_of(attack)
-    )
-    return found
+    return _mapped(attack, pj.stream_key(key, f"attack {name}"), images, labels)
+
+
+def _mapped(function, key, *arrays: np.ndarray, first: int = 0) -> Any:
+    execution = dataclasses.replace(shards.execution(), progress=False)
+    return pj.evaluation.map_images(function, key, *arrays, first=first, execution=execution)
 
 
 def _judge(key, name, batch, dataset, models, statistics, clean, threshold, images) -> dict:

@@ -10,7 +10,6 @@ Resumes from --workdir: an evaluation that was killed continues and ends with th
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,8 @@ from absl import flags
 
 import purify_jax as pj
 from experiments.common import cli, flagging, loading, shards
-from experiments.common.adversarial import AdversarialFiles
 from purify_jax.atomic import write_atomically
-from purify_jax.checks import InputError, check_file_name
+from purify_jax.checks import InputError
 
 #: The names of ``attacks.suites.SUITES`` and ``evaluation.sweeps.NAMES``, said here so that flags are
 #: read before JAX is loaded; tests/project/test_start.py compares them.
@@ -50,7 +48,7 @@ flags.DEFINE_integer(
 )
 shards.define()
 flags.DEFINE_bool("save_adversarial", False, "Save adversarial/MODEL/ATTACK.npz, to be scored.")
-flags.DEFINE_bool("save_images", False, "Save adversarial images (.npz, PNG), checked again.")
+flags.DEFINE_bool("save_images", False, "Also save images/MODEL/ATTACK/*.png, checked again.")
 FLAGS = flags.FLAGS
 
 
@@ -60,31 +58,47 @@ def main(argv: list[str]) -> None:
     run = pj.evaluation.suite_runs.SuiteRun(
         suite=FLAGS.suite,
         draws=FLAGS.draws,
-        batch_size=FLAGS.batch_size,
         probe_images=FLAGS.probe_images,
         sweep=None if FLAGS.sweep == "none" else FLAGS.sweep,
-        block=FLAGS.block,
         skip=tuple(FLAGS.skip or ()),
     )
     flagging.check_chosen("skip")
-    shard = shards.chosen()
-    if shard != (0, 1) and (FLAGS.save_adversarial or FLAGS.save_images):
+    saves = FLAGS.save_adversarial or FLAGS.save_images
+    if shards.chosen() != (0, 1) and saves:
         raise InputError("shard: got it beside saved images, expected one or the other")
     loaded = loading.load()
     models, dataset = loading.chosen_models(loaded), loaded.dataset.take(FLAGS.images)
-    # Before the folder is claimed: a name that is none must not belong to its settings.
-    pj.evaluation.suite_runs.chosen_attacks(run, models, _options())
-    files, keep = _keepers(models, dataset)
-    work = lambda place, part: _run(
-        models, dataset, dataclasses.replace(run, shard=part), place, keep
+    label = list(models)[-1]
+    # Before the folder is claimed: settings with an unknown name must not be written there.
+    run.check_skip(models, _options())
+    place = Path(FLAGS.workdir) / "adversarial"
+    files = {
+        m: pj.evaluation.AdversarialFiles(place / m, dataset, FLAGS.norm, FLAGS.epsilon)
+        for m in (models if saves else ())
+    }
+    work = lambda place, shard: pj.evaluation.suite_runs.evaluate_suite(
+        models[label],
+        dataset,
+        _options(),
+        run,
+        seed=FLAGS.seed,
+        label=label,
+        beside={m: model for m, model in models.items() if m != label},
+        saved=files,
+        execution=dataclasses.replace(shards.execution(place, shard), block=FLAGS.block),
     )
-    join = lambda place: _merge(place, list(models), run)
-    done = shards.run(work, join, _settings(), "evaluation.json")
+    shared = ["shared_keys"] if run.has_shared_keys(models[label]) else []
+    names = [f"records_{m}.jsonl" for m in [*models, *shared]]
+    join = lambda place: [shards.merge(place, name, _units) for name in names]
+    made_with = pj.evaluation.identity(models=loaded.models, data=dataset)
+    done = shards.run(work, join, _settings(), made_with, "evaluation.json")
     if done is None:
         return
     workdir, result = done
-    for label, kept in files.items():
-        kept.finish(result.records[label])
+    for m, kept in files.items():
+        written = kept.finish(result.records[m])
+        if FLAGS.save_images:
+            _save_pictures(workdir / "images" / m, models[m], written)
     summary = (
         f"Suite {FLAGS.suite}, {FLAGS.norm} ε = {FLAGS.epsilon:g}, {FLAGS.images} images, "
         f"{FLAGS.draws} scoring draws."
@@ -99,75 +113,13 @@ def main(argv: list[str]) -> None:
     shards.finish()
 
 
-def _run(
-    models: dict,
-    dataset: pj.data.Dataset,
-    run: pj.evaluation.suite_runs.SuiteRun,
-    workdir: Path,
-    keep: dict,
-):
-    with pj.devices.progress.bar(unit="image", disable=not FLAGS.progress) as bar:
-        return pj.evaluation.suite_runs.evaluate_suite(
-            models.get("defended") or models["undefended"],
-            dataset,
-            _options(),
-            run,
-            seed=FLAGS.seed,
-            models=models,
-            workdir=workdir,
-            mesh=shards.mesh(),
-            on_progress=_Progress(bar),
-            keep_images=keep,
-        )
-
-
-def _merge(workdir: Path, labels: list[str], run: pj.evaluation.suite_runs.SuiteRun) -> None:
-    shared = ["shared_keys"] if run.has_shared_keys and "defended" in labels else []
-    for label in [*labels, *shared]:
-        shards.merge(workdir, f"records_{label}.jsonl", _units)
-
-
 def _units(header: Mapping[str, Any]) -> list[list[tuple[str, int]]]:
     blocks = pj.evaluation.attacked.shard_blocks(header["images"], header["block"], (0, 1))
     return [[(a, i) for a in ("clean", *header["attacks"]) for i in block] for block in blocks]
 
 
-def _keepers(models: dict, dataset: pj.data.Dataset) -> tuple[dict, dict]:
-    """Files of adversarial images by model, and what is called with the images of every batch."""
-    files, keep = {}, {}
-    workdir = Path(FLAGS.workdir)
-    if FLAGS.save_adversarial:
-        ball = FLAGS.norm, FLAGS.epsilon
-        place = workdir / "adversarial"
-        files = keep = {m: AdversarialFiles(place / m, dataset, *ball) for m in models}
-    if FLAGS.save_images:
-        pictures = {m: _keeper(workdir / "images" / m, models[m], dataset) for m in models}
-        keep = {m: _both(pictures[m], files.get(m)) for m in models}
-    return files, keep
-
-
-class _Progress:
-    """Says which attack runs on which model, and what has survived so far."""
-
-    def __init__(self, bar: Any):
-        self.bar, self.label, self.records = bar, "", []
-
-    def __call__(self, label: str, attack: str, done: int, batch: list | None) -> None:
-        if label != self.label:
-            self.label, self.records = label, []
-        if batch is None:
-            self.bar.set_description(f"{label}, {attack}: compiling")
-            return
-        self.records += batch
-        robust = pj.evaluation.suite_runs.survivors_so_far(self.records)
-        self.bar.set_description(f"{label}, {attack}: robust so far {robust:.3f}")
-        if attack != "clean":
-            self.bar.update(len(batch))
-
-
-def _settings() -> dict:
+def _settings() -> dict[str, Any]:
     more = ("suite", "norm", "epsilon", "draws", "eot", "steps", "block")
-    # Named only where given: records of before these flags belong to the same settings.
     given = [name for name in ("surrogate_restarts", "skip") if FLAGS[name].value is not None]
     return loading.settings(*more, *given)
 
@@ -184,44 +136,28 @@ def _options() -> pj.attacks.suites.Options:
     return options if given is None else dataclasses.replace(options, samples_at_once=given)
 
 
-def _both(first, second):
-    def keep(*arguments) -> None:
-        first(*arguments)
-        if second is not None:
-            second(*arguments)
-
-    return keep
-
-
-def _keeper(folder: Path, model: pj.defense.Defense, dataset):
-    """Saves adversarial images as .npz (exact) and PNG (8 bits), and predicts both from disk."""
-    from tqdm import tqdm
-
+def _save_pictures(folder: Path, model: pj.defense.Defense, files: Mapping[str, Path]) -> None:
+    """Saved images as PNG (8 bits) too; prints how many of both the model has right."""
     predict = pj.jit(model)
-
-    def keep(attack: str, indices: np.ndarray, adversarial: np.ndarray) -> None:
-        name = attack.replace(" ", "_").replace("+", "_")
-        check_file_name("attack", name)
-        place = folder / name
-        buffer = io.BytesIO()
-        np.savez(buffer, indices=indices, images=adversarial)
-        write_atomically(place / f"{indices[0]:06d}.npz", buffer.getvalue())
-        for index, image in zip(indices, adversarial, strict=True):
-            pixels = np.rint(image * 255).astype(np.uint8)
+    for attack, path in files.items():
+        place = folder / path.stem
+        with np.load(path) as archive:
+            images, labels, indices = (
+                archive[name] for name in ("adversarial", "labels", "indices")
+            )
+        rounded = np.rint(images * 255).astype(np.uint8)
+        for index, pixels in zip(indices, rounded, strict=True):
             write_atomically(place / f"{index:06d}.png", pj.data.png(pixels))
-        again = np.load(place / f"{indices[0]:06d}.npz")["images"]
-        rounded = np.stack(
-            [pj.data.read_image(place / f"{i:06d}.png", channels=again.shape[-1]) for i in indices]
+        read = lambda i, place=place, c=images.shape[-1]: pj.data.read_image(
+            place / f"{i:06d}.png", channels=c
         )
+        again = pj.data.to_float(np.stack([read(i) for i in indices]))
         keys = pj.image_keys(loading.key(), indices)
-        labels = dataset.labels[indices]
-        right = lambda x: int((np.asarray(predict(keys, x)).argmax(-1) == labels).sum())
-        tqdm.write(
-            f"{attack}: of {len(indices)} saved images {right(again)} are classified right from "
-            f".npz, {right(pj.data.to_float(rounded))} after rounding to 8 bits (PNG)"
+        right = lambda x, k=keys, y=labels: int((np.asarray(predict(k, x)).argmax(-1) == y).sum())
+        print(
+            f"{attack}: of {len(indices)} saved images {right(images)} are classified right from "
+            f".npz, {right(again)} after rounding to 8 bits (PNG)"
         )
-
-    return keep
 
 
 if __name__ == "__main__":

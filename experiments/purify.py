@@ -33,15 +33,13 @@ def main(argv: list[str]) -> None:
     purifier = loading.chosen_purifier(model)
     names, images, skipped = _read(Path(FLAGS.input), model.image_shape)
     locks.hold("workdir", FLAGS.workdir)
-    with pj.devices.progress.bar(total=len(images), desc="purifying", unit="image") as bar:
-        purified = pj.evaluation.map_images(
-            pj.Partial(_mean_over_restarts, purifier),
-            loading.key(),
-            images,
-            batch_size=FLAGS.batch_size,
-            mesh=pj.sharding.default_mesh(),
-            on_batch=lambda done: bar.update(done - bar.n),
-        )
+    purified = pj.evaluation.map_images(
+        pj.Partial(_mean_over_restarts, purifier),
+        loading.key(),
+        images,
+        execution=pj.Execution(batch_size=FLAGS.batch_size, progress=True),
+        task="purifying",
+    )
     workdir = Path(FLAGS.workdir)
     for name, image in zip(names, purified, strict=True):
         _save(workdir / "purified" / f"{name}.png", image)

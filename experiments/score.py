@@ -46,16 +46,12 @@ def main(argv: list[str]) -> None:
     file = Path(FLAGS.images)
     found = pj.attacks.saved.load(file, tuple(classifier.image_shape))
     workdir = FLAGS.workdir or file.with_name(f"{file.stem}_score")
-    workdir = claim_workdir(workdir, _settings(), "settings.json")
+    made_with = pj.evaluation.identity(defense=defense, images=found.adversarial)
+    workdir = claim_workdir(workdir, {**_settings(), "made_with": made_with}, "settings.json")
     draws = 1 if defense.is_deterministic else FLAGS.draws
+    execution = pj.Execution(batch_size=FLAGS.batch_size)
     judge = lambda images: pj.evaluation.worst_of.correct_draws(
-        loading.key(),
-        defense,
-        images,
-        found.labels,
-        draws,
-        batch_size=FLAGS.batch_size,
-        mesh=pj.sharding.default_mesh(),
+        loading.key(), defense, images, found.labels, draws, execution
     )
     adversarial = judge(found.adversarial)
     clean = None if found.clean is None else judge(found.clean)
@@ -65,7 +61,6 @@ def main(argv: list[str]) -> None:
 def _settings() -> dict[str, Any]:
     names = ("model", "ebm", "classifier", "images", "draws", "undefended", "batch_size", "seed")
     purifier = ("num_steps", "num_restarts", "noise_scale")
-    # Named only where given: folders of before this flag belong to the same settings.
     given = ("rate",) if FLAGS.rate is not None else ()
     return {name: FLAGS[name].value for name in (*names, *purifier, *given)}
 
@@ -78,7 +73,7 @@ def _write(
 ) -> None:
     worst_of = pj.evaluation.worst_of
     images, draws = adversarial.shape
-    # The figure that counts, and how it falls on the way: powers of two, and all draws.
+    # How the accuracy falls with the number of draws: powers of two, and all draws.
     counts = sorted({m for m in (2, 4, 8, 16, 32, 64) if m < draws} | {draws})
     curve = worst_of.worst_of_curve(adversarial, counts)
     rows = [[f"average of {draws} draws", str(worst_of.average(adversarial))]]
@@ -108,7 +103,7 @@ def _write(
             "images": images,
             "draws": draws,
             "average": worst_of.average(adversarial),
-            "worst": worst_of.worst_of(adversarial),
+            "all_draws": worst_of.worst_of(adversarial),
             "worst_of": curve,
             "clean": None if clean is None else worst_of.average(clean),
             "correct_draws": adversarial.sum(axis=1).tolist(),

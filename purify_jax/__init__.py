@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from purify_jax.defense import Defense, undefended
     from purify_jax.devices import sharding
     from purify_jax.devices.execution import Execution
-    from purify_jax.evaluation import accuracy, certify, evaluate, worst_case
+    from purify_jax.evaluation import accuracy, certify, evaluate, union_accuracy
     from purify_jax.keys import fold_keys, image_keys, stream_key
     from purify_jax.models import load_model, pretrained, save_model
     from purify_jax.purifiers import ADP, Adaptive
@@ -74,7 +74,7 @@ _FROM = {
     "train_classifier": "training",
     "train_score_model": "training",
     "undefended": "defense",
-    "worst_case": "evaluation",
+    "union_accuracy": "evaluation",
 }
 
 #: Rooms that hardly anybody types, but may.
@@ -120,7 +120,7 @@ __all__ = [
     "training",
     "types",
     "undefended",
-    "worst_case",
+    "union_accuracy",
 ]
 
 

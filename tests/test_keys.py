@@ -17,8 +17,8 @@ import purify_jax as pj
 from purify_jax import attacks, keys, losses, networks, noise, purifiers, training
 from purify_jax.defense import Defense
 from purify_jax.diffusions import FromScore
-from purify_jax.evaluation import certification, detection, fresh_draws, red_flags
-from purify_jax.evaluation.sweeps import AttackedAndScored
+from purify_jax.evaluation import Draws, certification, detection, red_flags
+from purify_jax.evaluation.probes.sweeps import AttackedAndScored
 
 pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
 
@@ -186,8 +186,8 @@ def _attacks():
 
 
 def _evading(defense):
-    statistic = detection.energy_drop(_score, defense.purifier)
-    return detection.evading(defense, statistic, 0.1)
+    statistic = detection.EnergyDrop(_score, defense.purifier)
+    return detection.Evading(defense, statistic, 0.1)
 
 
 @pytest.mark.parametrize("name", sorted(_attacks()))
@@ -199,7 +199,7 @@ def test_an_attack_and_the_defense_inside_it_share_no_key(recorder, name):
 def test_scoring_shares_no_key_with_the_attack(recorder):
     defense = Defense(_purifiers()["adp"], _logits)
     attack = attacks.PGD(attacks.ExactGradient(defense), epsilon=0.1, num_steps=12)
-    run = AttackedAndScored(attack=attack, scorer=fresh_draws(defense, 5))
+    run = AttackedAndScored(attack=attack, scorer=Draws(defense, draws=5))
     run(keys_for(2), IMAGES, LABELS)
     recorder.check()
 
@@ -220,9 +220,9 @@ def test_a_health_probe_does_not_depend_on_the_batch():
 
 def test_detection_and_certification(recorder):
     defense = Defense(_purifiers()["adp"].replace(num_restarts=9), _logits)
-    statistic = detection.energy_drop(_score, defense.purifier)
-    detection.verdict(defense, statistic, 0.1)(keys_for(2), IMAGES, LABELS)
-    counts = certification.class_counts(defense, 0.2, 6, 3)
+    statistic = detection.EnergyDrop(_score, defense.purifier)
+    detection.Judge(defense, statistic, 0.1)(keys_for(2), IMAGES, LABELS)
+    counts = certification.ClassCounts(defense, 0.2, num_samples=6, samples_at_once=3)
     counts(keys_for(2, seed=1), IMAGES, jnp.zeros(2, jnp.int32))
     recorder.check()
 

@@ -96,19 +96,20 @@ def _measure(
         attacks,
         dataset,
         draws=FLAGS.draws,
-        batch_size=FLAGS.batch_size,
-        ball=(FLAGS.norm, FLAGS.epsilon),
         passes={attack: one(attack) + own for attack in attacks},
         drop_fallen=True,
-        path=workdir / f"records_{re.sub('[^a-z0-9]+', '_', name.lower())}_{budget}.jsonl",
+        execution=pj.Execution(
+            batch_size=FLAGS.batch_size,
+            workdir=workdir / f"{re.sub('[^a-z0-9]+', '_', name.lower())}_{budget}",
+        ),
     )
-    found = protocol.figures(records)
+    found = protocol.summary(records)
     return {
         "name": name,
         "budget": budget,
         "commit": provenance.commit(),
         "average": found.average,
-        "worst": found.worst,
+        "worst": found.all_draws,
         "passes": found.cost,
         "by": found.by,
         "right": [r["correct_draws"] for r in protocol.strongest(records)],

@@ -1,24 +1,24 @@
-"""One process at a time writes into a folder; a second one ends in one line, and it says what it wrote."""
+"""One process at a time writes into a folder; a second one ends in one line. The first says what it wrote."""
 
 import atexit
-import errno
-import fcntl
 import os
 import socket
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from absl import logging
+from filelock import FileLock, Timeout
 
 from purify_jax.atomic import remove_unfinished
 from purify_jax.checks import InputError
 
 NAME = ".lock"
-#: What a file system answers that has no locks.
-_NONE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
-#: Folder → descriptor, of the locks of this process: it may ask for one again.
-_held: dict[Path, int] = {}
+#: Beside the lock: which process holds it.
+_HOLDER = ".lock-holder"
+#: Folder → lock, of the locks of this process: it may ask for one again.
+_held: dict[Path, FileLock] = {}
 #: Folder as it was named → what was in it: file → (when it was changed, bytes).
 _before: dict[Path, dict[Path, tuple[int, int]]] = {}
 
@@ -35,21 +35,25 @@ def hold(name: str, folder: str | Path) -> None:
     if jax is not None and jax.distributed.is_initialized() and jax.process_index() > 0:
         return
     folder = Path(folder)
+    lock = FileLock(folder / NAME, timeout=0, thread_local=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if folder.resolve() in _held:
             return
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, "permission denied")
-        descriptor = _locked(folder / NAME)
+            raise InputError(f"{name}: {folder} cannot be written: permission denied")
+        lock.acquire()
+        (folder / _HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    except Timeout as error:
+        raise InputError(
+            f"{name}: {folder} is in use by {_holder(folder)}, expected one process at a time; "
+            "wait for it, or give another folder"
+        ) from error
+    except NotImplementedError:
+        logging.warning("%s: no locks here; that two runs use one folder is not seen", folder)
     except OSError as error:
         raise InputError(f"{name}: {folder} cannot be written: {error.strerror}") from error
-    if descriptor is None:
-        raise InputError(
-            f"{name}: {folder} is in use by {_holder(folder / NAME)}, expected one process at a time; "
-            "wait for it, or give another folder"
-        )
-    _held[folder.resolve()] = descriptor
+    _held[folder.resolve()] = lock
     remove_unfinished(folder, NAME)
     _before[folder] = _files(folder)
 
@@ -72,11 +76,9 @@ def _files(folder: Path) -> dict[Path, tuple[int, int]]:
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (Path(place) / name for name in names if not name.startswith(".")):
-            try:
+            with suppress(OSError):  # gone meanwhile: an old checkpoint
                 about = path.stat()
-            except OSError:  # gone meanwhile: an old checkpoint
-                continue
-            found[path.relative_to(folder)] = (about.st_mtime_ns, about.st_size)
+                found[path.relative_to(folder)] = (about.st_mtime_ns, about.st_size)
     return found
 
 
@@ -89,46 +91,18 @@ def _listed(paths: list[Path], most: int = 12) -> str:
     return ", ".join(sorted(names)[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _locked(path: Path) -> int | None:
-    """A descriptor of the locked file; None if another process has it."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                os.close(descriptor)
-                return None
-            if error.errno not in _NONE:
-                os.close(descriptor)
-                raise
-            logging.warning("%s: no locks here; that two runs use one folder is not seen", path)
-        try:
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                break
-        except FileNotFoundError:
-            pass
-        os.close(descriptor)  # who had it before removed it meanwhile, as below: it is no lock
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    return descriptor
-
-
-def _holder(path: Path) -> str:
-    try:
-        return " ".join(path.read_text(errors="replace").split())[:200] or "another process"
-    except OSError:
-        return "another process"
+def _holder(folder: Path) -> str:
+    with suppress(OSError):
+        return (folder / _HOLDER).read_text(errors="replace")[:200] or "another process"
+    return "another process"
 
 
 def release() -> None:
-    """Gives back all locks of this process, and leaves no file behind."""
-    for folder, descriptor in _held.items():
-        try:
-            (folder / NAME).unlink(missing_ok=True)
-        except OSError as error:
-            logging.warning("%s: %s", folder / NAME, error.strerror)
-        os.close(descriptor)
+    """Gives back all locks of this process. The file of a lock stays, as waiting processes share it."""
+    for folder, lock in _held.items():
+        with suppress(OSError):
+            (folder / _HOLDER).unlink(missing_ok=True)
+        lock.release()
     _held.clear()
     _before.clear()
 

@@ -22,7 +22,7 @@ from absl import flags
 import purify_jax as pj
 from experiments.common.workdirs import claim_workdir
 from purify_jax.atomic import write_atomically
-from purify_jax.checks import InputError, check_count
+from purify_jax.checks import InputError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -63,19 +63,32 @@ def mesh() -> Mesh | None:
     return pj.sharding.data_mesh(jax.local_devices()) if jax.device_count() > 1 else None
 
 
+def execution(workdir: str | Path | None = None, shard: tuple[int, int] = (0, 1)) -> pj.Execution:
+    """How the flags say that a command is executed."""
+    return pj.Execution(
+        batch_size=FLAGS.batch_size,
+        mesh=mesh(),
+        shard=shard,
+        workdir=workdir,
+        progress=FLAGS.progress,
+    )
+
+
 def run(
     work: Callable[[Path, tuple[int, int]], Found],
-    join: Callable[[Path], None],
+    join: Callable[[Path], Any],
     settings: Mapping[str, Any],
+    made_with: Mapping[str, Any],
     name: str = "settings.json",
 ) -> tuple[Path, Found] | None:
     """Does this process's share of the work; (work directory, what was found) where all of it is there.
 
     ``work(workdir, (i, n))`` must continue from what lies in its folder; ``join(workdir)`` brings the
     shards' files there. A shard works in a folder of its own inside ``--workdir`` and returns None, and
-    so do all of several processes but the last. Call :func:`finish` when everything is written.
+    so do all of several processes but the last. ``made_with`` identifies models and data. Call
+    :func:`finish` when everything is written.
     """
-    shard = chosen()
+    shard, settings = chosen(), {**settings, "made_with": made_with}
     workdir = claim_workdir(_folder(Path(FLAGS.workdir), shard), settings, name)
     if FLAGS.merge:
         join(workdir)
@@ -119,39 +132,32 @@ def merge(
     Raises InputError if there are none, one is missing or unfinished, they belong to different
     evaluations, or the joined file is there and differs.
     """
+    from purify_jax.evaluation.identity import difference
     from purify_jax.evaluation.records import first_line
 
     folders = _shards(workdir, name)
     count = len(folders)
     header: dict[str, Any] = {}
-    checked: set[bool] = set()
     bodies = []
     for index, folder in enumerate(folders):
-        head, with_checksums, lines = _read(folder / name)
-        checked.add(with_checksums)
+        head, lines = _read(folder / name)
         shard = head.pop("shard", None)
         if shard != [index, count] or (header and head != header):
+            differs = difference(header, head) or f"shard: {shard} there"
             raise InputError(
-                f"merge: {folder.name} belongs to another evaluation ({_first_difference(header, head)}), "
-                "expected shards of one"
+                f"merge: {folder.name} belongs to another evaluation ({differs}), expected shards of one"
             )
         header = head
         bodies.append(lines)
-    if len(checked) > 1:
-        raise InputError(
-            "merge: some shards' lines have checksums and others' have not, expected shards of one version"
-        )
     try:
         listed = units(header)
     except (LookupError, TypeError) as error:
-        raise InputError(
-            f"merge: {folders[0].name} has no header of protocol 2 ({error!r})"
-        ) from error
+        raise InputError(f"merge: {folders[0].name} has no header ({error!r})") from error
     taken = [
         _take(bodies[u % count], records, folders[u % count].name)
         for u, records in enumerate(listed)
     ]
-    return _write(workdir / name, first_line(header, checked.pop()) + b"".join(taken))
+    return _write(workdir / name, first_line(header) + b"".join(taken))
 
 
 def gather(workdir: Path, units: Sequence[Sequence[str]], settings: str = "settings.json") -> None:
@@ -204,18 +210,14 @@ def _write(path: Path, content: bytes) -> Path:
     return path
 
 
-def _read(path: Path) -> tuple[dict[str, Any], bool, list[bytes]]:
+def _read(path: Path) -> tuple[dict[str, Any], list[bytes]]:
     from purify_jax.evaluation.records import parse_first_line
 
     lines = path.read_bytes().splitlines(keepends=True)
     try:
-        head, checked = parse_first_line(lines[0])
-        check_count("images", head["images"])
-        return head, checked, lines[1:]
+        return parse_first_line(lines[0]), lines[1:]
     except (ValueError, LookupError, TypeError) as error:
-        raise InputError(
-            f"merge: {path.parent.name} has no header of protocol 2 ({error!r})"
-        ) from error
+        raise InputError(f"merge: {path.parent.name} has no header ({error!r})") from error
 
 
 def _take(lines: list[bytes], records: Records, shard: str) -> bytes:
@@ -232,10 +234,3 @@ def _take(lines: list[bytes], records: Records, shard: str) -> bytes:
                 f"merge: {shard} is not finished, expected it to be run again to its end"
             ) from error
     return b"".join(taken)
-
-
-def _first_difference(a: dict[str, Any], b: dict[str, Any]) -> str:
-    for key in sorted(a.keys() | b.keys()):
-        if a.get(key) != b.get(key):
-            return f"{key}: {a.get(key)!r} and {b.get(key)!r}"
-    return "its shard"

@@ -26,26 +26,18 @@ def claim_workdir(
     if not path.exists():
         write_atomically(path, text)
         return workdir
+    from purify_jax.evaluation.identity import difference  # loads JAX, which flags do not need
+
     try:
-        before = _flatten(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
+        before = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"workdir: {path} is damaged ({error}), expected the config of an earlier run; another "
             "folder starts anew"
         ) from error
-    now = _flatten(json.loads(text))
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            raise InputError(
-                f"workdir: {workdir} belongs to another config ({key}: {before.get(key)!r} there, "
-                f"{now.get(key)!r} now), expected an empty folder or the same config"
-            )
+    if (differs := difference(before, json.loads(text))) is not None:
+        raise InputError(
+            f"workdir: {workdir} belongs to another config ({differs}), expected the same config or "
+            "another --workdir"
+        )
     return workdir
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    return {
-        k: v for name, sub in tree.items() for k, v in _flatten(sub, f"{prefix}{name}.").items()
-    }

@@ -73,7 +73,7 @@ def _cells(recipe: Recipe, parts: Parts) -> list[str]:
         _clean(parts),
         _cell(paper, "average", more=_effort(paper)),
         _cell(honest, "average", bold=True, more=_effort(honest) + passes),
-        _cell(honest, "worst"),
+        _cell(honest, "all_draws"),
         _cell(parts.get(evaluation_name("honest", *L2)), "average"),
         _certified(parts.get("certification")),
     ]
@@ -93,7 +93,7 @@ def _cell(part: Result | None, which: str, bold: bool = False, more: str = "") -
     if part is None:
         return ""
     found = summary(part)
-    if which == "worst" and found["draws"] == 1:
+    if which == "all_draws" and found["draws"] == 1:
         return "as the average"
     share = found[which]
     shown = f"**{span(share)}**" if bold else span(share)

@@ -123,7 +123,7 @@ def attack_rows(suite: str, card: Result, part: Result) -> list[dict[str, Any]]:
         if pj.attacks.suites.SUITES[setting["suite"]].drop_fallen:
             shown = shown[:1]
         total = [sum(each) for each in zip(*passes, strict=True)]
-        average = part["figures"][label]["average"]
+        average = part["summary"][label]["average"]
         shown.append((f"{setting['suite']} (all of the suite)", average, total))
         for attack, (value, low, high, images), (forwards, backwards) in shown:
             found.append(

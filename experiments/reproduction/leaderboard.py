@@ -94,7 +94,7 @@ def _row(path: Path, part: Result) -> str:
     note = ", **red flags**" if part["red_flags"] else ""
     cells = (
         path.parent.name, f"{setting['norm']} {setting['epsilon']:.3g}", setting["suite"] + note, clean[3],
-        span(clean), span(found["average"]), f"{found['draws']}: {span(found['worst'])}",
+        span(clean), span(found["average"]), f"{found['draws']}: {span(found['all_draws'])}",
         spent(part, unit=""), f"`results/{path.parent.name}/{path.name}`",
     )  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"

@@ -39,7 +39,7 @@ def publish(plan: Plan, results: Path, folder: Path) -> list[Path]:
         "purification": model.metadata["purification"],
         "commands": {name: part["command"] for name, part in parts.items()},
         "commits": sorted({part["commit"] for part in parts.values()}),
-        "figures": {n: _headline(part) for n, part in parts.items() if is_evaluation(part)},
+        "evaluations": {n: _headline(part) for n, part in parts.items() if is_evaluation(part)},
         "files": files,
     }
     path = folder / f"{plan.model}.json"
@@ -91,11 +91,11 @@ def _trainings(plan: Plan, results: Path) -> dict[str, Any]:
 
 def _headline(part: Result) -> dict[str, Any]:
     """What an evaluation found, with intervals: clean accuracy, and the summary of all attacks."""
-    names = ("average", "worst", "draws", "cost")
+    names = ("average", "all_draws", "draws", "cost")
     return {
         "clean": {label: rows[0]["one_draw"] for label, rows in part["rows"].items()},
-        "worst_case": part["worst_case"],
-        "figures": {
-            label: {name: found[name] for name in names} for label, found in part["figures"].items()
+        "union_accuracy": part["union_accuracy"],
+        "summary": {
+            label: {name: found[name] for name in names} for label, found in part["summary"].items()
         },
     }

@@ -25,7 +25,7 @@ def attacked(results: Path) -> Iterator[tuple[Path, Result]]:
 
 def is_evaluation(part: Result) -> bool:
     """Whether the result is of ``experiments.evaluate``."""
-    return "figures" in part
+    return "summary" in part
 
 
 def hours(record: Result) -> float | None:
@@ -42,7 +42,7 @@ def judged(labels: Collection[str]) -> str:
 
 def summary(part: Result) -> Mapping[str, Any]:
     """The summary of the model that the evaluation judges."""
-    return part["figures"][judged(part["rows"])]
+    return part["summary"][judged(part["rows"])]
 
 
 def backward_passes(part: Result) -> float:

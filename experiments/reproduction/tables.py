@@ -188,10 +188,10 @@ def _evaluation(part: Result) -> list[str]:
         lines.append(_row(name, images, bare.get(d["attack"]), shown, (low, high)))
     if suite == "clean":
         return lines
-    found, alone = summary(part), part["figures"].get("undefended")
+    found, alone = summary(part), part["summary"].get("undefended")
     for key, name in (
         ("average", f"**average under `{suite}`, {threat}** ({spent(part)})"),
-        ("worst", f"worst of {found['draws']} draws, {threat}"),
+        ("all_draws", f"worst of {found['draws']} draws, {threat}"),
     ):
         value, low, high, images = found[key]
         shown = value if purified else None

@@ -11,8 +11,6 @@ import numpy as np
 import purify_jax as pj
 from purify_jax import attacks as atk
 from purify_jax import evaluation
-from purify_jax.devices import sharding
-from purify_jax.devices.progress import bar
 from purify_jax.evaluation import records
 from purify_jax.reporting.verdicts import exact_against_flattering
 from purify_jax.types import Array, Attack
@@ -101,32 +99,17 @@ def run_attacks(
     bare_on_blind: judge the bare classifier by the blind attack's images, which are made on it, and do not
     attack it anew for every row.
     """
-    mesh = sharding.default_mesh()
     bare = pj.undefended(defense.logits_fn)
-    evaluate = functools.partial(evaluation.evaluate, key, draws=1, mesh=mesh)
-    adversarial: dict[str, np.ndarray] = {}
-    started: dict[str, float] = {}
-
-    def keep(name: str, indices: np.ndarray, images: np.ndarray) -> None:
-        adversarial.setdefault(name, np.zeros((len(attacked), *images.shape[1:]), np.float32))
-        adversarial[name][indices] = images
-
-    with bar(total=len(named), desc="attacks", unit="attack", disable=not progress) as shown:
-
-        def start(name: str) -> None:
-            shown.update(max(0, len(started) - 1) - shown.n)
-            started[name] = time.monotonic()
-
-        found = evaluate(
-            defense,
-            {entry.name: entry.make(config.epsilon) for entry in named},
-            attacked,
-            on_start=start,
-            keep_images=keep,
-        )
-        shown.update(len(named) - shown.n)
-    ends = [*list(started.values())[2:], time.monotonic()]
-    seconds = {n: end - started[n] for n, end in zip(list(started)[1:], ends, strict=True)}
+    evaluate = functools.partial(evaluation.evaluate, key, draws=1)
+    saved = _Timed()
+    found = evaluate(
+        defense,
+        {entry.name: entry.make(config.epsilon) for entry in named},
+        attacked,
+        saved=saved,
+        execution=pj.Execution(progress=progress),
+    )
+    adversarial = {entry.name: saved.of(entry.name) for entry in named}
     if bare_on_blind:
         on_blind = _replaced(attacked, adversarial[named[0].name])
         undefended = [evaluation.accuracy(evaluate(bare, {}, on_blind), "clean")] * len(named)
@@ -150,7 +133,7 @@ def run_attacks(
                 "defended": robust.value,
                 "defended_ci95": [robust.low, robust.high],
                 "images": len(attacked),
-                "seconds": round(seconds[entry.name], 2),
+                "seconds": round(saved.seconds(entry.name), 2),
             }
         )
     whole = found if len(attacked) == len(test) else evaluate(defense, {}, test)
@@ -165,7 +148,24 @@ def run_attacks(
         },
         "attacks": rows,
     }
-    return Attacked(results, {n: images for n, images in adversarial.items() if n != "clean"})
+    return Attacked(results, adversarial)
+
+
+class _Timed(evaluation.AdversarialImages):
+    """Adversarial images, and when the last batch of each attack was made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: dict[str, float] = {}
+
+    def add(self, attack: str, indices: np.ndarray, images: np.ndarray) -> None:
+        super().add(attack, indices, images)
+        self.ends[attack] = time.monotonic()
+
+    def seconds(self, attack: str) -> float:
+        """How long an attack took: from the end of the one before it to its own."""
+        names = list(self.ends)
+        return self.ends[attack] - self.ends[names[names.index(attack) - 1]]
 
 
 def _replaced(dataset: pj.data.Dataset, images: np.ndarray) -> pj.data.Dataset:

@@ -9,10 +9,9 @@ import numpy as np
 import purify_jax as pj
 from experiments.story.accuracy import NamedAttack
 from purify_jax import energy, evaluation
-from purify_jax.devices import sharding
 from purify_jax.evaluation import records
 from purify_jax.evaluation.predictions import check_classes
-from purify_jax.evaluation.sweeps import AttackedAndScored
+from purify_jax.evaluation.probes.sweeps import AttackedAndScored
 from purify_jax.keys import fold_keys, image_keys, stream_key
 from purify_jax.pytrees import Partial
 from purify_jax.reporting import Section, plots
@@ -145,11 +144,10 @@ def _sweep(key, defense, named, dataset, config) -> Section:
         # ε is a leaf of the attack: one compilation serves the whole curve.
         def correct(epsilon: float) -> int:
             run = AttackedAndScored(
-                attack=entry.make(epsilon, 10), scorer=evaluation.fresh_draws(model, 1)
+                attack=entry.make(epsilon, 10), scorer=evaluation.Draws(model, draws=1)
             )
             stream = stream_key(key, "sweep")
-            mesh = sharding.default_mesh()
-            predicted = evaluation.map_images(run, stream, images, labels, mesh=mesh)
+            predicted = evaluation.map_images(run, stream, images, labels)
             check_classes(predicted, f"{name} at epsilon {epsilon:g}")
             return int((predicted == labels).sum())
 

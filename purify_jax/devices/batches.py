@@ -5,6 +5,7 @@ that none of them depends on the batch size, the padding or the number of device
 compiles once.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -13,11 +14,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from purify_jax.checks import InputError, check_count
-from purify_jax.devices import memory, sharding
+from purify_jax.devices import memory, progress, sharding
+from purify_jax.devices.execution import Execution
 from purify_jax.keys import image_keys
 from purify_jax.types import Array
 
 Unit = TypeVar("Unit")
+
+
+def completed(execution: Execution, batch_size: int) -> Execution:
+    """The execution with this batch size and all devices, where it leaves them open."""
+    return dataclasses.replace(
+        execution,
+        batch_size=execution.batch_size or batch_size,
+        mesh=execution.mesh or sharding.default_mesh(),
+    )
 
 
 def padded_size(batch_size: int, count: int, mesh: Mesh | None) -> int:
@@ -61,11 +72,10 @@ def map_images(
     function: Callable,
     key: Array,
     *arrays: np.ndarray,
-    batch_size: int = 128,
-    mesh: Mesh | None = None,
+    execution: Execution = Execution(),
     first: int = 0,
     batch_axis: int = 0,
-    on_batch: Callable[[int], None] | None = None,
+    task: str = "images",
 ) -> Any:
     """``function(keys, *arrays)`` of all images, in batches; the results as numpy arrays.
 
@@ -74,24 +84,27 @@ def map_images(
         image by itself.
       key: image i's key is ``key`` folded with ``first + i``.
       arrays: numpy arrays whose first axis are the images.
-      batch_size: images side by side.
-      mesh: devices to split each batch over; one device by default.
+      execution: how it is executed; 128 images side by side by default.
       first: the global index of the first image.
       batch_axis: the results' batch axis.
-      on_batch: called with the number of images done.
+      task: the name on the progress bar.
+
+    Raises InputError for no images, and arrays of different lengths.
     """
+    execution = completed(execution, 128)
     count = len(arrays[0])
     if any(len(array) != count for array in arrays):
         raise InputError(
             f"arrays: got {[len(array) for array in arrays]} rows, expected as many in each"
         )
-    size = padded_size(batch_size, count, mesh)
-    run = memory.divided(function, mesh, batch_axis)
+    size = padded_size(execution.batch_size or 128, count, execution.mesh)
+    run = memory.divided(function, execution.mesh, batch_axis, execution.shard_parameters)
     found = []
-    for chosen, padded in batches(np.arange(count), size):
-        result = run(image_keys(key, first + padded), *(array[padded] for array in arrays))
-        take = lambda x: np.take(np.asarray(x), np.arange(len(chosen)), axis=batch_axis)
-        found.append(jax.tree.map(take, result))
-        if on_batch is not None:
-            on_batch(int(chosen[-1]) + 1)
+    with progress.bar(total=count, desc=task, unit="image", disable=not execution.progress) as bar:
+        for chosen, padded in batches(np.arange(count), size):
+            result = run(image_keys(key, first + padded), *(array[padded] for array in arrays))
+            kept = np.arange(len(chosen))
+            take = lambda x, kept=kept: np.take(np.asarray(x), kept, axis=batch_axis)
+            found.append(jax.tree.map(take, result))
+            bar.update(len(chosen))
     return jax.tree.map(lambda *parts: np.concatenate(parts, batch_axis), *found)

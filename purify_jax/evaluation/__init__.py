@@ -1,54 +1,60 @@
-"""Evaluation: attack, score with fresh keys, one record per image; and every other figure."""
+"""Evaluation: attack, score with fresh keys, one record per image; certification, detection, corruptions."""
 
 from purify_jax.devices.batches import map_images
 from purify_jax.evaluation import (
     certification,
-    corrupted,
+    corruption,
     detection,
-    red_flags,
     suite_runs,  # noqa: F401  for the binaries, and not part of what is public
-    sweeps,
     worst_of,
 )
+from purify_jax.evaluation.adversarial import AdversarialFiles, AdversarialImages
 from purify_jax.evaluation.attacked import evaluate
 from purify_jax.evaluation.certification import certified_accuracy, certify
-from purify_jax.evaluation.corrupted import evaluate_corrupted
-from purify_jax.evaluation.predictions import fresh_draws
-from purify_jax.evaluation.protocol import cost, figures, strongest
+from purify_jax.evaluation.corruption import evaluate_corrupted
+from purify_jax.evaluation.identity import identity
+from purify_jax.evaluation.predictions import Draws
+from purify_jax.evaluation.probes import red_flags, sweeps, transfer
+from purify_jax.evaluation.protocol import Summary, cost, strongest, summary
 from purify_jax.evaluation.records import (
     SCORINGS,
     RecordFile,
     accuracy,
     read_records,
     table,
-    worst_case,
+    union_accuracy,
 )
 from purify_jax.evaluation.statistics import Difference, Interval, paired_difference, wilson
 
 __all__ = [
     "SCORINGS",
+    "AdversarialFiles",
+    "AdversarialImages",
     "Difference",
+    "Draws",
     "Interval",
     "RecordFile",
+    "Summary",
     "accuracy",
     "certification",
     "certified_accuracy",
     "certify",
-    "corrupted",
+    "corruption",
     "cost",
     "detection",
     "evaluate",
     "evaluate_corrupted",
-    "figures",
-    "fresh_draws",
+    "identity",
     "map_images",
     "paired_difference",
     "read_records",
     "red_flags",
     "strongest",
+    "summary",
     "sweeps",
     "table",
+    "transfer",
+    "union_accuracy",
     "wilson",
-    "worst_case",
     "worst_of",
 ]

@@ -7,7 +7,7 @@ with fresh noise for every sample): what is certified is the answer averaged ove
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy
-from jax.sharding import Mesh
 
 from purify_jax.checks import (
     InputError,
@@ -26,13 +25,15 @@ from purify_jax.checks import (
     check_number,
 )
 from purify_jax.data import Dataset
-from purify_jax.devices import memory, sharding
-from purify_jax.devices.batches import batches, of_shard, padded_size
+from purify_jax.devices import memory, progress, sharding
+from purify_jax.devices.batches import batches, completed, of_shard, padded_size
+from purify_jax.devices.execution import Execution
+from purify_jax.evaluation.identity import identity
 from purify_jax.evaluation.predictions import is_finite
 from purify_jax.evaluation.records import Record, RecordFile
 from purify_jax.evaluation.statistics import Interval, wilson
 from purify_jax.keys import fold_keys, image_keys, normal_like, stream_key
-from purify_jax.pytrees import pytree, static
+from purify_jax.pytrees import Pytree, static
 from purify_jax.types import BOUNDS, Array, Keys, PredictFn
 
 #: The prediction of an image on which the smoothed classifier abstains.
@@ -79,11 +80,18 @@ def certificate(
     return Certificate(top, float(sigma * scipy.stats.norm.ppf(p_lower)))
 
 
-@pytree
-class ClassCounts:
-    """See :func:`class_counts`."""
+class ClassCounts(Pytree):
+    """(keys ``[batch]``, images, first ``[batch]``) → counts ``[batch, classes]`` of noisy predictions.
 
-    predict: Any
+    Samples ``first`` to ``first + num_samples``, ``samples_at_once`` of them side by side: by
+    default 100, fewer where memory asks. Sample i of an image depends on its key and i alone.
+
+    predict: (keys, images) → log-probabilities.
+    sigma: standard deviation of the noise ≥ 0.
+    bounds: clips noisy images before ``predict``, as part of the base classifier; None for no bounds.
+    """
+
+    predict: PredictFn
     sigma: float
     num_samples: int = static()
     samples_at_once: int | None = static(default=None)
@@ -91,6 +99,12 @@ class ClassCounts:
 
     #: Samples side by side where ``samples_at_once`` is None.
     most_at_once = 100
+
+    def __post_init__(self) -> None:
+        check_at_least("sigma", self.sigma, 0.0)
+        check_count("num_samples", self.num_samples)
+        if self.samples_at_once is not None:
+            check_count("samples_at_once", self.samples_at_once)
 
     def __call__(self, keys: Keys, images: Array, first: Array) -> Array:
         batch = images.shape[0]
@@ -116,32 +130,6 @@ class ClassCounts:
         return total
 
 
-def class_counts(
-    predict: PredictFn,
-    sigma: float,
-    num_samples: int,
-    samples_at_once: int | None = None,
-    bounds: tuple[float, float] | None = BOUNDS,
-) -> ClassCounts:
-    """(keys ``[batch]``, images, first ``[batch]``) → counts ``[batch, classes]`` of noisy predictions.
-
-    Samples ``first`` to ``first + num_samples``, ``samples_at_once`` of them side by side: by
-    default 100, fewer where memory asks. Sample i of an image depends on its key and i alone. ``bounds`` clips noisy images before ``predict``
-    (as part of the base classifier).
-    """
-    check_at_least("sigma", sigma, 0.0)
-    check_count("num_samples", num_samples)
-    if samples_at_once is not None:
-        check_count("samples_at_once", samples_at_once)
-    return ClassCounts(
-        predict=predict,
-        sigma=sigma,
-        num_samples=num_samples,
-        samples_at_once=samples_at_once,
-        bounds=bounds,
-    )
-
-
 def certify(
     key: Array,
     predict: PredictFn,
@@ -151,13 +139,9 @@ def certify(
     n0: int = 100,
     n: int = 1000,
     alpha: float = 0.001,
-    batch_size: int = 10,
     samples_at_once: int | None = None,
-    path: str | Path | None = None,
-    header: Mapping[str, Any] | None = None,
-    on_batch: Callable[[int, list[Record]], None] | None = None,
-    mesh: Mesh | None = None,
-    shard: tuple[int, int] = (0, 1),
+    label: str = "",
+    execution: Execution = Execution(),
 ) -> list[Record]:
     """Certifies each image of a data set; one record per image: index, label, prediction, radius.
 
@@ -168,20 +152,25 @@ def certify(
       sigma: standard deviation of the smoothing noise, in units of a pixel's range.
       n0, n: samples that select the class, and fresh ones that bound its share.
       alpha: probability that an image's certificate is wrong.
-      batch_size, samples_at_once: images, and samples of each, side by side. By default 100 samples,
-        and of both fewer where memory asks; a number of samples that is given is kept to.
-      path: a JSON-lines file to write records to as they come, and to continue from.
-      header: settings that identify the run in that file, beside those known here.
-      on_batch: called with (images done, records of the batch).
-      mesh: devices to split each batch over; one device by default.
-      shard: (i, n): only batches i, i + n, i + 2n, ...; the records are those of the whole run.
+      samples_at_once: samples of an image side by side. By default 100, and fewer where memory asks.
+      label: the model's name, part of the name of its file: ``records_LABEL.jsonl``.
+      execution: how it is executed; 10 images side by side by default. The records are written to its
+        work directory as they come, and read back from there. A shard's units are batches.
 
-    Raises InputError for α outside (0, 1), n₀ > n, σ ≤ 0, bad images, or a file of another run.
+    Raises InputError for α outside (0, 1), n₀ > n, σ ≤ 0, bad images, or a work directory whose records
+    are of another model, other data or other settings.
     """
     check_settings(sigma, n0, n, alpha)
+    execution.refuse("certification", "block")
+    execution = completed(execution, 10)
+    mesh, name = execution.mesh, f"records_{label}" if label else "records"
+    path = None if execution.workdir is None else Path(execution.workdir, f"{name}.jsonl")
     sharding.check_one_writer(path, mesh)
-    batch_size = padded_size(batch_size, len(dataset), mesh)
-    identify = {
+    batch_size = padded_size(execution.batch_size or 10, len(dataset), mesh)
+    described = f"{len(dataset)} images in batches of {batch_size}"
+    every = list(batches(range(len(dataset)), batch_size))
+    mine = of_shard(every, execution.shard, described)
+    header: dict[str, Any] = {
         "dataset": dataset.name,
         "split": dataset.split,
         "images": len(dataset),
@@ -191,14 +180,17 @@ def certify(
         "n": n,
         "alpha": alpha,
         "batch_size": batch_size,
+        "model": label,
     }
-    described = f"{len(dataset)} images in batches of {batch_size}"
-    mine = of_shard(list(batches(range(len(dataset)), batch_size)), shard, described)
-    if shard != (0, 1):
-        identify["shard"] = list(shard)
-    file = RecordFile(path, {**identify, **(header or {})})
+    if execution.shard != (0, 1):
+        header["shard"] = list(execution.shard)
+    if path is not None:
+        header |= identity(defense=predict, data=dataset)
+    file = RecordFile(path, header)
     counter = lambda total: memory.divided(
-        class_counts(predict, sigma, total, samples_at_once), mesh
+        ClassCounts(predict, sigma, num_samples=total, samples_at_once=samples_at_once),
+        mesh,
+        split_large=execution.shard_parameters,
     )
     select, estimate = counter(n0), counter(n)
     records: list[Record] = []
@@ -209,9 +201,8 @@ def certify(
         check_labels(labels, dataset.num_classes)
         keys = image_keys(stream_key(key, "certification"), padded)
         beginning = np.zeros(batch_size, np.int32)
-        first = select(keys, images, beginning)
-        second = estimate(keys, images, beginning + n0)
-        first, second = np.asarray(first), np.asarray(second)
+        first = np.asarray(select(keys, images, beginning))
+        second = np.asarray(estimate(keys, images, beginning + n0))
         lost = n0 + n - (first.sum(-1) + second.sum(-1))
         if lost.any():
             raise InputError(
@@ -233,14 +224,17 @@ def certify(
             )
         return found
 
-    try:
-        for chosen, padded in mine:
-            batch = file.batch("certify", chosen, functools.partial(compute, chosen, padded))
-            records += batch
-            if on_batch is not None:
-                on_batch(len(records), batch)
-    finally:
-        file.close()
+    total = sum(len(chosen) for chosen, _ in mine)
+    with progress.bar(
+        total=total, desc=label or "certify", unit="image", disable=not execution.progress
+    ) as bar:
+        try:
+            for chosen, padded in mine:
+                batch = file.batch("certify", chosen, functools.partial(compute, chosen, padded))
+                records += batch
+                bar.update(len(batch))
+        finally:
+            file.close()
     return records
 
 

@@ -6,7 +6,7 @@ attacked images; an image is flagged above a threshold that is fitted on clean i
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,9 @@ from purify_jax.checks import InputError, check_at_least, check_number, is_trace
 from purify_jax.evaluation.predictions import check_classes, predicted_class
 from purify_jax.evaluation.statistics import Interval, wilson
 from purify_jax.keys import stream
-from purify_jax.purifiers import ADP
-from purify_jax.pytrees import Partial, as_pytree, pytree
-from purify_jax.types import Array, EnergyFn, GradientFn, Keys, PredictFn, ScoreFn
+from purify_jax.purifiers import ADP, Purifier
+from purify_jax.pytrees import Partial, Pytree, as_pytree
+from purify_jax.types import Array, EnergyFn, Keys, PredictFn, ScoreFn
 
 #: (keys ``[batch]``, images) → one number per image ``[batch]``, larger on attacked images.
 Statistic: TypeAlias = Callable[[Keys, Array], Array]
@@ -36,34 +36,27 @@ def score_norm(score_fn: ScoreFn) -> Statistic:
     return Partial(_score_norm, as_pytree(score_fn))
 
 
-@pytree
-class EnergyDrop:
-    """See :func:`energy_drop`."""
+class EnergyDrop(Pytree):
+    """E(x) − E(purified), the mean over restarts: how much purification lowers the energy.
 
-    score_fn: Any
-    purifier: Any
-    energy_fn: Any
+    score_fn: the score, whose integral is the difference without an ``energy_fn``.
+    purifier: (keys, images) → (purified, info).
+    energy_fn: images → energy. Without one (a score network) the difference is the trapezoid rule's, see
+      :func:`purify_jax.energy.difference`.
+    """
+
+    score_fn: ScoreFn
+    purifier: Purifier
+    energy_fn: EnergyFn | None = None
 
     def __call__(self, keys: Keys, images: Array) -> Array:
         purified, _ = self.purifier(keys, images)
-        if self.energy_fn is None:
+        energy_fn = self.energy_fn
+        if energy_fn is None:
             drop = lambda end: -energy.difference(self.score_fn, images, end)
         else:
-            drop = lambda end: self.energy_fn(images) - self.energy_fn(end)
+            drop = lambda end: energy_fn(images) - energy_fn(end)
         return jnp.mean(jax.vmap(drop)(purified), axis=0)
-
-
-def energy_drop(score_fn: ScoreFn, purifier: Any, energy_fn: EnergyFn | None = None) -> Statistic:
-    """E(x) − E(purified), the mean over restarts: how much purification lowers the energy.
-
-    Without an ``energy_fn`` (a score network) the difference is the trapezoid rule's, see
-    :func:`purify_jax.energy.difference`.
-    """
-    return EnergyDrop(
-        score_fn=score_fn,
-        purifier=purifier,
-        energy_fn=energy_fn,
-    )
 
 
 # --- thresholds and curves --------------------------------------------------------------------
@@ -138,7 +131,7 @@ def auroc(clean: np.ndarray, attacked: np.ndarray, confidence: float = 0.95) -> 
     return Interval(area, float(low), float(high), total)
 
 
-# --- the decision rule, and who evades it -----------------------------------------------------
+# --- the decision rule, and an attack that evades it ---------------------------------------------
 
 
 def deciding_purifier(
@@ -160,17 +153,13 @@ def deciding_purifier(
     if callable(sigma):
         raise InputError("purifier: its noise scale is a function, expected a number")
 
-    noise_scale = DecidedNoise(
-        statistic=statistic, threshold=threshold, sigma=sigma, fraction=fraction
-    )
-    return purifier.replace(noise_scale=noise_scale)
+    return purifier.replace(noise_scale=DecidedNoise(statistic, threshold, sigma, fraction))
 
 
-@pytree
-class DecidedNoise:
-    """See :func:`deciding_purifier`: images → σ of each image."""
+class DecidedNoise(Pytree):
+    """Images → σ of each image: ``sigma`` above the threshold, ``fraction`` of it elsewhere."""
 
-    statistic: Any
+    statistic: Statistic
     threshold: float
     sigma: float
     fraction: float
@@ -193,13 +182,23 @@ class Verdict(NamedTuple):
     evaded: Array
 
 
-@pytree
-class Judge:
-    """See :func:`verdict`."""
+class Judge(Pytree):
+    """(keys, images, labels) → what the defense and the detector make of the images.
 
-    defense: Any
-    statistic: Any
+    defense: (keys, images) → log-probabilities.
+    statistic: larger on attacked images.
+    threshold: above it an image counts as detected.
+
+    Raises InputError for a threshold that is not a number, and for predictions and statistics that
+    are not; under jit, where they cannot be looked at, such an image counts as evaded.
+    """
+
+    defense: PredictFn
+    statistic: Statistic
     threshold: float
+
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> Verdict:
         # The statistic may purify as well: the defense has draws of its own.
@@ -207,28 +206,34 @@ class Judge:
         values = self.statistic(keys, images)
         if not is_traced(predicted, values):
             check_classes(predicted, "defense")
-            _checked(values, "statistic")
+            _checked(np.asarray(values), "statistic")
         wrong, detected = predicted != labels, values > self.threshold
         return Verdict(wrong, detected, wrong & ~detected)
 
 
-def verdict(defense: PredictFn, statistic: Statistic, threshold: float) -> Judge:
-    """(keys, images, labels) → what the defense and the detector make of the images.
+class Evading(Pytree):
+    """The gradient of an attacker that fools the defense and stays below the threshold.
 
-    Raises InputError for a threshold that is not a number, and for predictions and statistics that
-    are not; under jit, where they cannot be looked at, such an image counts as evaded.
+    Orthogonal gradients of Bryniarski et al. 2021 (arXiv 2106.15023, section 3): where the
+    statistic is above the threshold, down the statistic; elsewhere up the margin, without its
+    component along the statistic's gradient. Both gradients are exact. The loss that ``PGD``
+    keeps the best iterate by is the margin, at most 1, and far below that while detected.
+
+    defense: (keys, images) → log-probabilities; a random one needs ``eot`` around this gradient.
+    statistic: larger on attacked images.
+    threshold: > 0; below it an image is not detected.
+
+    Raises InputError for a threshold ≤ 0.
     """
-    _check_threshold(threshold)
-    return Judge(defense=defense, statistic=statistic, threshold=threshold)
 
-
-@pytree
-class Evading:
-    """See :func:`evading`."""
-
-    defense: Any
-    statistic: Any
+    defense: PredictFn
+    statistic: Statistic
     threshold: float
+
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
+        if not (is_traced(self.threshold) or self.threshold > 0):
+            raise InputError(f"threshold: got {self.threshold}, expected a positive number")
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> tuple[Array, Array]:
         def fooling(x: Array) -> tuple[Array, Array]:
@@ -248,19 +253,3 @@ class Evading:
         direction = jnp.where(per_image(relative > 0.98, up), -unit(away), unit(sideways))
         # Iterates below the threshold come first, whatever their margin.
         return direction, jnp.where(relative <= 1, jnp.minimum(margin, 1.0), -1e3 * relative)
-
-
-def evading(defense: PredictFn, statistic: Statistic, threshold: float) -> GradientFn:
-    """The gradient of an attacker who fools the defense and stays below the threshold.
-
-    Orthogonal gradients of Bryniarski et al. 2021 (arXiv 2106.15023, section 3): where the
-    statistic is above the threshold, down the statistic; elsewhere up the margin, without its
-    component along the statistic's gradient. Both gradients are exact. The loss that ``PGD``
-    keeps the best iterate by is the margin, at most 1, and far below that while detected.
-
-    Wrap it in ``EOT`` for a random defense. Raises InputError for a threshold ≤ 0.
-    """
-    _check_threshold(threshold)
-    if not (is_traced(threshold) or threshold > 0):
-        raise InputError(f"threshold: got {threshold}, expected a positive number")
-    return Evading(defense=defense, statistic=statistic, threshold=threshold)

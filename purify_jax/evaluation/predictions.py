@@ -9,7 +9,7 @@ import numpy as np
 from purify_jax.attacks.norms import get
 from purify_jax.checks import InputError, check_count, check_images
 from purify_jax.keys import fold_keys
-from purify_jax.pytrees import pytree, static
+from purify_jax.pytrees import Pytree, static
 from purify_jax.types import Array, Attack, Keys, PredictFn
 
 #: The class of a prediction that is not finite (argmax would say 0).
@@ -48,26 +48,28 @@ def _refuse(bad: np.ndarray, name: str) -> None:
         )
 
 
-@pytree
-class Draws:
-    """See :func:`fresh_draws`."""
+class Draws(Pytree):
+    """(keys, images) → log-probabilities of independent draws, ``[draws, batch, classes]``.
 
-    defense: Any
+    defense: (keys, images) → log-probabilities.
+    draws: how many draws, ≥ 1.
+
+    Raises InputError for fewer than one draw.
+    """
+
+    defense: PredictFn
     draws: int = static()
+
+    def __post_init__(self) -> None:
+        check_count("draws", self.draws)
 
     def __call__(self, keys: Keys, images: Array) -> Array:
         one = lambda draw: self.defense(fold_keys(keys, draw), images)
         return jax.lax.map(one, jnp.arange(self.draws))
 
 
-def fresh_draws(defense: PredictFn, draws: int) -> Draws:
-    """(keys, images) → log-probabilities of ``draws`` independent draws, ``[draws, batch, C]``."""
-    check_count("draws", draws)
-    return Draws(defense=defense, draws=draws)
-
-
-def ball_of(attack: Attack) -> tuple[str, float] | None:
-    """(norm, ε) that an attack says it stays in; None for a plain function."""
+def ball_of(attack: Attack | None) -> tuple[str, float] | None:
+    """(norm, ε) that an attack declares; None where it declares none, as a plain function."""
     norm, epsilon = getattr(attack, "norm", None), getattr(attack, "epsilon", None)
     if norm is None or epsilon is None or np.size(epsilon) != 1:
         return None

@@ -1,4 +1,4 @@
-"""The figures to quote: of each image the candidate that the attacker prefers, judged by fresh draws.
+"""The accuracy to quote: of each image the candidate that the attacker prefers, judged by fresh draws.
 
 Every attack leaves one candidate image (and the clean image is one). The attacker keeps the candidate
 that looks strongest in draws of *its own*, which scoring never sees: with the scoring draws it would
@@ -7,7 +7,7 @@ choose its luck. The N scoring draws of that candidate then give
 - the average: accuracy of one fresh draw;
 - the worst of M ≤ N: all of M fresh draws are right, for an attacker who may submit M times.
 
-A union over attacks with one scoring draw each (:func:`~purify_jax.evaluation.records.worst_case`) is
+A union over attacks with one scoring draw each (:func:`~purify_jax.evaluation.records.union_accuracy`) is
 random itself and falls with the number of attacks, whether they are any good or not.
 """
 
@@ -22,7 +22,7 @@ from purify_jax.evaluation.records import Record, attack_names
 from purify_jax.evaluation.statistics import Interval
 from purify_jax.evaluation.worst_of import mean_survival
 
-#: The number of this protocol in the header of a record file; files up to 0.2 name none and count as 1.
+#: The number of this protocol in the header of a record file.
 PROTOCOL = 2
 #: The attacker judges a candidate by this many times the draws that score it.
 OWN_DRAWS_PER_DRAW = 2
@@ -37,7 +37,7 @@ def strongest(records: Sequence[Record]) -> list[Record]:
     """Of each image, by index, the record that is strongest in the attacker's own draws.
 
     That is the fewest right, and the highest mean loss among equals. Raises InputError without
-    records, and for records up to 0.2, in which the attacker had no draws of its own.
+    records.
     """
     if not records:
         raise InputError("records: got none, expected at least one")
@@ -45,11 +45,6 @@ def strongest(records: Sequence[Record]) -> list[Record]:
     for record in records:
         if record.get("skipped"):
             continue
-        if "own_correct" not in record:
-            raise InputError(
-                "records: made under protocol 1, without draws of the attacker's own, expected protocol "
-                f"{PROTOCOL}: evaluate again (their worst_case can still be read)"
-            )
         index = record["index"]
         if index not in best or rank(record) < rank(best[index]):
             best[index] = record
@@ -72,21 +67,26 @@ def cost(records: Sequence[Record], attack: str | None = None) -> Passes:
     return Passes(*(float(part) / max(len(images), 1) for part in total))
 
 
-class Figures(NamedTuple):
-    """What :func:`figures` returns; ``by`` counts the images for which each attack was strongest."""
+class Summary(NamedTuple):
+    """What :func:`summary` returns.
+
+    average: accuracy of one draw, the number to quote. all_draws: accuracy where all N draws must be
+    right. worst_of: M → accuracy where M ≤ N draws must be right. by: attack → images for which it was
+    strongest. draws: N. cost: mean passes per image.
+    """
 
     average: Interval
-    worst: Interval
+    all_draws: Interval
     worst_of: dict[int, Interval]
     by: dict[str, int]
     draws: int
     cost: Passes
 
 
-def figures(records: Sequence[Record]) -> Figures:
+def summary(records: Sequence[Record]) -> Summary:
     """The average over the N scoring draws of each image's strongest candidate, and the worst of M ≤ N.
 
-    Intervals are 95%, over images. Raises InputError as :func:`strongest`.
+    Intervals are 95%, over images. Raises InputError without records.
     """
     kept = strongest(records)
     draws = int(kept[0]["draws"])
@@ -94,4 +94,4 @@ def figures(records: Sequence[Record]) -> Figures:
     curve = {m: mean_survival(right, draws, m) for m in range(1, draws + 1)}
     names = [r["attack"] for r in kept]
     by = {name: names.count(name) for name in attack_names(records)}
-    return Figures(curve[1], curve[draws], curve, by, draws, cost(records))
+    return Summary(curve[1], curve[draws], curve, by, draws, cost(records))

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from purify_jax.checks import InputError
+from purify_jax.evaluation.identity import difference
 from purify_jax.evaluation.statistics import Interval, wilson
 
 #: One record: attack, index, label and, unless the image was skipped, what scoring found.
 Record = dict[str, Any]
 
 #: How N draws of a random defense become one verdict per image.
-SCORINGS = ("one_draw", "mean", "vote", "worst")
+SCORINGS = ("one_draw", "mean", "vote", "all_draws")
 
 
 def of_attack(records: Sequence[Record], attack: str) -> list[Record]:
@@ -40,7 +41,7 @@ def accuracy(records: Sequence[Record], attack: str, scoring: str = "one_draw") 
     return wilson(sum(bool(r.get(scoring, False)) for r in chosen), len(chosen))
 
 
-def worst_case(
+def union_accuracy(
     records: Sequence[Record], scoring: str = "one_draw", attacks: Sequence[str] | None = None
 ) -> Interval:
     """Share of images that withstood every attack (and are right when clean).
@@ -85,14 +86,14 @@ class RecordFile:
     The first line is a header that says what run the file belongs to. Batches are written in a
     fixed order; on opening, whole batches are replayed as long as they match what the run asks
     for, and a torn or damaged tail is cut off and computed again. Every line ends with a checksum of
-    its record; a file that was begun without them is continued without them.
+    its record.
     """
 
     def __init__(self, path: str | Path | None, header: Mapping[str, Any]):
+        self._path = path
         self._pending: list[tuple[Record, int]] = []
         self._file = None
         self._valid_to = 0
-        self._checked = True
         if path is None:
             return
         path = Path(path)
@@ -100,20 +101,18 @@ class RecordFile:
         head = first_line(header)
         content = path.read_bytes() if path.exists() else b""
         complete = content[: content.rfind(b"\n") + 1]
-        if complete.startswith(plain := first_line(header, checked=False)):
-            head, self._checked = plain, False
         if complete and not complete.startswith(head):
             raise InputError(
                 f"records: {path} belongs to another evaluation "
-                f"({_difference(complete, head)}), expected a new file or the same settings"
+                f"({_difference(complete, head)}), expected the same one or another work directory"
             )
         self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
         if complete:
             offset = self._valid_to = len(head)
             for line in complete[len(head) :].splitlines(keepends=True):
-                record = _record(line, self._checked)
+                record = _record(line)
                 # Damaged, or not as it was written: it, and what follows, is computed again.
-                if record is None or _line(record, self._checked) != line:
+                if record is None or _line(record) != line:
                     break
                 offset += len(line)
                 self._pending.append((record, offset))
@@ -126,12 +125,26 @@ class RecordFile:
             self._valid_to = len(head)
 
     def batch(
-        self, attack: str, indices: Sequence[int] | np.ndarray, compute: Callable[[], list[Record]]
+        self,
+        attack: str,
+        indices: Sequence[int] | np.ndarray,
+        compute: Callable[[], list[Record]],
+        data: str | None = None,
     ) -> list[Record]:
-        """The records of one batch: read back if the file has all of them, else computed."""
+        """The records of one batch: read back if the file has all of them, else computed.
+
+        ``data`` identifies the images of the batch, where the header cannot. Raises InputError if the
+        file has the same batch of other images.
+        """
         known = self._pending[: len(indices)]
         names = [(record["attack"], record["index"]) for record, _ in known]
         if names == [(attack, int(i)) for i in indices]:
+            before = {record.get("data") for record, _ in known}
+            if before != {data}:
+                raise InputError(
+                    f"records: {self._path} belongs to another evaluation (the images or labels of "
+                    f"{attack!r} differ), expected the same ones or another work directory"
+                )
             self._pending = self._pending[len(indices) :]
             self._valid_to = known[-1][1] if known else self._valid_to
             return [record for record, _ in known]
@@ -141,7 +154,7 @@ class RecordFile:
             self._file.seek(self._valid_to)
             self._file.truncate()
             for record in records:
-                self._file.write(_line(record, self._checked))
+                self._file.write(_line(record))
             self._flush()
             self._valid_to = self._file.tell()
         return records
@@ -157,29 +170,28 @@ class RecordFile:
             self._file.close()
 
 
-def first_line(header: Mapping[str, Any], checked: bool = True) -> bytes:
-    """A file's first line: the header, and whether the lines below have checksums."""
-    lines = {"lines": "crc32"} if checked else {}
-    return (json.dumps({"header": dict(header), **lines}, sort_keys=True) + "\n").encode()
+def first_line(header: Mapping[str, Any]) -> bytes:
+    """A file's first line: the header, and that the lines below have checksums."""
+    return (json.dumps({"header": dict(header), "lines": "crc32"}, sort_keys=True) + "\n").encode()
 
 
-def parse_first_line(line: bytes) -> tuple[dict[str, Any], bool]:
-    """What :func:`first_line` was made of; ValueError, LookupError or TypeError if it is none."""
+def parse_first_line(line: bytes) -> dict[str, Any]:
+    """The header of a first line; ValueError, LookupError or TypeError for any other line."""
     head = json.loads(line)
-    return head["header"], head.get("lines") == "crc32"
+    if head["lines"] != "crc32":
+        raise ValueError(f"lines of {head['lines']!r}, expected 'crc32'")
+    return head["header"]
 
 
-def _line(record: Record, checked: bool) -> bytes:
+def _line(record: Record) -> bytes:
     text = json.dumps(record)
-    if checked:
-        text = json.dumps({**record, "crc32": zlib.crc32(text.encode())})
-    return (text + "\n").encode()
+    return (json.dumps({**record, "crc32": zlib.crc32(text.encode())}) + "\n").encode()
 
 
-def _record(line: bytes, checked: bool) -> Record | None:
+def _record(line: bytes) -> Record | None:
     try:
         record = json.loads(line)
-        if checked and record.pop("crc32") != zlib.crc32(json.dumps(record).encode()):
+        if record.pop("crc32") != zlib.crc32(json.dumps(record).encode()):
             return None
         return record if {"attack", "index"} <= record.keys() else None
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -188,25 +200,18 @@ def _record(line: bytes, checked: bool) -> Record | None:
 
 def _difference(content: bytes, head: bytes) -> str:
     try:
-        before, _ = parse_first_line(content.split(b"\n", 1)[0])
-        before.keys()
-    except (ValueError, KeyError, TypeError, AttributeError):
+        before = parse_first_line(content.split(b"\n", 1)[0])
+        return difference(before, parse_first_line(head)) or "its header is written differently"
+    except (ValueError, LookupError, TypeError, AttributeError):
         return "its first line is not a header"
-    now, _ = parse_first_line(head)
-    if before.get("protocol", 1) != now.get("protocol", 1):
-        return f"made under protocol {before.get('protocol', 1)}, this is {now.get('protocol', 1)}"
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            return f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
-    return "its header is written differently"
 
 
 def read_records(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
     """(header, records) of a complete or partial record file; InputError if it is not one."""
     try:
         lines = Path(path).read_bytes().splitlines()
-        header, checked = parse_first_line(lines[0])
-        records = [_record(line, checked) for line in lines[1:]]
+        header = parse_first_line(lines[0])
+        records = [_record(line) for line in lines[1:]]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"records: {path} cannot be read: {error}") from error
     found = [record for record in records if record is not None]

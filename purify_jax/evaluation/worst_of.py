@@ -4,17 +4,16 @@ With k of N draws right on an image whose chance of being right is p, k ~ Binomi
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy
-from jax.sharding import Mesh
 
 from purify_jax.checks import InputError, check_count, check_images, check_labels
 from purify_jax.devices.batches import map_images
-from purify_jax.evaluation.predictions import fresh_draws
+from purify_jax.devices.execution import Execution
+from purify_jax.evaluation.predictions import Draws
 from purify_jax.evaluation.statistics import Interval, wilson
 from purify_jax.keys import stream_key
 from purify_jax.pytrees import Partial
@@ -27,9 +26,7 @@ def correct_draws(
     images: np.ndarray,
     labels: np.ndarray,
     draws: int,
-    *,
-    batch_size: int = 128,
-    mesh: Mesh | None = None,
+    execution: Execution = Execution(),
 ) -> np.ndarray:
     """Which of ``draws`` independent draws are right, bool ``[images, draws]``.
 
@@ -41,23 +38,23 @@ def correct_draws(
     check_images(images)
     if len(labels) != len(images) or len(images) == 0:
         raise InputError(f"labels: got {len(labels)} for {len(images)} images, expected one each")
-    run = Partial(_correct, fresh_draws(defense, draws))
+    run = Partial(_correct, Draws(defense, draws=draws))
     first = jnp.asarray(images[:1], jnp.float32)
-    shape = jax.eval_shape(fresh_draws(defense, 1), jax.random.split(key, 1), first).shape
+    shape = jax.eval_shape(Draws(defense, draws=1), jax.random.split(key, 1), first).shape
     check_labels(labels, shape[-1])
     found = map_images(
         run,
         stream_key(key, "scoring of saved images"),
         np.asarray(images, np.float32),
         np.asarray(labels, np.int32),
-        batch_size=batch_size,
-        mesh=mesh,
+        execution=execution,
         batch_axis=1,
+        task="scoring",
     )
     return np.asarray(found).T
 
 
-def _correct(scorer: Any, keys: Keys, images: Array, labels: Array) -> Array:
+def _correct(scorer: Draws, keys: Keys, images: Array, labels: Array) -> Array:
     return jnp.argmax(scorer(keys, images), axis=-1) == labels
 
 

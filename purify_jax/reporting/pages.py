@@ -8,7 +8,7 @@ from typing import Any
 
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import check_file_name
-from purify_jax.evaluation.sweeps import Curve, Grid
+from purify_jax.evaluation.probes.sweeps import Curve, Grid
 from purify_jax.models.versions import versions
 from purify_jax.reporting import plots
 from purify_jax.reporting.report import Section, text_table, write_report

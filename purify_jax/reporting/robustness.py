@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from purify_jax.evaluation import protocol, records
-from purify_jax.evaluation.protocol import Figures
+from purify_jax.evaluation.probes.sweeps import Curve, Grid
+from purify_jax.evaluation.protocol import Summary
 from purify_jax.evaluation.suite_runs import SuiteResult
-from purify_jax.evaluation.sweeps import Curve, Grid
 from purify_jax.reporting import plots, verdicts
 from purify_jax.reporting.pages import curve_figure, write_results
 from purify_jax.reporting.report import Section
@@ -41,13 +41,13 @@ ATTACK_TERMS = (
 )
 OTHERS = (
     "The same attacks, with the answers of all scoring draws counted in other ways. If vote is far above one_draw, the "
-    "defense gains by answering many times; if worst is far below it, so does an attacker who may resubmit."
+    "defense gains by answering many times; if all_draws is far below it, so does an attacker who may resubmit."
 )
 OTHER_TERMS = (
     ("one_draw", "a single answer"),
     ("mean", "the mean probability of all draws"),
     ("vote", "their majority"),
-    ("worst", "right only if all draws are"),
+    ("all_draws", "right only if all draws are"),
 )
 FLAGS = "Signs that the attacks above were too weak, so that the true accuracy may be lower."
 SWEEP = {
@@ -59,9 +59,10 @@ SWEEP = {
 SHARED = "PGD, shared keys (deterministic white box)"
 
 
-def _scorings(label: str) -> tuple[str, ...]:
-    # A deterministic model has one scoring; a defense has four.
-    return records.SCORINGS[:1] if label == "undefended" else records.SCORINGS
+def _scorings(found: Sequence[records.Record]) -> tuple[str, ...]:
+    # With a single draw all four scorings are one.
+    single = all(record.get("draws", 1) == 1 for record in found)
+    return records.SCORINGS[:1] if single else records.SCORINGS
 
 
 def table(result: SuiteResult) -> tuple[list[str], list[list[str]]]:
@@ -70,7 +71,9 @@ def table(result: SuiteResult) -> tuple[list[str], list[list[str]]]:
     An attack that one model has no row for (the joint attack on a purifier without a score) leaves
     its cells empty.
     """
-    columns = [(label, scoring) for label in result.records for scoring in _scorings(label)]
+    columns = [
+        (label, scoring) for label, each in result.records.items() for scoring in _scorings(each)
+    ]
     by_name = {
         label: {row["attack"]: row for row in records.table(found)}
         for label, found in result.records.items()
@@ -81,10 +84,10 @@ def table(result: SuiteResult) -> tuple[list[str], list[list[str]]]:
         [name, *(cell(by_name[label].get(name), scoring) for label, scoring in columns)]
         for name in names
     ]
-    worst = [str(result.worst_case(label, scoring)) for label, scoring in columns]
+    worst = [str(result.union_accuracy(label, scoring)) for label, scoring in columns]
     body.append(["worst case per image", *worst])
     if result.shared_keys is not None:
-        first = columns.index(("defended", "one_draw"))
+        first = columns.index((result.label, "one_draw"))
         blanks = [""] * len(columns)
         body.append([SHARED, *blanks[:first], str(result.shared_keys), *blanks[first + 1 :]])
     return ["attack", *(f"{label} {scoring}" for label, scoring in columns)], body
@@ -95,9 +98,9 @@ def quoted(result: SuiteResult) -> tuple[list[str], list[list[str]]]:
     columns = ["model", "average", "worst of 2", "worst of all draws", "backward", "forward"]
     rows = []
     for label in result.records:
-        found = result.figures(label)
+        found = result.summary(label)
         two = str(found.worst_of[2]) if found.draws > 1 else ""
-        worst = f"{found.worst} (of {found.draws})" if found.draws > 1 else ""
+        worst = f"{found.all_draws} (of {found.draws})" if found.draws > 1 else ""
         # A defense is counted by its purifier, the bare classifier by itself.
         counted = found.cost[:2] if found.cost.purifier_forward else found.cost[2:]
         passes = [f"{counted[1]:.0f}", f"{counted[0]:.0f}"]
@@ -109,7 +112,7 @@ def _figure(result: SuiteResult) -> bytes:
     values: dict[str, dict[str, records.Interval]] = {}
     for label, found in result.records.items():
         rows = {row["attack"]: row["one_draw"] for row in records.table(found)}
-        values[label] = {**rows, "worst case per image": result.worst_case(label)}
+        values[label] = {**rows, "worst case per image": result.union_accuracy(label)}
     names = list(dict.fromkeys(name for row in values.values() for name in row))
     cell = lambda found: None if found is None else (found.value, found.low, found.high)
     groups = {label: [cell(row.get(name)) for name in names] for label, row in values.items()}
@@ -122,7 +125,7 @@ def write_robustness(
     """Writes the page and ``results.json`` of a suite; returns the page's path."""
     columns, rows = table(result)
     flags = [str(flag) for flag in result.red_flags]
-    shown = _columns(columns, rows, "one_draw")
+    shown = _columns(result.label, columns, rows, "one_draw")
     sections = [
         Section("To quote", QUOTE, *quoted(result), terms=QUOTE_TERMS),
         Section(
@@ -143,9 +146,9 @@ def write_robustness(
     content = {
         "settings": dict(settings),
         "rows": {label: records.table(found) for label, found in result.records.items()},
-        "figures": {label: _content(result.figures(label)) for label in result.records},
+        "summary": {label: _content(result.summary(label)) for label in result.records},
         "per_image": {label: _per_image(found) for label, found in result.records.items()},
-        "worst_case": {label: result.worst_case(label) for label in result.records},
+        "union_accuracy": {label: result.union_accuracy(label) for label in result.records},
         "shared_keys": result.shared_keys,
         "red_flags": [flag._asdict() for flag in result.red_flags],
         "probes": result.probes,
@@ -181,30 +184,30 @@ def _sweep_section(curve: Curve | Grid) -> Section:
 
 
 def _columns(
-    columns: list[str], rows: list[list[str]], scoring: str
+    label: str, columns: list[str], rows: list[list[str]], scoring: str
 ) -> tuple[list[str], list[list[str]]]:
-    """The table with the columns of one scoring alone, each named by its model, the bare classifier last."""
+    """The table with the columns of one scoring alone, each named by its model, the defense first."""
     models = [i for i, name in enumerate(columns) if i and name.endswith(f" {scoring}")]
-    chosen = [0, *sorted(models, key=lambda i: columns[i].startswith("undefended"))]
+    chosen = [0, *sorted(models, key=lambda i: not columns[i].startswith(f"{label} "))]
     names = [columns[i].removesuffix(f" {scoring}") for i in chosen]
     return names, [[row[i] for i in chosen] for row in rows]
 
 
 def _verdict(result: SuiteResult) -> list[str]:
-    label = "defended" if "defended" in result.records else next(iter(result.records))
-    bare = result.figures("undefended") if {"undefended", label} <= set(result.records) else None
+    label = result.label
+    bare = None if result.bare is None else result.summary(result.bare)
     both = [result.probes.get(name) for name in ("BPDA", "exact")]
     probed = tuple(both) if all(isinstance(each, records.Interval) for each in both) else None
     return verdicts.of_suite(
-        result.figures(label),
+        result.summary(label),
         attacked=set(records.attack_names(result.records[label])) != {"clean"},
-        undefended=bare.average if bare and label != "undefended" else None,
+        undefended=None if bare is None else bare.average,
         bpda_and_exact=probed,  # type: ignore[arg-type]
         red_flags=len(result.red_flags),
     )
 
 
-def _content(found: Figures) -> dict[str, Any]:
+def _content(found: Summary) -> dict[str, Any]:
     return {**found._asdict(), "cost": found.cost._asdict()}
 
 
@@ -217,7 +220,7 @@ def _per_image(found: Sequence[records.Record]) -> dict[str, Any]:
 def _notes(result: SuiteResult) -> list[str]:
     notes = []
     for label in result.records:
-        found = result.figures(label)
-        worst = f", worst of {found.draws} {found.worst}" if found.draws > 1 else ""
+        found = result.summary(label)
+        worst = f", worst of {found.draws} {found.all_draws}" if found.draws > 1 else ""
         notes.append(f"{label}: average over fresh draws {found.average}{worst}")
     return notes

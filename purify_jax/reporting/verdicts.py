@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from purify_jax.evaluation.protocol import Figures
+from purify_jax.evaluation.protocol import Summary
 from purify_jax.evaluation.statistics import Interval, wilson
 
 
@@ -47,7 +47,7 @@ def exact_against_flattering(
 
 
 def of_suite(
-    found: Figures,
+    found: Summary,
     *,
     attacked: bool = True,
     undefended: Interval | None = None,
@@ -57,7 +57,7 @@ def of_suite(
     """The verdict of a suite of attacks.
 
     Args:
-      found: the figures to quote of the model that was attacked.
+      found: the summary of the model that was attacked.
       attacked: whether there was any attack, beside the clean images.
       undefended: the bare classifier's average, if it was attacked beside a defense.
       bpda_and_exact: short attacks with either gradient on the same images, if they were run.
@@ -78,7 +78,7 @@ def of_suite(
         )
     second = f"Quote the average of one answer: {share(average)}."
     if found.draws > 1:
-        second += f" All of {found.draws} answers are right for {share(found.worst)}."
+        second += f" All of {found.draws} answers are right for {share(found.all_draws)}."
     sentences = [f"{first}.", second]
     if undefended is not None:
         without = f"The classifier without the purifier keeps {share(undefended)}."

@@ -92,11 +92,13 @@ def test_evaluate_paper_suite_and_resume(run_binary, model_files, tmp_path):
         share = np.mean(found["correct_draws"]) / found["draws"]
         # A bare classifier always says the same.
         assert (len(found["correct_draws"]), found["draws"]) == (8, 2 if label == "defended" else 1)
-        assert share == pytest.approx(results["figures"][label]["average"][0])
+        assert share == pytest.approx(results["summary"][label]["average"][0])
     assert "worst case per image" in done.stdout
-    assert "after rounding to 8 bits" in done.stdout + done.stderr
-    saved = np.load(tmp_path / "images" / "defended" / "blind" / "000000.npz")
-    assert saved["images"].shape == (8, 8, 8, 1)
+    assert done.stdout.count("after rounding to 8 bits") == 12
+    saved = np.load(tmp_path / "adversarial" / "defended" / "blind.npz")
+    assert saved["adversarial"].shape == (8, 8, 8, 1)
+    pixels = pj.data.read_image(tmp_path / "images" / "defended" / "blind" / "000007.png")
+    np.testing.assert_allclose(pixels / 255, saved["adversarial"][7], atol=0.51 / 255)
     records = tmp_path / "records_defended.jsonl"
     content = records.read_bytes()
     records.write_bytes(content[: len(content) // 2])

@@ -27,7 +27,7 @@ def test_demo_needs_no_data_and_no_training(run_binary, tmp_path):
     page = (tmp_path / "report.html").read_text()
     # What it is not, and the figure to quote from the model's card: the average, not the union.
     card = json.loads((ROOT / "pretrained" / "digits.json").read_text())
-    average = card["figures"]["honest_linf_0.15"]["figures"]["defended"]["average"][0]
+    average = card["evaluations"]["honest_linf_0.15"]["summary"]["defended"]["average"][0]
     assert f"The whole evaluation left {100 * average:.1f}%" in page
     assert "This is a demo: 2 attack steps with 2 draws each" in page
     assert "(128 images, the model" in page

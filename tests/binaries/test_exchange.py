@@ -16,7 +16,7 @@ def _evaluations():
     return {
         p: v
         for p, v in parts.items()
-        if "figures" in v
+        if "summary" in v
         and v["settings"]["suite"] != "clean"
         and (ROOT / "pretrained" / f"{shipped_as(p.parent.name)}.json").is_file()
     }
@@ -45,7 +45,7 @@ def test_shipped_results_are_exported(run_binary, tmp_path):
             100 * part["rows"]["defended"][0]["one_draw"][0], abs=0.0051
         )
         # The result to quote: the average over fresh draws.
-        average = part["figures"]["defended"]["average"]
+        average = part["summary"]["defended"]["average"]
         assert float(info["reported"]) == pytest.approx(100 * average[0], abs=0.0051)
         assert f"on {average[3]} images" in info["footnote"]
         assert info["autoattack_acc"] is None  # none of them is AutoAttack's suite

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import purify_jax as pj
-from experiments.common import transfer
+from purify_jax.evaluation import transfer
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_evaluate_the_defense_alone(run):
     (folder / "records_defended.jsonl").unlink()
     run("evaluate", *args, "--noundefended")
     alone = json.loads((folder / "results.json").read_text())
-    for name in ("rows", "figures", "per_image", "worst_case"):
+    for name in ("rows", "summary", "per_image", "union_accuracy"):
         assert set(both[name]) == {"undefended", "defended"}
         assert alone[name] == {"defended": both[name]["defended"]}, name
     assert alone["red_flags"] == both["red_flags"]
@@ -99,8 +99,8 @@ def test_fewer_attacks_through_one_of_two_restarts(run):
     assert clean[2] == 2 * clean[0] > 0
 
 
-def test_an_attack_that_is_none_claims_no_folder(run):
-    """So that the corrected command may have it."""
+def test_an_unknown_attack_claims_no_folder(run):
+    """The corrected command may use the folder."""
     done, folder = run("evaluate", "--epsilon=0.05", "--images=4", "--skip=nope", check=False)
     assert done.returncode == 1
     assert "skip: got ['nope'], expected some of ['transfer', 'momentum PGD'" in done.stderr

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 import purify_jax as pj
-from experiments.common.adversarial import AdversarialFiles
 from purify_jax.attacks import saved
 from purify_jax.checks import InputError
-from purify_jax.evaluation import wilson
+from purify_jax.evaluation import AdversarialFiles, wilson
 
 PURIFIER = ("--model=digits", "--num_steps=1", "--num_restarts=1")
 
@@ -22,7 +21,7 @@ def test_saved_by_evaluate_and_scored_by_score(run_binary, tmp_path):
     )  # fmt: skip
     run_binary(*evaluate)
     folder = tmp_path / "adversarial" / "defended"
-    names = {"APGD_CE_EOT.npz", "APGD_DLR_EOT.npz", "worst_case.npz"}
+    names = {"APGD_CE_EOT.npz", "APGD_DLR_EOT.npz", "strongest.npz"}
     assert {p.name for p in folder.iterdir()} == names  # and no parts
     test = pj.load_split("digits", "test[:10]")
     _, records = pj.evaluation.read_records(tmp_path / "records_defended.jsonl")
@@ -35,24 +34,24 @@ def test_saved_by_evaluate_and_scored_by_score(run_binary, tmp_path):
         np.testing.assert_allclose(
             saved.distances(found, "linf"), [r["linf"] for r in run], atol=2e-6
         )
-    worst = saved.load(folder / "worst_case.npz")
+    worst = saved.load(folder / "strongest.npz")
     assert (len(worst.labels), worst.epsilon, worst.norm) == (10, 0.2, "linf")
 
     # The same command again computes nothing and loses nothing.
-    before = np.load(folder / "worst_case.npz")["adversarial"]
+    before = np.load(folder / "strongest.npz")["adversarial"]
     run_binary(*evaluate)
-    np.testing.assert_array_equal(np.load(folder / "worst_case.npz")["adversarial"], before)
+    np.testing.assert_array_equal(np.load(folder / "strongest.npz")["adversarial"], before)
 
     done = run_binary(
-        "score", *PURIFIER, f"--images={folder / 'worst_case.npz'}", "--draws=6", "--batch_size=4"
+        "score", *PURIFIER, f"--images={folder / 'strongest.npz'}", "--draws=6", "--batch_size=4"
     )
-    results = json.loads((folder / "worst_case_score" / "results.json").read_text())
+    results = json.loads((folder / "strongest_score" / "results.json").read_text())
     assert (results["images"], results["draws"]) == (10, 6)
     right = np.array(results["correct_draws"])
     assert results["average"][0] == pytest.approx(right.mean() / 6)
     assert results["average"][1] <= results["average"][0] <= results["average"][2]
-    assert results["worst"] == pytest.approx(list(wilson(int((right == 6).sum()), 10)))
-    assert results["worst_of"]["6"] == results["worst"]
+    assert results["all_draws"] == pytest.approx(list(wilson(int((right == 6).sum()), 10)))
+    assert results["worst_of"]["6"] == results["all_draws"]
     assert results["worst_of"]["2"][0] == pytest.approx(np.mean(right * (right - 1) / 30))
     assert results["clean"][0] > results["average"][0] + 0.2  # the attack is still one
     assert results["ball"]["largest"]["linf"] == pytest.approx(0.2, abs=1e-5)
@@ -109,30 +108,30 @@ def _record(attack, index, right, loss=1.0):
     return {"attack": attack, "index": index, "own_correct": right, "own_loss": loss}
 
 
-def test_the_worst_case_and_a_killed_run(tmp_path):
+def test_the_strongest_images_and_a_killed_run(tmp_path):
     """Parts outlive the process; each image takes the attack that hurt it most."""
     images = np.full((4, 2, 2, 1), 0.5, np.float32)
     data = pj.data.Dataset("grey", "test", images, np.zeros(4, np.int32), 2)
     moved = lambda indices, by: images[indices] + np.float32(by)
     first = AdversarialFiles(tmp_path, data, "linf", 0.1)
-    first("clean", np.arange(4), images)
-    first("A", np.array([0, 1]), moved([0, 1], 0.01))
+    first.add("clean", np.arange(4), images)
+    first.add("A", np.array([0, 1]), moved([0, 1], 0.01))
     # Killed here; another process continues.
     second = AdversarialFiles(tmp_path, data, "linf", 0.1)
-    second("A", np.array([2]), moved([2], 0.02))
-    second("B (x)", np.array([1, 2]), moved([1, 2], 0.03))
+    second.add("A", np.array([2]), moved([2], 0.02))
+    second.add("B (x)", np.array([1, 2]), moved([1, 2], 0.03))
     records = [_record("clean", i, 5 if i < 3 else 0) for i in range(4)]
     records += [_record("A", 0, 2), _record("A", 1, 2), _record("A", 2, 2)]
     records += [_record("A", 3, 0) | {"skipped": True}]
     records += [_record("B (x)", 1, 1), _record("B (x)", 2, 2, loss=0.5)]
     written = second.finish(records)
-    assert [p.name for p in written] == ["A.npz", "B_x.npz", "worst_case.npz"]
-    with np.load(written[2]) as archive:
+    assert [p.name for p in written.values()] == ["A.npz", "B_x.npz", "strongest.npz"]
+    with np.load(written["strongest"]) as archive:
         assert archive["attack"].tolist() == ["A", "B (x)", "A", "clean"]
         np.testing.assert_allclose(
             archive["adversarial"][:, 0, 0, 0], [0.51, 0.53, 0.52, 0.5], rtol=1e-6
         )
-    assert {p.name for p in tmp_path.iterdir()} == {"A.npz", "B_x.npz", "worst_case.npz"}
+    assert {p.name for p in tmp_path.iterdir()} == {"A.npz", "B_x.npz", "strongest.npz"}
     begun_without = AdversarialFiles(tmp_path / "other", data, "linf", 0.1)
     with pytest.raises(
         InputError, match="save_adversarial: 3 images of A were attacked without it"

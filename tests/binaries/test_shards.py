@@ -37,8 +37,8 @@ def _contents(folder):
     return {m: (folder / f"records_{m}.jsonl").read_bytes() for m in ("defended", "undefended")}
 
 
-def _figures(folder):
-    return json.loads((folder / "results.json").read_text())["figures"]
+def _summary(folder):
+    return json.loads((folder / "results.json").read_text())["summary"]
 
 
 def test_four_shards_of_which_one_is_killed(run_binary, single, tmp_path):
@@ -66,7 +66,7 @@ def test_four_shards_of_which_one_is_killed(run_binary, single, tmp_path):
     run_binary(*COMMAND, f"--workdir={tmp_path}", "--shard=1/4")
     run_binary(*COMMAND, f"--workdir={tmp_path}", "--merge")
     assert _contents(tmp_path) == _contents(single)
-    assert _figures(tmp_path) == _figures(single)
+    assert _summary(tmp_path) == _summary(single)
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_two_processes_by_coordinator(single, tmp_path):
     errors = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
     assert _contents(tmp_path) == _contents(single)
-    assert _figures(tmp_path) == _figures(single)
+    assert _summary(tmp_path) == _summary(single)
 
 
 @pytest.mark.parametrize(
@@ -112,24 +112,27 @@ def test_shards_that_do_not_fit_are_one_line(run_binary, tmp_path, flags, messag
     assert "Traceback" not in done.stderr
 
 
-def test_shards_of_two_protocols_or_evaluations_are_one_line(single, tmp_path):
+def test_shards_of_two_evaluations_are_one_line(single, tmp_path):
     lines = (single / "records_defended.jsonl").read_text().splitlines(keepends=True)
     header = json.loads(lines[0])["header"]
 
     def write(i, **changed):
         head = {**header, "shard": [i, 2], **changed}
-        body = [json.dumps({"header": {k: v for k, v in head.items() if v is not None}}) + "\n"]
+        head = {k: v for k, v in head.items() if v is not None}
+        body = [json.dumps({"header": head, "lines": "crc32"}) + "\n"]
         folder = tmp_path / f"shard-{i}-of-2"
         folder.mkdir(exist_ok=True)
         (folder / "records_defended.jsonl").write_text("".join(body + lines[1:]))
 
     write(0)
     write(1, draws=5)
-    with pytest.raises(InputError, match=r"belongs to another evaluation \(draws: 4 and 5\)"):
+    with pytest.raises(
+        InputError, match=r"belongs to another evaluation \(draws: 4 there, 5 now\)"
+    ):
         shards.merge(tmp_path, "records_defended.jsonl", _blocks)
     for i in (0, 1):
-        write(i, attacks=None, protocol=None)
-    with pytest.raises(InputError, match="has no header of protocol 2"):
+        write(i, attacks=None)
+    with pytest.raises(InputError, match="has no header"):
         shards.merge(tmp_path, "records_defended.jsonl", _blocks)
     write(0)
     (tmp_path / "shard-0-of-3").mkdir()

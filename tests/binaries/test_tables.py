@@ -18,7 +18,7 @@ def test_the_leaderboard_is_what_results_say():
     text = (ROOT / "docs" / "leaderboard.md").read_text()
     assert leaderboard.page(ROOT / "results") == text
     shown = json.loads((ROOT / "results/digits/honest_linf_0.15.json").read_text())
-    share = shown["figures"]["defended"]["average"]
+    share = shown["summary"]["defended"]["average"]
     assert f"{share[0]:.3f} [{share[1]:.3f}, {share[2]:.3f}]" in text
 
 
@@ -29,7 +29,7 @@ def test_the_page_of_models_names_every_file_that_ships():
     for path in shipped.glob("*.safetensors"):
         assert f"`{path.name}`" in text
     clean = json.loads((ROOT / "results/cifar10_purified/clean.json").read_text())
-    share = results.span(clean["figures"]["defended"]["average"])
+    share = results.span(clean["summary"]["defended"]["average"])
     row = text.split("\n**ADP, fine-tuned classifier: ")[1].split("\n**adversarially")[0]
     assert f"- Results: clean {share} (1000)" in row
     assert "`cifar10_classifier_purified.safetensors`, with `--noise_scale=0.1 --rate=0.25`." in row
@@ -68,7 +68,7 @@ def test_the_first_picture_is_told_as_it_was_measured(page):
     assert f"leaves {count('exact+EOT', 'defended')} of the 32 in ten steps" in said
     assert rows["exact+EOT"]["steps"] == 10
     honest = json.loads((ROOT / "results/cifar10_defense/honest_linf_0.0314.json").read_text())
-    average, *_, images = honest["figures"]["defended"]["average"]
+    average, *_, images = honest["summary"]["defended"]["average"]
     assert f"{average:.2f} of {images} images in earnest" in said
 
 
@@ -100,7 +100,7 @@ def test_a_marker_without_results_or_end_is_refused(text):
 
 
 _ABOUT = {
-    "worst_case": {},
+    "union_accuracy": {},
     "budget": "full plan.",
     "seconds": 60,
     "versions": {"device": "cpu", "jax": "1"},
@@ -109,12 +109,12 @@ _ABOUT = {
 
 def _part(label, settings, average, correct_draws, **more):
     cost = {"purifier_backward": 900.0, "classifier_backward": 400.0}
-    figures = {"average": average, "worst": [0.1, 0.0, 0.2, 4], "draws": 2, "cost": cost}
+    figures = {"average": average, "all_draws": [0.1, 0.0, 0.2, 4], "draws": 2, "cost": cost}
     return {
         "commit": "abc",
         "settings": settings,
         "rows": {label: [{"attack": "clean", "one_draw": [0.8, 0.7, 0.9, 4]}]},
-        "figures": {"undefended": figures, label: figures},
+        "summary": {"undefended": figures, label: figures},
         "per_image": {label: {"draws": 2, "correct_draws": correct_draws}},
         "red_flags": [],
     } | more
@@ -139,7 +139,7 @@ def test_defenses_are_one_table_with_their_paired_difference(tmp_path):
         "cifar10_defense": _part("defended", settings, [0.625, 0.2, 0.9, 4], [2, 2, 1, 0]),
         "cifar10_control": _part("undefended", settings, [0.375, 0.1, 0.7, 4], [1, 2, 0, 0], red_flags=[1]),
     }  # fmt: skip
-    evaluations["cifar10_control"]["figures"]["undefended"] |= {"draws": 1}
+    evaluations["cifar10_control"]["summary"]["undefended"] |= {"draws": 1}
     for name, part in evaluations.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "honest_linf_0.0314.json").write_text(json.dumps(part))
@@ -209,7 +209,7 @@ def test_a_classifier_alone_has_a_table_and_a_place_in_the_leaderboard(tmp_path)
 def test_a_defense_alone_has_a_table(tmp_path):
     settings = {"suite": "honest", "norm": "linf", "epsilon": 0.0314}
     part = _part("defended", settings, [0.375, 0.1, 0.7, 4], [1, 2, 0, 0])
-    del part["figures"]["undefended"]
+    del part["summary"]["undefended"]
     (tmp_path / "honest_linf_0.0314.json").write_text(json.dumps(part | _ABOUT))
     shown = tables.block("cifar10_defense", tmp_path)
     assert "(900 backward passes) | 4 |  | 0.375 | [0.100, 0.700] |" in shown

@@ -14,7 +14,7 @@ from purify_jax import attacks
 from purify_jax.checks import InputError
 from purify_jax.devices import memory, sharding
 from purify_jax.devices.memory import Chunk
-from purify_jax.evaluation.certification import class_counts
+from purify_jax.evaluation.certification import ClassCounts
 from purify_jax.pytrees import Partial
 
 COUNT, WIDTH = 32, 64
@@ -98,7 +98,7 @@ def test_only_open_numbers_are_lowered():
     # By default at most 4 draws, 100 for certification, of which there may be fewer.
     assert memory.most_at_once(whole) == {"samples": 4, "restarts": 4}
     for samples, most in ((1000, 100), (50, 50)):
-        counts = class_counts(pinned, 0.1, samples)
+        counts = ClassCounts(pinned, 0.1, num_samples=samples)
         assert memory.most_at_once(counts) == {"samples": most, "restarts": 1}
 
 
@@ -232,13 +232,13 @@ def test_records_do_not_know_of_it(made, chosen, monkeypatch, tmp_path):
     data = pj.data.Dataset("made", "test", images[:16], labels[:16].astype(np.int32), 10)
     gradient = attacks.EOT(attacks.ExactGradient(defense), num_samples=2)
     attack = attacks.PGD(gradient, epsilon=0.05, num_steps=2)
-    path = tmp_path / "records.jsonl"
-    run = lambda path=None: pj.evaluate(
-        jax.random.key(0), defense, {"pgd": attack}, data, draws=2, batch_size=16, path=path
+    at = lambda workdir: pj.Execution(batch_size=16, workdir=workdir)
+    run = lambda workdir=None: pj.evaluate(
+        jax.random.key(0), defense, {"pgd": attack}, data, draws=2, execution=at(workdir)
     )
     monkeypatch.setenv(memory.VARIABLE, "unlimited")
-    whole = run(path)
-    content = path.read_bytes()
+    whole = run(tmp_path)
+    content = (path := tmp_path / "records.jsonl").read_bytes()
     monkeypatch.setenv(memory.VARIABLE, "20MB")
     for found, expected in zip(run(), whole, strict=True):
         assert found == expected | {
@@ -246,7 +246,7 @@ def test_records_do_not_know_of_it(made, chosen, monkeypatch, tmp_path):
         }
     assert {chunk.images for chunk in chosen.values()} == {16, 2}
     path.write_bytes(content[: content.index(b"pgd", len(content) // 2)])
-    run(path)
+    run(tmp_path)
     header = lambda text: text.splitlines()[0]
     assert header(path.read_bytes()) == header(content)
     assert len(path.read_bytes().splitlines()) == len(content.splitlines())

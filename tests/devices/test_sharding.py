@@ -23,7 +23,7 @@ import jax, numpy as np
 import purify_jax as pj
 from experiments.common import from_config
 from experiments.configs import digits
-from purify_jax.evaluation import corrupted
+from purify_jax.evaluation import corruption
 from purify_jax import attacks, evaluation
 from purify_jax.devices import sharding
 from purify_jax.evaluation import certification
@@ -48,18 +48,18 @@ found = {"devices": jax.device_count(), "norm": float(sum(
     np.sum(np.abs(np.asarray(x, np.float64))) for x in jax.tree.leaves(ebm.variables)))}
 if images:
     found["records"] = evaluation.evaluate(
-        jax.random.key(0), defense, {"pgd": attack}, test.take(images), draws=2, batch_size=images,
-        mesh=mesh)
-    found["corrupted"] = {n: list(r[1]) for n, r in corrupted.evaluate_corrupted(
-        jax.random.key(0), {"defense": defense}, lambda n, s: corrupted.corrupted(test.take(images), n, s),
-        names=["fog", "contrast"], severities=[1], batch_size=images, mesh=mesh)["defense"].items()}
+        jax.random.key(0), defense, {"pgd": attack}, test.take(images), draws=2,
+        execution=pj.Execution(batch_size=images))
+    found["corrupted"] = {n: list(r[1]) for n, r in corruption.evaluate_corrupted(
+        jax.random.key(0), {"defense": defense}, lambda n, s: corruption.corrupted_dataset(test.take(images), n, s),
+        names=["fog", "contrast"], severities=[1], execution=pj.Execution(batch_size=images))["defense"].items()}
     found["certificates"] = certification.certify(
-        jax.random.key(0), defense, test.take(images), sigma=0.2, n0=5, n=40, batch_size=images,
-        samples_at_once=20, mesh=mesh)
+        jax.random.key(0), defense, test.take(images), sigma=0.2, n0=5, n=40,
+        samples_at_once=20, execution=pj.Execution(batch_size=images))
 if mesh is not None and images:
     found["split"] = pj.evaluate(
-        jax.random.key(0), defense, {"pgd": attack}, test.take(images), draws=2, batch_size=images,
-        mesh=mesh, shard_parameters=True)
+        jax.random.key(0), defense, {"pgd": attack}, test.take(images), draws=2,
+        execution=pj.Execution(batch_size=images, shard_parameters=True))
 if mesh is not None:
     split = jax.device_put(dict(ebm.params), sharding.large_arrays_split(mesh, dict(ebm.params)))
     found["shares"] = sorted({x.size // x.addressable_shards[0].data.size

@@ -35,7 +35,7 @@ def test_linear_radius_is_the_distance_to_the_plane(tmp_path):
     data, sigma, n = dataset(30), 0.05, 20_000
     found = certification.certify(
         jax.random.key(0), linear, data, sigma=sigma, n0=100, n=n, alpha=0.001,
-        samples_at_once=2000, path=tmp_path / "records.jsonl",
+        samples_at_once=2000, execution=pj.Execution(workdir=tmp_path),
     )  # fmt: skip
     distance = np.abs((data.images.reshape(30, -1) - 0.5) @ np.asarray(WEIGHTS))
     distance = distance / np.linalg.norm(WEIGHTS)
@@ -59,7 +59,7 @@ def test_linear_radius_is_the_distance_to_the_plane(tmp_path):
 def test_counts_add_up_and_do_not_depend_on_chunks():
     images = jnp.asarray(dataset(3).images)
     count = lambda at_once, total: np.asarray(
-        jax.jit(certification.class_counts(linear, 0.3, total, at_once))(
+        jax.jit(certification.ClassCounts(linear, 0.3, num_samples=total, samples_at_once=at_once))(
             keys_for(3), images, jnp.zeros(3, jnp.int32)
         )
     )
@@ -68,7 +68,7 @@ def test_counts_add_up_and_do_not_depend_on_chunks():
     for at_once in (7, 16, 1000):
         np.testing.assert_array_equal(count(at_once, 50), whole)
     # Samples 0-49 and 50-99 together are samples 0-99.
-    second = jax.jit(certification.class_counts(linear, 0.3, 50, 50))(
+    second = jax.jit(certification.ClassCounts(linear, 0.3, num_samples=50, samples_at_once=50))(
         keys_for(3), images, jnp.full(3, 50)
     )
     np.testing.assert_array_equal(count(100, 100), whole + np.asarray(second))
@@ -77,9 +77,9 @@ def test_counts_add_up_and_do_not_depend_on_chunks():
 def test_share_of_votes_is_the_gaussian_tail():
     images = jnp.full((1, 4, 4, 1), 0.5) + 0.1 * WEIGHTS.reshape(1, 4, 4, 1)
     sigma = 0.3
-    counts = certification.class_counts(linear, sigma, 20_000, 2000, bounds=None)(
-        keys_for(1), images, jnp.zeros(1, jnp.int32)
-    )
+    counts = certification.ClassCounts(
+        linear, sigma, num_samples=20_000, samples_at_once=2000, bounds=None
+    )(keys_for(1), images, jnp.zeros(1, jnp.int32))
     expected = stats.norm.cdf(0.1 * float(jnp.linalg.norm(WEIGHTS)) / sigma)
     assert counts[0, 0] / 20_000 == pytest.approx(expected, abs=0.01)
 
@@ -110,8 +110,8 @@ def test_certificate_abstains_at_one_half():
 def test_curve_never_rises_and_a_torn_file_is_continued(defense, digits_test, tmp_path):
     path = tmp_path / "records.jsonl"
     run = lambda: certification.certify(
-        jax.random.key(0), defense, digits_test.take(6), sigma=0.2, n0=10, n=60, batch_size=4,
-        samples_at_once=20, path=path,
+        jax.random.key(0), defense, digits_test.take(6), sigma=0.2, n0=10, n=60,
+        samples_at_once=20, execution=pj.Execution(batch_size=4, workdir=tmp_path),
     )  # fmt: skip
     found = run()
     curve = [i.value for i in certification.certified_accuracy(found, np.linspace(0, 1, 30))]

@@ -12,7 +12,7 @@ from scipy import ndimage
 import purify_jax as pj
 from purify_jax.checks import InputError
 from purify_jax.corruptions import BENCHMARK, EXTRA, NAMES, blurs, corrupt, weather
-from purify_jax.evaluation import corrupted
+from purify_jax.evaluation import corruption
 from purify_jax.evaluation.statistics import wilson
 
 RNG = np.random.default_rng(0)
@@ -162,22 +162,22 @@ def test_mce_is_the_mean_of_ratios():
     }
     baseline = table({"fog": (10, 30), "snow": (20, 20)})
     model = table({"fog": (10, 10), "snow": (30, 30)})
-    assert corrupted.mean_corruption_error(model, baseline) == pytest.approx((0.5 + 1.5) / 2)
-    assert corrupted.mean_accuracy(model) == pytest.approx(0.8)
+    assert corruption.mean_corruption_error(model, baseline) == pytest.approx((0.5 + 1.5) / 2)
+    assert corruption.mean_accuracy(model) == pytest.approx(0.8)
 
 
 def test_published_folders_are_read(tmp_path):
     images = RNG.integers(0, 256, (50, 32, 32, 3), dtype=np.uint8)
     np.save(tmp_path / "fog.npy", images)
     np.save(tmp_path / "labels.npy", np.arange(50) % 10)
-    found = corrupted.load_folder(tmp_path, "fog", 2)
+    found = corruption.load_folder(tmp_path, "fog", 2)
     np.testing.assert_array_equal(found.images, images[10:20])
     np.testing.assert_array_equal(found.labels, np.arange(10, 20) % 10)
     with pytest.raises(InputError, match=r"snow\.npy is missing"):
-        corrupted.load_folder(tmp_path, "snow", 1)
+        corruption.load_folder(tmp_path, "snow", 1)
     np.save(tmp_path / "snow.npy", images[:49])
     with pytest.raises(InputError, match="expected uint8"):
-        corrupted.load_folder(tmp_path, "snow", 1)
+        corruption.load_folder(tmp_path, "snow", 1)
 
 
 def test_evaluation_counts_and_resumes(digits_test, tmp_path):
@@ -194,18 +194,20 @@ def test_evaluation_counts_and_resumes(digits_test, tmp_path):
         return jnp.log(same.astype(jnp.float32) @ jax.nn.one_hot(few.labels, 10) + 1e-9)
 
     assert len(table) == 20
-    load = lambda name, severity: corrupted.corrupted(few, name, 0 if name == "fog" else severity)
-    run = lambda: corrupted.evaluate_corrupted(
+    load = lambda name, severity: corruption.corrupted_dataset(
+        few, name, 0 if name == "fog" else severity
+    )
+    run = lambda: corruption.evaluate_corrupted(
         jax.random.key(0), {"m": predict}, load, names=("fog", "contrast"), severities=(1, 2),
-        batch_size=8, paths={"m": tmp_path / "records.jsonl"},
+        execution=pj.Execution(batch_size=8, workdir=tmp_path),
     )  # fmt: skip
     first = run()
     assert first["m"]["fog"][1].value == 1.0
     assert first["m"]["fog"][2].images == 20
     zeros = (few.labels == 0).mean()  # no match: all classes tie, argmax says 0
     assert first["m"]["contrast"][1].value == pytest.approx(zeros)
-    content = (tmp_path / "records.jsonl").read_bytes()
-    (tmp_path / "records.jsonl").write_bytes(content[: len(content) // 2])
+    content = (tmp_path / "records_m.jsonl").read_bytes()
+    (tmp_path / "records_m.jsonl").write_bytes(content[: len(content) // 2])
     assert run() == first
-    assert (tmp_path / "records.jsonl").read_bytes() == content
+    assert (tmp_path / "records_m.jsonl").read_bytes() == content
     assert pj.corruptions.SEVERITIES == (1, 2, 3, 4, 5)

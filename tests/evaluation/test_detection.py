@@ -70,7 +70,7 @@ def test_score_norm_and_energy_drop_on_a_gaussian():
     np.testing.assert_allclose(norms, 3 * arrays.l2_norm(images - mean), rtol=1e-5)
     halved = pj.purifiers.Filter(lambda x: mean + 0.5 * (x - mean))
     for energy_or_none in (energy_fn, None):  # the trapezoid rule is exact for a quadratic
-        drop = detection.energy_drop(score_fn, halved, energy_or_none)(keys_for(5), images)
+        drop = detection.EnergyDrop(score_fn, halved, energy_or_none)(keys_for(5), images)
         np.testing.assert_allclose(drop, 0.75 * energy_fn(images), rtol=1e-4)
 
 
@@ -97,7 +97,7 @@ def test_evading_goes_down_when_detected_and_sideways_when_not():
     norm = detection.score_norm(score_fn)
     weights = jnp.asarray(RNG.normal(size=(4, 2)), jnp.float32)
     logits = lambda keys, x: jax.nn.log_softmax(x.reshape(-1, 4) @ weights)
-    gradient = detection.evading(logits, norm, threshold=0.3)
+    gradient = detection.Evading(logits, norm, threshold=0.3)
     far = jnp.full((1, 2, 2, 1), 0.9)
     near = jnp.asarray([0.6, 0.5, 0.45, 0.52]).reshape(1, 2, 2, 1)
     labels = jnp.zeros(1, jnp.int32)
@@ -117,11 +117,11 @@ def test_evasion_is_found_where_it_exists(models, digits_test):
     images, labels = digits_test.batch(np.arange(40))
     clean = norm(keys_for(40), jnp.asarray(images))
     threshold = detection.fit_threshold(clean, 0.05)
-    judge = jax.jit(detection.verdict(bare, norm, threshold))
+    judge = jax.jit(detection.Judge(bare, norm, threshold))
     evaded = {}
     for name, gradient in {
         "plain": pj.attacks.ExactGradient(bare),
-        "evading": detection.evading(bare, norm, threshold),
+        "evading": detection.Evading(bare, norm, threshold),
     }.items():
         attack = pj.attacks.PGD(gradient, epsilon=0.15, step_size=0.015, num_steps=25)
         found = judge(keys_for(40), jax.jit(attack)(keys_for(40), images, labels), labels)
@@ -138,7 +138,7 @@ def test_evasion_is_found_where_it_exists(models, digits_test):
         (lambda p: detection.fit_threshold([1.0], 0.0), "false_positive_rate: got 0.0"),
         (lambda p: detection.auroc([], [1.0]), "clean statistics: got no images"),
         (lambda p: detection.deciding_purifier(p, None, 1.0, 1.5), "fraction: got 1.5"),
-        (lambda p: detection.evading(None, None, 0.0), "threshold: got 0.0"),
+        (lambda p: detection.Evading(None, None, 0.0), "threshold: got 0.0"),
     ],
 )
 def test_bad_input_gets_one_line(call, message, defense):

@@ -1,7 +1,6 @@
 """The attacker's own draws choose a candidate, fresh draws judge it; what attacks cost."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,9 @@ from purify_jax.attacks import suites
 from purify_jax.checks import InputError
 from purify_jax.evaluation import protocol, records
 from purify_jax.keys import fold_keys
+
+#: All images side by side.
+WHOLE = pj.Execution(batch_size=2000)
 
 
 def _coin(keys, images):
@@ -44,32 +46,32 @@ def test_attacks_that_do_nothing_change_nothing():
     """Twelve attacks that only reroll the draws: the union falls to a third, the average stays."""
     table = {f"reroll {i}": _shift(0.01 * (i + 1)) for i in range(12)}
     found = evaluation.evaluate(
-        jax.random.key(0), _coin, table, _coins([0.8] * 600), draws=10, batch_size=600
+        jax.random.key(0), _coin, table, _coins([0.8] * 600), draws=10, execution=WHOLE
     )
-    figures = evaluation.figures(found)
-    assert records.worst_case(found).value < 0.15  # 0.8^13 = 0.055
-    assert figures.average.low < 0.8 < figures.average.high
-    assert figures.worst.low < 0.8**10 < figures.worst.high
-    assert figures.worst_of[3].low < 0.8**3 < figures.worst_of[3].high
-    assert sum(figures.by.values()) == 600
+    summary = evaluation.summary(found)
+    assert records.union_accuracy(found).value < 0.15  # 0.8^13 = 0.055
+    assert summary.average.low < 0.8 < summary.average.high
+    assert summary.all_draws.low < 0.8**10 < summary.all_draws.high
+    assert summary.worst_of[3].low < 0.8**3 < summary.worst_of[3].high
+    assert sum(summary.by.values()) == 600
 
 
 def test_the_attacker_finds_the_stronger_candidate_by_its_own_draws():
     table = {"weak": _shift(0.1, 0.7), "strong": _shift(0.2, 0.1), "harmless": _shift(0.3, 1.0)}
     found = evaluation.evaluate(
-        jax.random.key(0), _coin, table, _coins([0.9] * 2000), draws=10, batch_size=2000
+        jax.random.key(0), _coin, table, _coins([0.9] * 2000), draws=10, execution=WHOLE
     )
-    figures = evaluation.figures(found)
-    assert figures.by["strong"] >= 1990
-    assert figures.average.low < 0.1 < figures.average.high
+    summary = evaluation.summary(found)
+    assert summary.by["strong"] >= 1990
+    assert summary.average.low < 0.1 < summary.average.high
     by_hand = [r["correct_draws"] / 10 for r in protocol.strongest(found)]
-    assert figures.average.value == pytest.approx(np.mean(by_hand))
+    assert summary.average.value == pytest.approx(np.mean(by_hand))
 
 
 def test_own_draws_and_scoring_draws_are_independent():
     """Of images with one chance, those that the attacker saw lose are not worse in scoring."""
     data = _coins([0.5] * 2000)
-    found = evaluation.evaluate(jax.random.key(0), _coin, {}, data, draws=10, batch_size=2000)
+    found = evaluation.evaluate(jax.random.key(0), _coin, {}, data, draws=10, execution=WHOLE)
     own = np.array([r["own_correct"] for r in found]) / 20
     scored = np.array([r["correct_draws"] for r in found]) / 10
     assert abs(np.corrcoef(own, scored)[0, 1]) < 0.07  # 3 standard deviations
@@ -80,7 +82,7 @@ def test_an_image_falls_when_no_own_draw_is_right():
     table = {"first": _shift(0.1), "second": _shift(0.2)}
     data = _coins([0.0, 1.0, 0.5, 0.0])
     found = evaluation.evaluate(
-        jax.random.key(0), _coin, table, data, draws=10, batch_size=2, drop_fallen=True,
+        jax.random.key(0), _coin, table, data, draws=10, drop_fallen=True, execution=pj.Execution(batch_size=2),
         passes={"first": costs.Passes(5, 4, 5, 4), "second": costs.Passes(9, 8, 9, 8)},
     )  # fmt: skip
     skipped = {(r["attack"], r["index"]) for r in found if r.get("skipped")}
@@ -90,20 +92,18 @@ def test_an_image_falls_when_no_own_draw_is_right():
     assert protocol.cost(found, "second") == costs.Passes(4.5, 4, 4.5, 4)
 
 
-def test_records_of_the_first_protocol_are_recognised(tmp_path):
-    old = [{"attack": "clean", "index": 0, "label": 0, "one_draw": True, "correct_draws": 10}]
-    assert records.worst_case(old).value == 1.0
-    with pytest.raises(InputError, match="made under protocol 1, without draws of the attacker's"):
-        protocol.figures(old)
-    with pytest.raises(InputError, match="records: got none"):
-        protocol.figures([])
+def test_records_of_another_protocol_are_refused(tmp_path):
+    data, execution = _coins([0.5]), pj.Execution(workdir=tmp_path)
+    run = lambda: evaluation.evaluate(jax.random.key(0), _coin, {}, data, execution=execution)
+    run()
     path = tmp_path / "records.jsonl"
-    header = {"dataset": "coin", "split": "test", "images": 1, "key": [0, 0], "draws": 10}
-    path.write_text(json.dumps({"header": header}) + "\n" + json.dumps(old[0]) + "\n")
-    before = path.read_bytes()
-    with pytest.raises(InputError, match="made under protocol 1, this is 2"):
-        evaluation.evaluate(jax.random.key(0), _coin, {}, _coins([0.5]), path=path)
-    assert path.read_bytes() == before
+    other = path.read_bytes().replace(b'"protocol": 2', b'"protocol": 1')
+    path.write_bytes(other)
+    with pytest.raises(InputError, match="protocol: 1 there, 2 now"):
+        run()
+    assert path.read_bytes() == other
+    with pytest.raises(InputError, match="records: got none"):
+        protocol.summary([])
 
 
 # --- costs ------------------------------------------------------------------------------------

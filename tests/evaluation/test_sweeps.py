@@ -43,7 +43,7 @@ def brighter():
 
 def _grid(defense, dataset, steps, samples):
     options = Options(epsilon=EPSILON)
-    return sweeps.grid(jax.random.key(0), defense, dataset, options, steps, samples, batch_size=16)
+    return sweeps.grid(jax.random.key(0), defense, dataset, options, steps, samples)
 
 
 def test_steps_and_samples_both_find_the_gradient(brighter):
@@ -85,7 +85,7 @@ def test_the_page_has_every_number_and_the_last_changes(brighter, tmp_path):
     changes = {"eot": pj.evaluation.Difference(-0.1, -0.3, 0.1, 10)}
     grid = sweeps.Grid([10, 40], [1, 4], rows, changes)
     records = pj.evaluate(jax.random.key(0), pj.undefended(_brighter_than_half), {}, brighter)
-    result = SuiteResult({"defended": records}, None, {}, [], grid)
+    result = SuiteResult("defended", None, {"defended": records}, None, {}, [], grid)
     page = robustness.write_robustness(tmp_path, result, "A summary.", {"suite": "clean"}, 0)
     text = page.read_text()
     for cell in (str(interval) for row in rows for interval in row):

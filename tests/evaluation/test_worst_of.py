@@ -123,11 +123,11 @@ def test_correct_draws_of_a_known_random_defense():
     images = np.ones((240, 2, 2, 1), np.float32) * brightness[:, None, None, None].astype("f")
     labels = np.zeros(240, int)
     key = jax.random.key(0)
-    correct = w.correct_draws(key, _coin, images, labels, 20, batch_size=100)
+    correct = w.correct_draws(key, _coin, images, labels, 20, pj.Execution(batch_size=100))
     assert correct.shape == (240, 20)
     np.testing.assert_allclose(correct.reshape(4, -1).mean(1), [0, 0.3, 0.8, 1], atol=0.05)
     np.testing.assert_array_equal(
-        correct, w.correct_draws(key, _coin, images, labels, 20, batch_size=7)
+        correct, w.correct_draws(key, _coin, images, labels, 20, pj.Execution(batch_size=7))
     )
     assert not w.correct_draws(key, _coin, images[180:], labels[180:] + 1, 3).any()
     # Beside evaluate's draws with the same key, these are new ones.

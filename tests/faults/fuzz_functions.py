@@ -14,7 +14,7 @@ import purify_jax as pj
 from purify_jax import attacks, corruptions, diffusions, noise, purifiers
 from purify_jax.attacks import suites
 from purify_jax.checks import InputError
-from purify_jax.evaluation import certification, detection, map_images, records, statistics
+from purify_jax.evaluation import certification, detection, records, statistics
 from purify_jax.training.settings import Settings
 
 #: A text, a bool, nothing, a list: none of these is a number. What is none of a kind follows.
@@ -115,8 +115,7 @@ TARGETS = [
     _target("load_split", lambda **k: pj.load_split(**k), name=("digits", "data set"), split=("test[:5]", "split")),
     _target("Dataset", lambda **k: pj.data.Dataset("x", "test", _IMAGES, **k), labels=(_LABELS, "labels"), num_classes=(10, "classes")),
     _target("take", lambda **k: _data().take(**k), count=(1, "count")),
-    _target("evaluate", lambda **k: pj.evaluation.evaluate(_key(), _defense, {}, _data(), **k), draws=(1, "count"), batch_size=(2, "count")),
-    _target("map_images", lambda **k: map_images(lambda keys, x: x, _key(), _IMAGES, **k), batch_size=(2, "count")),
+    _target("evaluate", lambda **k: pj.evaluation.evaluate(_key(), _defense, {}, _data(), **k), draws=(1, "count")),
     _target("purify", lambda **k: pj.ADP(_score, num_steps=1, num_restarts=1)(pj.image_keys(_key(), np.arange(2)), **k), images=(_IMAGES, "pixels")),
     _target("scoring", lambda **k: records.accuracy([{"attack": "clean", "index": 0, "one_draw": True}], **k), attack=("clean", "corruption"), scoring=("one_draw", "schedule")),
 ]  # fmt: skip

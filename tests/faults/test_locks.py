@@ -56,7 +56,8 @@ def test_the_second_process_is_told_and_the_third_takes_over_from_a_killed_one(t
     workdirs.claim_workdir(tmp_path, {})  # the same process may ask again
     assert time.monotonic() - started < 1
     locks.release()
-    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+    # The lock's file stays, as processes that wait for it share it.
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "config.json"]
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
@@ -87,23 +88,6 @@ def test_a_file_is_written_again_where_a_process_died_writing_it(tmp_path):
         path.write_text("half")
     write_atomically(tmp_path / "x.json", "whole")
     assert sorted(tmp_path.iterdir()) == [left[1], tmp_path / "x.json"]  # its writer is alive
-
-
-def test_a_lock_that_was_removed_meanwhile_is_none(tmp_path, monkeypatch):
-    """Who waited for the file of a process that ended and removed it holds nothing, and asks anew."""
-    real, removed = locks.fcntl.flock, []
-
-    def flock(descriptor, operation):
-        if not removed:
-            removed.append(True)
-            (tmp_path / locks.NAME).unlink()
-        return real(descriptor, operation)
-
-    monkeypatch.setattr(locks.fcntl, "flock", flock)
-    locks.hold("workdir", tmp_path)
-    monkeypatch.undo()
-    with open(tmp_path / locks.NAME) as file, pytest.raises(BlockingIOError):
-        real(file, locks.fcntl.LOCK_EX | locks.fcntl.LOCK_NB)
 
 
 def test_every_binary_that_writes_a_folder_asks_for_it(place, tmp_path):

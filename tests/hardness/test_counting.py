@@ -1,7 +1,5 @@
 """What may not be counted is refused: attacks that cheat, answers that are no numbers, no records."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ from conftest import keys_for
 import purify_jax as pj
 from purify_jax import evaluation
 from purify_jax.checks import InputError
-from purify_jax.evaluation import certification, corrupted, detection, records, sweeps
+from purify_jax.evaluation import certification, corruption, detection, records, sweeps
 from purify_jax.evaluation.predictions import NOT_FINITE, predicted_class
 
 WEIGHTS = jnp.asarray(np.random.default_rng(0).normal(size=(16, 3)), jnp.float32)
@@ -56,10 +54,15 @@ def test_an_attack_that_returns_no_images_is_not_scored(attack, message):
 
 
 def test_an_attack_that_leaves_its_ball_is_not_scored():
-    shift = lambda k, x, y: x + 0.11
+    def shift(keys, images, labels):
+        return images + 0.11
+
+    assert len(evaluate(attack=shift)) == 10  # it declares no ball
+    shift.norm, shift.epsilon = "linf", 0.11
+    assert len(evaluate(attack=shift)) == 10
+    shift.epsilon = 0.1
     with pytest.raises(InputError, match=r"attack 'mine': moved an image by 0.11 \(linf\)"):
-        evaluate(attack=shift, ball=("linf", 0.1))
-    assert len(evaluate(attack=shift, ball=("linf", 0.11))) == 10
+        evaluate(attack=shift)
 
     class Declared(pj.pytrees.Pytree):
         epsilon: float
@@ -88,7 +91,7 @@ def test_predictions_that_are_no_numbers_are_not_counted():
     with pytest.raises(InputError, match="noisy predictions of an image are not finite"):
         certification.certify(jax.random.key(0), lost, data(), sigma=0.1, n0=5, n=10)
     with pytest.raises(InputError, match="fog 1: .* predictions are not finite"):
-        corrupted.evaluate_corrupted(
+        corruption.evaluate_corrupted(
             jax.random.key(0), {"m": lost}, lambda n, s: data(), names=["fog"], severities=[1]
         )
     options = pj.attacks.suites.Options(epsilon=0.0, steps=1, eot=1)
@@ -96,7 +99,7 @@ def test_predictions_that_are_no_numbers_are_not_counted():
     with pytest.raises(InputError, match="PGD at epsilon 0: .* predictions are not finite"):
         sweeps.attacked_accuracy(jax.random.key(0), broken, data(), options)
     images, labels = data().batch(np.arange(5))
-    judge = detection.verdict(lost, detection.score_norm(lambda x: x), 1.0)
+    judge = detection.Judge(lost, detection.score_norm(lambda x: x), 1.0)
     with pytest.raises(InputError, match="defense: .* predictions are not finite"):
         judge(keys_for(5), jnp.asarray(images), labels)
 
@@ -113,15 +116,15 @@ def test_a_defense_of_too_few_classes_is_named():
         evaluate(two)
 
 
-def test_worst_case_of_nothing_is_an_error():
+def test_the_union_of_nothing_is_an_error():
     some = [record("clean", 0), record("clean", 1), record("pgd", 0, False), record("pgd", 1)]
-    assert records.worst_case(some, attacks=["pgd"]).value == 0.5
+    assert records.union_accuracy(some, attacks=["pgd"]).value == 0.5
     with pytest.raises(InputError, match="attacks: no records of 'square'"):
-        records.worst_case(some, attacks=["square"])
+        records.union_accuracy(some, attacks=["square"])
     with pytest.raises(InputError, match="records: got none"):
-        records.worst_case([])
+        records.union_accuracy([])
     with pytest.raises(InputError, match="records: 'pgd' has 1 of 2 images"):
-        records.worst_case(some[:3])
+        records.union_accuracy(some[:3])
     with pytest.raises(InputError, match="records: got none"):
         certification.certified_accuracy([], [0.0])
 
@@ -149,8 +152,8 @@ def test_thresholds_are_numbers(threshold):
     statistic = detection.score_norm(lambda x: x)
     purifier = pj.ADP(lambda x: -x)
     for call in (
-        lambda: detection.verdict(linear, statistic, threshold),
-        lambda: detection.evading(linear, statistic, threshold),
+        lambda: detection.Judge(linear, statistic, threshold),
+        lambda: detection.Evading(linear, statistic, threshold),
         lambda: detection.flagged_share([1.0], threshold),
         lambda: detection.deciding_purifier(purifier, statistic, threshold, 0.1),
     ):
@@ -161,7 +164,7 @@ def test_thresholds_are_numbers(threshold):
 def test_a_record_that_was_altered_into_another_is_computed_again(tmp_path):
     """Still a record of the same image and attack, with another verdict, or under another name."""
     path = tmp_path / "records.jsonl"
-    run = lambda: evaluate(path=path, batch_size=2)
+    run = lambda: evaluate(execution=pj.Execution(batch_size=2, workdir=tmp_path))
     first, content = run(), path.read_bytes()
     lines = content.splitlines(keepends=True)
     verdict = b'"one_draw": true' if b'"one_draw": true' in lines[3] else b'"one_draw": false'
@@ -176,23 +179,9 @@ def test_a_record_that_was_altered_into_another_is_computed_again(tmp_path):
         assert path.read_bytes() == content
 
 
-def test_records_begun_without_checksums_are_continued_without_them(tmp_path):
-    path = tmp_path / "records.jsonl"
-    run = lambda: evaluate(path=path, batch_size=2)
-    first, content = run(), path.read_bytes()
-    header, checked = records.parse_first_line(content.splitlines()[0])
-    assert checked
-    old = records.first_line(header, checked=False)
-    old += b"".join((json.dumps(record) + "\n").encode() for record in first)
-    path.write_bytes(old[: len(old) * 2 // 3])
-    assert run() == first
-    assert path.read_bytes() == old
-    assert records.read_records(path) == (header, first)
-
-
 def test_a_damaged_line_of_records_is_computed_again(tmp_path):
     path = tmp_path / "records.jsonl"
-    run = lambda: evaluate(path=path, batch_size=2)
+    run = lambda: evaluate(execution=pj.Execution(batch_size=2, workdir=tmp_path))
     first, content = run(), path.read_bytes()
     lines = content.splitlines(keepends=True)
     for damage in (b"\0\0\0\n", b"[1]\n", b'{"attack": "clean"}\n', b'"x"\n'):

@@ -15,7 +15,7 @@ from purify_jax.attacks.suites import Options, build
 from purify_jax.checks import InputError
 from purify_jax.corruptions import corrupt
 from purify_jax.diffusions.denoisers import LinearSchedule
-from purify_jax.evaluation import certification, corrupted
+from purify_jax.evaluation import certification, corruption
 from purify_jax.evaluation.suite_runs import SuiteRun
 from purify_jax.purifiers import step_rules
 from purify_jax.training import (
@@ -88,7 +88,7 @@ def test_bounds_are_open_or_closed_as_said():
         lambda v: Settings(num_steps=1, seed=-1 if v == 0 else v),
         lambda v: CropAndPurify(crop_padding=-1 if v == 0 else v),
         lambda v: noise.geometric(1.0, 0.1, v),
-        lambda v: corrupted.load_folder("x", "fog", v),
+        lambda v: corruption.load_folder("x", "fog", v),
         lambda v: certification.check_settings(0.1, v, 10, 0.1),
     ],
 )
@@ -141,7 +141,7 @@ def test_numbers_are_in_range_everywhere(call, value):
         (lambda: purifiers.GradualNoise(SCORE, [(0.2, 0.0)]), "sigmas: got .*0.0.*, .* positive levels"),
         (lambda: purifiers.Annealed(SCORE, [0.3, "x"]), "sigmas: got 'x'"),
         (lambda: LinearSchedule(beta_min=2.0, beta_max=1.0), "beta_max: got 1.0, .* >= 2"),
-        (lambda: certification.class_counts(SCORE, math.nan, 1, 1), "sigma: got nan"),
+        (lambda: certification.ClassCounts(SCORE, math.nan, num_samples=1, samples_at_once=1), "sigma: got nan"),
         (lambda: Settings(num_steps=1, ema_decay=2), "ema_decay: got 2, .* >= 0 and < 1"),
         (lambda: Settings(num_steps=1, schedule="foo"), "schedule: got 'foo', expected one of"),
         (lambda: Settings(num_steps=1, flip="no"), "flip: got 'no'"),
@@ -149,10 +149,10 @@ def test_numbers_are_in_range_everywhere(call, value):
         (lambda: SuiteRun(sweep="nope"), "sweep: got 'nope'"),
         (lambda: build("rand", pj.undefended(SCORE), Options(norm="l3")), "norm: got 'l3'"),
         (
-            lambda: corrupted.evaluate_corrupted(None, {}, None, names=["fog", "fog"]),
+            lambda: corruption.evaluate_corrupted(None, {}, None, names=["fog", "fog"]),
             r"names: got \['fog', 'fog'\], expected some, each of them once",
         ),
-        (lambda: corrupted.evaluate_corrupted(None, {}, None, names=[]), r"names: got \[\]"),
+        (lambda: corruption.evaluate_corrupted(None, {}, None, names=[]), r"names: got \[\]"),
         (lambda: corrupt(np.zeros((1, 8, 8, 1), np.float32), "fog", 2.5), "severity: got 2.5"),
         (lambda: corrupt(np.zeros((1, 8, 8, 1), np.float32), "fog", 1, seed=-1), "seed: got -1"),
         (lambda: pj.data.load_split("digits", "test").take(2.5), "images: got 2.5"),

@@ -18,7 +18,7 @@ from experiments.common import provenance
 from purify_jax import checks
 from purify_jax.attacks.suites import Options
 from purify_jax.checks import InputError
-from purify_jax.evaluation import corrupted
+from purify_jax.evaluation import corruption
 from purify_jax.evaluation.suite_runs import evaluate_suite
 from purify_jax.reporting import pages, plots, report
 
@@ -123,9 +123,9 @@ def test_names_are_no_paths(name, tmp_path, digits_test):
         lambda: checks.check_file_name("x", name),
         lambda: pj.pretrained.load(name),
         lambda: pj.data.load_split(name if name != "a/b" else "a/../b", "test", tmp_path),
-        lambda: corrupted.load_folder(tmp_path, name, 1),
+        lambda: corruption.load_folder(tmp_path, name, 1),
         lambda: evaluate_suite(
-            None, digits_test, Options(), models={name: None}, workdir=tmp_path / "w"
+            None, digits_test, Options(), label=name, execution=pj.Execution(workdir=tmp_path / "w")
         ),
         lambda: pages.write_results(
             tmp_path / "w", title="", summary="", columns=[], rows=[], sections=[], content={},

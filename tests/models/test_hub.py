@@ -48,7 +48,7 @@ def test_a_folder_holds_the_files_that_ship_and_predicts_as_they_do(folder):
         assert config["files"][role]["parameters"] == shipped["files"][role]["parameters"]
     assert config["library_name"] == "purify_jax"
     assert config["image_shape"] == [8, 8, 1]
-    assert config["figures"] == shipped["figures"]
+    assert config["evaluations"] == shipped["evaluations"]
     ready, again = pj.pretrained.load("digits"), pj.pretrained.load(folder)
     images = jnp.full((2, 8, 8, 1), 0.5)
     expected = ready.defense(keys_for(2), images)
@@ -76,8 +76,8 @@ def test_the_card_says_what_the_hub_reads(folder):
     assert metadata["metrics"] == ["accuracy"]
     assert {"jax", "adversarial-purification"} <= set(metadata["tags"])
     (model,) = metadata["model-index"]
-    figures = json.loads((folder / "config.json").read_text())["figures"]
-    honest = figures["honest_linf_0.15"]["worst_case"]
+    figures = json.loads((folder / "config.json").read_text())["evaluations"]
+    honest = figures["honest_linf_0.15"]["union_accuracy"]
     (result,) = [
         r for r in model["results"]
         if "honest_linf_0.15" in r["dataset"]["name"] and "worst" in r["metrics"][0]["name"]

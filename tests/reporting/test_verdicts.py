@@ -2,13 +2,13 @@
 
 from purify_jax.costs import Passes
 from purify_jax.evaluation import wilson
-from purify_jax.evaluation.protocol import Figures
+from purify_jax.evaluation.protocol import Summary
 from purify_jax.reporting import verdicts
 
 
 def figures(right, images, draws=4):
     average = wilson(right, images)
-    return Figures(average, wilson(right // 2, images), {1: average}, {}, draws, Passes())
+    return Summary(average, wilson(right // 2, images), {1: average}, {}, draws, Passes())
 
 
 def test_exact_gradients_beside_what_flatters():

@@ -39,7 +39,7 @@ def readme(card: Mapping[str, Any], license: str | None = None) -> str:
         "",
         _USE.format(height=height, width=width, channels=channels),
     ]
-    rows = list(_figures(card))
+    rows = list(_accuracies(card))
     if rows:
         lines += ["## Accuracy", "", _ACCURACY, ""]
         lines += ["| evaluation | what | undefended | purified | images |", "|---|---|---|---|---|"]
@@ -69,7 +69,7 @@ def _metadata(card: Mapping[str, Any], license: str | None) -> dict[str, Any]:
     found |= {"library_name": LIBRARY, "pipeline_tag": TASK, "tags": TAGS}
     if data:
         found["datasets"] = [str(data)]
-    results = [_result(str(data or "images"), *row) for row in _figures(card)]
+    results = [_result(str(data or "images"), *row) for row in _accuracies(card)]
     if results:
         found["metrics"] = ["accuracy"]
         found["model-index"] = [{"name": f"{LIBRARY}, {data or 'images'}", "results": results}]
@@ -92,13 +92,13 @@ def _result(data: str, evaluation: str, what: str, bare: Any, defended: Any) -> 
     }
 
 
-def _figures(card: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
+def _accuracies(card: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
     """(evaluation, what, the bare classifier's interval or None, the defense's) of a card's figures."""
-    for evaluation, found in card.get("figures", {}).items():
+    for evaluation, found in card.get("evaluations", {}).items():
         kinds = {"clean": found["clean"]}
         if evaluation != "clean":
-            kinds["worst case per image"] = found["worst_case"]
-            averages = {model: f["average"] for model, f in found["figures"].items()}
+            kinds["worst case per image"] = found["union_accuracy"]
+            averages = {model: f["average"] for model, f in found["summary"].items()}
             kinds["average of one answer"] = averages
         for what, models in kinds.items():
             if "defended" in models:

@@ -4,11 +4,10 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from purify_jax.attacks import EOT, PGD, ExactGradient
 from purify_jax.attacks.suites import Options
@@ -16,11 +15,12 @@ from purify_jax.checks import InputError, check_choice
 from purify_jax.data import Dataset
 from purify_jax.defense import Defense
 from purify_jax.devices.batches import map_images
-from purify_jax.evaluation.predictions import check_classes, fresh_draws, predicted_class
+from purify_jax.devices.execution import Execution
+from purify_jax.evaluation.predictions import Draws, check_classes, predicted_class
 from purify_jax.evaluation.statistics import Difference, Interval, paired_difference, wilson
 from purify_jax.keys import stream, stream_key
-from purify_jax.pytrees import pytree
-from purify_jax.types import Array, GradientFn, Keys
+from purify_jax.pytrees import Pytree
+from purify_jax.types import Array, Attack, GradientFn, Keys
 
 #: What can be varied, and the points: factors of the options' ε, numbers of samples, of steps.
 SWEEPS: Mapping[str, tuple[float, ...]] = MappingProxyType(
@@ -84,12 +84,11 @@ class Grid(NamedTuple):
         return {f"EOT {n}": [row[j] for row in self.accuracies] for j, n in enumerate(self.samples)}
 
 
-@pytree
-class AttackedAndScored:
+class AttackedAndScored(Pytree):
     """(keys, images, labels) → the class by the mean probability over fresh draws, under attack."""
 
-    attack: Any
-    scorer: Any
+    attack: Attack
+    scorer: Draws
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> Array:
         adversarial = self.attack(keys, images, labels)
@@ -105,8 +104,7 @@ def attacked_accuracy(
     draws: int = 4,
     gradient: GradientFn | None = None,
     epsilons: tuple[float, ...] | None = None,
-    batch_size: int = 128,
-    mesh: Mesh | None = None,
+    execution: Execution = Execution(),
 ) -> list[Interval]:
     """Accuracy (of the mean probability over fresh draws) under PGD at each ε of ``epsilons``.
 
@@ -114,7 +112,7 @@ def attacked_accuracy(
     whole curve over it compiles once. ``options.steps`` and ``options.eot`` default to 20 and 4.
     """
     right = functools.partial(
-        _right, key, defense, dataset, options, draws, gradient, batch_size=batch_size, mesh=mesh
+        _right, key, defense, dataset, options, execution, draws=draws, gradient=gradient
     )
     return [_share(right(epsilon=float(e))) for e in epsilons or (options.epsilon,)]
 
@@ -124,12 +122,11 @@ def _right(
     defense: Defense,
     dataset: Dataset,
     options: Options,
-    draws: int = 4,
-    gradient: GradientFn | None = None,
+    execution: Execution,
     *,
     epsilon: float,
-    batch_size: int,
-    mesh: Mesh | None,
+    draws: int = 4,
+    gradient: GradientFn | None = None,
 ) -> np.ndarray:
     """Which images are right under PGD, [images], bool."""
     images, labels = dataset.batch(np.arange(len(dataset)))
@@ -141,12 +138,10 @@ def _right(
         num_samples=samples,
         samples_at_once=options.samples_at_once,
     )
-    scorer = fresh_draws(defense, 1 if defense.is_deterministic else draws)
+    scorer = Draws(defense, draws=1 if defense.is_deterministic else draws)
     attack = PGD(chosen, norm=options.norm, epsilon=epsilon, num_steps=steps)
-    predicted = map_images(
-        AttackedAndScored(attack=attack, scorer=scorer), stream_key(key, "sweep"), images, labels,
-        batch_size=batch_size, mesh=mesh,
-    )  # fmt: skip
+    run = AttackedAndScored(attack, scorer)
+    predicted = map_images(run, stream_key(key, "sweep"), images, labels, execution=execution)
     check_classes(predicted, f"PGD at epsilon {epsilon:g}")
     return np.asarray(predicted == labels)
 
@@ -162,8 +157,7 @@ def grid(
     options: Options,
     steps: Sequence[int] = GRID[0],
     samples: Sequence[int] = GRID[1],
-    batch_size: int = 128,
-    mesh: Mesh | None = None,
+    execution: Execution = Execution(),
 ) -> Grid:
     """Accuracy under exact PGD at ``options.epsilon`` for all pairs of attack steps and EOT samples.
 
@@ -172,22 +166,21 @@ def grid(
     Args:
       steps, samples: increasing, from 1.
 
-    Raises InputError for none, and for what does not increase.
+    Raises InputError for numbers that do not increase, and for no numbers.
     """
     samples = (1,) if defense.is_deterministic else samples
     for name, values in (("steps", steps), ("samples", samples)):
         if not values or values[0] < 1 or any(np.diff(values) <= 0):
             raise InputError(f"{name}: got {list(values)}, expected increasing numbers from 1")
-    right = [
-        [
-            _right(
-                key, defense, dataset, dataclasses.replace(options, steps=n, eot=m),
-                epsilon=options.epsilon, batch_size=batch_size, mesh=mesh,
-            )
-            for m in samples
-        ]
-        for n in steps
-    ]  # fmt: skip
+    one = lambda n, m: _right(
+        key,
+        defense,
+        dataset,
+        dataclasses.replace(options, steps=n, eot=m),
+        execution,
+        epsilon=options.epsilon,
+    )
+    right = [[one(n, m) for m in samples] for n in steps]
     changes = {}
     if len(steps) > 1 and len(dataset) > 1:
         changes["steps"] = paired_difference(right[-1][-1], right[-2][-1])
@@ -211,19 +204,18 @@ def sweep(
     defense: Defense,
     dataset: Dataset,
     options: Options,
-    batch_size: int = 128,
-    mesh: Mesh | None = None,
+    execution: Execution = Execution(),
 ) -> Curve | Grid:
     """The curve over one setting, or the grid over two; InputError for an unknown one."""
     check_choice("sweep", name, sorted(NAMES))
-    where: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
     if name == "steps_eot":
-        return grid(key, defense, dataset, options, **where)
+        return grid(key, defense, dataset, options, execution=execution)
+    accuracy = functools.partial(attacked_accuracy, key, defense, dataset, execution=execution)
     points = SWEEPS[name]
     if name == "epsilon":
         epsilons = tuple(options.epsilon * factor for factor in points)
-        found = attacked_accuracy(key, defense, dataset, options, epsilons=epsilons, **where)
+        found = accuracy(options, epsilons=epsilons)
         return Curve(name, list(epsilons), found)
     changed = [_changed(options, name, int(point)) for point in points]
-    found = [attacked_accuracy(key, defense, dataset, o, **where)[0] for o in changed]
+    found = [accuracy(changed_options)[0] for changed_options in changed]
     return Curve(name, list(points), found)

@@ -3,16 +3,17 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from purify_jax.checks import InputError, check_count
 from purify_jax.corruptions import BENCHMARK, NAMES, SEVERITIES, check_name, corrupt
 from purify_jax.data import Dataset
-from purify_jax.devices import sharding
-from purify_jax.devices.batches import map_images, of_shard
+from purify_jax.devices import progress, sharding
+from purify_jax.devices.batches import completed, map_images, of_shard
+from purify_jax.devices.execution import Execution
+from purify_jax.evaluation.identity import identity
 from purify_jax.evaluation.predictions import check_classes, predicted_class
 from purify_jax.evaluation.records import Record, RecordFile
 from purify_jax.evaluation.statistics import Interval, wilson
@@ -24,7 +25,7 @@ from purify_jax.types import Array, Keys, PredictFn
 Accuracies = Mapping[str, Mapping[int, Interval]]
 
 
-def corrupted(dataset: Dataset, name: str, severity: int, seed: int = 0) -> Dataset:
+def corrupted_dataset(dataset: Dataset, name: str, severity: int, seed: int = 0) -> Dataset:
     """The data set's images, corrupted; see :func:`purify_jax.corruptions.corrupt`."""
     images, labels = dataset.batch(np.arange(len(dataset)))
     changed = corrupt(images, name, severity, seed=seed)
@@ -78,12 +79,7 @@ def evaluate_corrupted(
     *,
     names: Sequence[str] = NAMES,
     severities: Sequence[int] = SEVERITIES,
-    batch_size: int = 128,
-    paths: Mapping[str, str | Path] | None = None,
-    header: Mapping[str, Any] | None = None,
-    on_done: Callable[[str, int], None] | None = None,
-    mesh: Mesh | None = None,
-    shard: tuple[int, int] = (0, 1),
+    execution: Execution = Execution(),
 ) -> dict[str, dict[str, dict[int, Interval]]]:
     """Accuracy of each model under each corruption and severity.
 
@@ -92,16 +88,13 @@ def evaluate_corrupted(
       models: name → (keys, images) → log-probabilities.
       load: (corruption, severity) → data set.
       names, severities: which, in this order.
-      batch_size: images side by side; the last batch is padded.
-      paths: model → JSON-lines file of per-image records to write, and to continue from.
-      header: settings that identify the run in those files.
-      on_done: called with (corruption, severity).
-      mesh: devices to split each batch over; one device by default.
-      shard: (i, n): of all pairs of a corruption and a severity only i, i + n, i + 2n, ...
+      execution: how it is executed; 128 images side by side by default. Per-image records are written to
+        ``records_MODEL.jsonl`` in its work directory, and read back from there. A shard's units are
+        pairs of a corruption and a severity.
 
-    Returns model → corruption → severity → accuracy of one draw, with 95% interval.
+    Returns model → corruption → severity → accuracy of one draw, with 95% interval. Raises InputError for
+    a work directory whose records are of another model, other images or other settings.
     """
-    check_count("batch_size", batch_size)
     for given, field in ((names, "names"), (severities, "severities")):
         if not given or len(set(given)) < len(given):
             raise InputError(f"{field}: got {list(given)}, expected some, each of them once")
@@ -109,32 +102,55 @@ def evaluate_corrupted(
         check_name(name)
     for severity in severities:
         check_count("severities", severity, 0, 5)
-    for path in (paths or {}).values():
-        sharding.check_one_writer(path, mesh)
-    identify = {"batch_size": batch_size, "severities": list(severities), **(header or {})}
+    execution.refuse("corruptions", "block")
+    execution = completed(execution, 128)
+    sharding.check_one_writer(execution.workdir, execution.mesh)
     every = [(name, severity) for name in names for severity in severities]
-    mine = of_shard(every, shard, f"{len(every)} pairs of a corruption and a severity")
-    if shard != (0, 1):
-        identify["shard"] = list(shard)
-    files = {m: RecordFile((paths or {}).get(m), {**identify, "model": m}) for m in models}
+    described = f"{len(every)} pairs of a corruption and a severity"
+    mine = of_shard(every, execution.shard, described)
+    files = {
+        m: _file(m, predict, key, list(severities), execution) for m, predict in models.items()
+    }
     found: dict[str, dict[str, dict[int, Interval]]] = {m: {n: {} for n in names} for m in models}
+    inside = dataclasses.replace(execution, progress=False)
+    bar = progress.bar(
+        total=len(mine), desc="corruptions", unit="set", disable=not execution.progress
+    )
     try:
         for name, severity in mine:
             dataset = load(name, severity)
             label = f"{name} {severity}"
+            data = identity(data=dataset)["data"] if execution.workdir is not None else None
             for model, predict in models.items():
-                compute = lambda predict=predict, label=label, dataset=dataset: _predictions(
-                    key, predict, dataset, label, batch_size, mesh
+                compute = lambda predict=predict, label=label, dataset=dataset, data=data: (
+                    _predictions(key, predict, dataset, label, data, inside)
                 )
-                batch = files[model].batch(label, range(len(dataset)), compute)
+                batch = files[model].batch(label, range(len(dataset)), compute, data)
                 right = sum(bool(r["one_draw"]) for r in batch)
                 found[model][name][severity] = wilson(right, len(batch))
-            if on_done is not None:
-                on_done(name, severity)
+            bar.update(1)
     finally:
+        bar.close()
         for file in files.values():
             file.close()
     return found
+
+
+def _file(
+    model: str, predict: PredictFn, key: Array, severities: list[int], execution: Execution
+) -> RecordFile:
+    if execution.workdir is None:
+        return RecordFile(None, {})
+    header = {
+        "batch_size": execution.batch_size,
+        "severities": severities,
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "model": model,
+        **identity(defense=predict),
+    }
+    if execution.shard != (0, 1):
+        header["shard"] = list(execution.shard)
+    return RecordFile(Path(execution.workdir) / f"records_{model}.jsonl", header)
 
 
 def _predictions(
@@ -142,13 +158,14 @@ def _predictions(
     predict: PredictFn,
     dataset: Dataset,
     label: str,
-    batch_size: int,
-    mesh: Mesh | None,
+    data: str | None,
+    execution: Execution,
 ) -> list[Record]:
     images, labels = dataset.batch(np.arange(len(dataset)))
     run = Partial(_predicted_class, as_pytree(predict))
-    predicted = map_images(run, stream_key(key, label), images, batch_size=batch_size, mesh=mesh)
+    predicted = map_images(run, stream_key(key, label), images, execution=execution)
     check_classes(predicted, label)
+    about = {} if data is None else {"data": data}
     return [
         {
             "attack": label,
@@ -156,6 +173,7 @@ def _predictions(
             "label": int(truth),
             "prediction": int(guess),
             "one_draw": bool(guess == truth),
+            **about,
         }
         for index, (guess, truth) in enumerate(zip(predicted, labels, strict=True))
     ]

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from purify_jax import losses
 from purify_jax.attacks import ExactGradient, blind, bpda
@@ -21,11 +20,12 @@ from purify_jax.attacks.suites import FAMILIES, Options
 from purify_jax.data import Dataset
 from purify_jax.defense import Defense
 from purify_jax.devices.batches import map_images
+from purify_jax.devices.execution import Execution
+from purify_jax.evaluation.probes.sweeps import Curve, Grid, attacked_accuracy
 from purify_jax.evaluation.records import Record, attack_names, of_attack
 from purify_jax.evaluation.statistics import Interval
-from purify_jax.evaluation.sweeps import Curve, Grid, attacked_accuracy
 from purify_jax.keys import normal_like, stream, stream_key
-from purify_jax.pytrees import pytree
+from purify_jax.pytrees import Pytree
 from purify_jax.types import Array, Keys
 
 #: How far a pixel moves to measure a slope, in units of a pixel's range.
@@ -45,11 +45,10 @@ class RedFlag(NamedTuple):
         return f"{self.cause}: {self.evidence}. Try: {self.advice}."
 
 
-@pytree
-class Health:
+class Health(Pytree):
     """(keys, images, labels) → what :func:`gradient_health` averages, for each image."""
 
-    defense: Any
+    defense: Defense
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> dict[str, Array]:
         defense = self.defense
@@ -95,8 +94,7 @@ def gradient_health(
     key: Array,
     defense: Defense,
     dataset: Dataset,
-    batch_size: int = 128,
-    mesh: Mesh | None = None,
+    execution: Execution = Execution(),
 ) -> dict[str, float]:
     """Shares of images (clean, one draw each) whose gradients vanish, and where they do.
 
@@ -110,9 +108,8 @@ def gradient_health(
     """
     images, labels = dataset.batch(np.arange(len(dataset)))
     found = map_images(
-        Health(defense=defense), stream_key(key, "health"), images, labels,
-        batch_size=batch_size, mesh=mesh,
-    )  # fmt: skip
+        Health(defense), stream_key(key, "health"), images, labels, execution=execution
+    )
     return {name: float(np.mean(value)) for name, value in found.items()}
 
 
@@ -121,8 +118,7 @@ def probe(
     defense: Defense,
     dataset: Dataset,
     options: Options,
-    batch_size: int = 128,
-    mesh: Mesh | None = None,
+    execution: Execution = Execution(),
 ) -> dict[str, Interval | dict[str, float]]:
     """Short attacks whose comparison tells whether stronger ones can be trusted, and the health.
 
@@ -130,8 +126,9 @@ def probe(
     samples, with 4 times the steps, and with an ε that allows any image.
     """
     base = dataclasses.replace(options, steps=20, eot=4)
-    where: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
-    accuracy = lambda o=base, **more: attacked_accuracy(key, defense, dataset, o, **more, **where)
+    accuracy = lambda o=base, **more: attacked_accuracy(
+        key, defense, dataset, o, execution=execution, **more
+    )
     largest = {"linf": 0.5, "l2": 0.5 * float(np.sqrt(np.prod(dataset.image_shape)))}
     everything = largest.get(get(options.norm).name, float(np.prod(dataset.image_shape)))
     at, at_large = accuracy(epsilons=(options.epsilon, everything))
@@ -142,7 +139,7 @@ def probe(
         "transfer": accuracy(gradient=blind(defense.logits_fn))[0],
         "exact, 4x EOT": accuracy(dataclasses.replace(base, eot=16))[0],
         "exact, 4x steps": accuracy(dataclasses.replace(base, steps=80))[0],
-        "health": gradient_health(key, defense, dataset, **where),
+        "health": gradient_health(key, defense, dataset, execution),
     }
 
 

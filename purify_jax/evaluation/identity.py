@@ -1,0 +1,169 @@
+"""What a run was made with: the weights, the data and the settings that its records belong to.
+
+Records are read back when a run continues, so they must say of which model they are. A file name does
+not: the file may have been written again since.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+
+from purify_jax.data import Dataset
+from purify_jax.defense import Defense
+from purify_jax.pytrees import Partial
+
+#: Packages whose functions are identified by their names; they carry no weights.
+_KNOWN = ("purify_jax", "jax", "flax", "numpy")
+_SHA = "sha256 "
+
+
+def identity(**parts: Any) -> dict[str, Any]:
+    """Name → what identifies it, for the first line of a file that a later run continues.
+
+    - A data set: the SHA-256 of its images and labels.
+    - A defense, an attack, or a mapping of them: path → setting. Numbers and static fields are there by
+      value, other arrays by the SHA-256 over their dtype, shape and bytes, in the order of their paths.
+      Fields that end with ``_at_once`` change no result and are left out.
+    - "unhashed": paths of plain functions. Nothing can be said of the weights that such a function uses:
+      keep the work directories of different models apart yourself.
+
+    >>> from purify_jax.attacks import PGD
+    >>> attack = PGD(lambda keys, images, labels: images, epsilon=0.1, num_steps=5)
+    >>> found = identity(attack=attack)
+    >>> found["attack"]["num_steps"], found["unhashed"]
+    (5, ['attack.gradient'])
+    """
+    walk = _Walk()
+    found: dict[str, Any] = {}
+    for name, value in parts.items():
+        found[name] = _data(value) if isinstance(value, Dataset) else dict(walk.fields(value, name))
+    return {**found, "unhashed": sorted(walk.unhashed)} if walk.unhashed else found
+
+
+def arrays_identity(*arrays: np.ndarray) -> str:
+    """The SHA-256 of arrays, as :func:`identity` has it."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        _add(digest, array)
+    return f"{_SHA}{digest.hexdigest()}"
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first field in which two headers or configs differ, in words; None for equal ones."""
+    old, new = (dict(_flat(tree)) for tree in (before, now))
+    # The defense first: what an attack looks through differs with it.
+    for key in sorted(old.keys() | new.keys(), key=lambda key: ("attack" in key, key)):
+        a, b = old.get(key), new.get(key)
+        if a == b:
+            continue
+        if all(str(value).startswith(_SHA) for value in (a, b)):
+            short = lambda value: str(value)[: len(_SHA) + 12]
+            return f"{key} differs: {short(a)} there, {short(b)} now"
+        return f"{key}: {a!r} there, {b!r} now"
+    return None
+
+
+class _Walk:
+    """Visits the fields of pytrees; an array that several of them hold is hashed once."""
+
+    def __init__(self) -> None:
+        self.unhashed: set[str] = set()
+        self._digests: dict[int, str] = {}
+
+    def fields(self, value: Any, name: str, path: str = "") -> Iterator[tuple[str, Any]]:
+        """(path, setting) of everything in ``value``, which is called ``name`` in messages."""
+        inside = lambda item, key: self.fields(item, name, f"{path}.{key}" if path else str(key))
+        if isinstance(value, (bool, int, float, str, type(None))):
+            yield path, value
+        elif hasattr(value, "dtype") and hasattr(value, "shape"):
+            yield path, self._array(value)
+        elif isinstance(value, Partial):
+            yield from self.fields(value.func, name, path)
+            for key, item in [*enumerate(value.args), *value.keywords.items()]:
+                yield from inside(item, key)
+        elif isinstance(value, Defense) and path:
+            # What an attack looks through is mostly the defense itself, which is listed in full.
+            whole = sorted(self.fields(value, f"{name}.{path}"))
+            yield path, _sha(repr(whole))
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            yield path, type(value).__name__
+            for field in dataclasses.fields(value):
+                if field.repr and not field.name.endswith("_at_once"):
+                    yield from inside(getattr(value, field.name, None), field.name)
+        elif isinstance(value, (Mapping, list, tuple)):
+            if _holds_arrays_alone(value):
+                yield path, self._weights(jax.tree.leaves(value))
+                return
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            for key, item in items:
+                yield from inside(item, key)
+        else:
+            yield path, self._function(value, f"{name}.{path}" if path else name)
+
+    def _array(self, array: Any) -> Any:
+        if array.ndim == 0 and jax.dtypes.issubdtype(array.dtype, np.number):
+            return array.item()
+        return self._weights([array])
+
+    def _weights(self, arrays: list[Any]) -> str:
+        for array in arrays:
+            if id(array) not in self._digests:
+                self._digests[id(array)] = arrays_identity(array)
+        return _sha("".join(self._digests[id(array)] for array in arrays))
+
+    def _function(self, value: Any, path: str) -> str:
+        if not callable(value) or isinstance(value, type):
+            return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+        if isinstance(value, functools.partial) or not hasattr(value, "__qualname__"):
+            self.unhashed.add(path)
+            return type(value).__name__
+        owner = getattr(value, "__self__", None)
+        bound = owner is not None and not isinstance(owner, ModuleType)
+        package = str(getattr(value, "__module__", None)).split(".")[0]
+        if bound or package not in _KNOWN or "<" in value.__qualname__:
+            self.unhashed.add(path)
+        return f"{value.__module__}.{value.__qualname__}"
+
+
+def _holds_arrays_alone(value: Any) -> bool:
+    if not isinstance(value, (Mapping, list, tuple)):
+        return hasattr(value, "dtype") and hasattr(value, "shape")
+    items = list(value.values() if isinstance(value, Mapping) else value)
+    return bool(items) and all(map(_holds_arrays_alone, items))
+
+
+def _sha(text: str) -> str:
+    return f"{_SHA}{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _add(digest: Any, array: Any) -> None:
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    content = np.ascontiguousarray(array)
+    digest.update(f"{content.dtype} {content.shape}".encode())
+    digest.update(content.view(np.uint8).data if content.size else b"")
+
+
+def _data(dataset: Dataset, at_once: int = 256) -> str:
+    # In parts: the images may lie on disk.
+    digest = hashlib.sha256()
+    for start in range(0, len(dataset), at_once):
+        for array in dataset.batch(np.arange(start, min(start + at_once, len(dataset)))):
+            _add(digest, array)
+    return f"{_SHA}{digest.hexdigest()}"
+
+
+def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(tree, Mapping) or not tree:
+        yield path, tree
+        return
+    for name, value in tree.items():
+        # The object itself has the empty path.
+        yield from _flat(value, f"{path}.{name}" if path and name else path or str(name))
