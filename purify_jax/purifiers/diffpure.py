@@ -127,6 +127,7 @@ class DDIM(VPPurifier):
     σ = 0). ADBM (Li et al. 2025, arXiv 2408.00315) purifies with 5 steps.
     """
 
+    _: KW_ONLY
     num_steps: int = static(default=5)
 
     def table(self) -> np.ndarray:
