@@ -155,3 +155,15 @@ def test_data_are_their_images_and_labels():
     other = pj.data.Dataset("noise", "test", data.images, data.labels[::-1].copy(), 10)
     assert identity(data=other) != identity(data=data)
     assert identity(data=data.take(5)) != identity(data=data)
+
+
+def test_a_label_decides_nothing(defense, digits_test):
+    """Whether there is a purifier says how many draws score a model, whatever its name."""
+    run = suite_runs.SuiteRun("clean", draws=3, probe_images=0)
+    bare = pj.undefended(defense.logits_fn)
+    found = suite_runs.evaluate_suite(
+        defense, digits_test.take(4), Options(), run, label="undefended", beside={"defended": bare}
+    )
+    draws = {label: {r["draws"] for r in records} for label, records in found.records.items()}
+    assert draws == {"defended": {1}, "undefended": {3}}
+    assert (found.label, found.bare) == ("undefended", "defended")
