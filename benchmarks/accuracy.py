@@ -30,7 +30,7 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
         )
         found = {}
         for curvature in ("finite_difference", "secant"):
-            purifier = models.adp_purifier(shipped.ebm, curvature=curvature)
+            purifier = models.adp_purifier(shipped.score_model, curvature=curvature)
             found[curvature] = pj.evaluation.evaluate(
                 jax.random.key(0), pj.Defense(purifier, shipped.logits_fn), {"blind PGD": blind},
                 dataset, draws=1, execution=pj.Execution(batch_size=64),

@@ -1,6 +1,6 @@
 """All purifiers in one table: clean, attacked, corrupted, and what they cost.
 
-python -m experiments.compare --ebm=runs/quickstart/ebm.safetensors \
+python -m experiments.compare --score_model=runs/quickstart/score_model.safetensors \
     --classifier=runs/quickstart/classifier.safetensors --epsilon=0.15 --workdir=runs/comparison
 
 Resumes from --workdir, purifier by purifier. Writes results.json and report.html.
@@ -22,7 +22,7 @@ from experiments.common import cli, flagging, loading, shards
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError, check_count
 
-loading.define(images=64, batch_size=64, ebm_required=True)
+loading.define(images=64, batch_size=64, score_model_required=True)
 loading.define_ball()
 flags.DEFINE_integer("steps", 20, "Attack steps.")
 flags.DEFINE_integer("eot", 4, "Draws whose gradients are averaged (EOT).")
@@ -55,7 +55,7 @@ TRANSFER = (
 )
 
 
-def _purifiers(ebm: pj.models.Model, chain_steps: int):
+def _purifiers(score_model: pj.models.Model, chain_steps: int):
     """Name → purifier, all with the model's noise σ and restarts (chains: one restart).
 
     Chains start from the image with no noise and take steps of 0.3 of the smallest level, so
@@ -63,11 +63,13 @@ def _purifiers(ebm: pj.models.Model, chain_steps: int):
     """
     make = functools.partial(
         pj.models.model_purifier,
-        ebm,
+        score_model,
         noise_scale=FLAGS.noise_scale,
         num_restarts=FLAGS.num_restarts,
     )
-    chain = functools.partial(pj.models.model_purifier, ebm, num_steps=chain_steps, num_restarts=1)
+    chain = functools.partial(
+        pj.models.model_purifier, score_model, num_steps=chain_steps, num_restarts=1
+    )
     return {
         "none": pj.purifiers.identity,
         "ADP": make(method="adp", num_steps=FLAGS.num_steps, rate=FLAGS.rate),
@@ -106,7 +108,7 @@ def main(argv: list[str]) -> None:
         "diffusion_steps",
         "severity",
     ]
-    everything = _purifiers(loaded.ebm, FLAGS.chain_steps)
+    everything = _purifiers(loaded.score_model, FLAGS.chain_steps)
     chosen = list(everything) if FLAGS.only is None else FLAGS.only
     for name in chosen:
         if name not in everything:
@@ -160,7 +162,7 @@ def _rows(loaded, dataset, everything, chosen, workdir, shard) -> dict:
             row = _measure(name, defense, dataset, changed, saved)
             images = pj.evaluation.adversarial.npz(images=saved.of("exact+EOT"))
             write_atomically(_kept(workdir, name), images)
-            row["passes"] = _passes(type(loaded.ebm.network), everything[name], dataset)
+            row["passes"] = _passes(type(loaded.score_model.network), everything[name], dataset)
             write_atomically(path, json.dumps(row, indent=2) + "\n")
         try:
             rows[name] = json.loads(path.read_text())

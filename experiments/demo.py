@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
         key, ready.defense, attacks, test, test, ball, FLAGS.progress, bare_on_blind=True
     )
     illustrated = illustrations.sections(
-        key, ready.defense, ready.ebm, attacks, found.adversarial, test, ball, sweep=False
+        key, ready.defense, ready.score_model, attacks, found.adversarial, test, ball, sweep=False
     )
     results = {
         "model": FLAGS.model,

@@ -1,6 +1,6 @@
 """How well a score network denoises: decibels at several noise levels, beside the best blur.
 
-python -m experiments.denoise --ebm=runs/quickstart/ebm.safetensors --workdir=runs/denoise
+python -m experiments.denoise --score_model=runs/quickstart/score_model.safetensors --workdir=runs/denoise
 
 One step to the posterior mean, x + σ²·s(x, σ); PSNR, the mean over images of −10 log₁₀ of the mean squared
 error. A network that does not beat the blur has learned nothing to purify with. Writes results.json,
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     sigmas = _sigmas()
     model = loading.read_score_model()
     dataset = loading.load_dataset(model, "model").take(FLAGS.images)
-    names = ("ebm", "model", "dataset", "split", "images", "batch_size", "seed", "sigmas")
+    names = ("score_model", "model", "dataset", "split", "images", "batch_size", "seed", "sigmas")
     settings = {name: FLAGS[name].value for name in names}
     workdir = claim_workdir(FLAGS.workdir, settings, "settings.json")
     images, _ = dataset.batch(np.arange(len(dataset)))

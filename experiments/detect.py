@@ -1,6 +1,6 @@
 """How well the score norm and the energy drop detect attacked images, and how well an attack evades them.
 
-python -m experiments.detect --ebm=runs/quickstart/ebm.safetensors \
+python -m experiments.detect --score_model=runs/quickstart/score_model.safetensors \
     --classifier=runs/quickstart/classifier.safetensors --epsilon=0.15 --workdir=runs/detection
 
 The images after the attacked ones calibrate the threshold. Writes results.json and report.html.
@@ -20,7 +20,7 @@ from experiments.common import cli, loading, shards
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 
-loading.define(images=180, batch_size=60, ebm_required=True)
+loading.define(images=180, batch_size=60, score_model_required=True)
 loading.define_ball()
 flags.DEFINE_integer(
     "calibration_images", 180, "Clean images that fit the threshold; those after the attacked."
@@ -45,7 +45,9 @@ def main(argv: list[str]) -> None:
     del argv
     loaded = loading.load()
     if not isinstance(loaded.defense.purifier, pj.purifiers.ADP):
-        raise InputError("ebm: its method is not adp, expected adp, whose noise the rule decides")
+        raise InputError(
+            "score_model: its method is not adp, expected adp, whose noise the rule decides"
+        )
     if FLAGS.calibration_images < 1:
         raise InputError(f"calibration_images: got {FLAGS.calibration_images}, expected at least 1")
     wanted = FLAGS.images + FLAGS.calibration_images
@@ -53,10 +55,10 @@ def main(argv: list[str]) -> None:
     names = ("calibration_images", "false_positive_rate", "fraction", "steps", "eot")
     detection = pj.evaluation.detection
     key = loading.key()
-    score_fn = pj.models.score_fn(loaded.ebm)
+    score_fn = pj.models.score_fn(loaded.score_model)
     energy_fn = None
-    if loaded.ebm.role == "energy":
-        energy_fn = pj.energy.NetworkEnergy(loaded.ebm.network, loaded.ebm.params)
+    if loaded.score_model.role == "energy":
+        energy_fn = pj.energy.NetworkEnergy(loaded.score_model.network, loaded.score_model.params)
     defense = loaded.defense
     norm = detection.score_norm(score_fn)
     statistics = {

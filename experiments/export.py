@@ -1,6 +1,6 @@
 """A purifier with its classifier → one file that needs jax alone.
 
-python -m experiments.export --ebm=runs/quickstart/ebm.safetensors \
+python -m experiments.export --score_model=runs/quickstart/score_model.safetensors \
     --classifier=runs/quickstart/classifier.safetensors --output=defense.jax
 
 --platforms=cpu,cuda,tpu makes a file that runs on each. Batch size is free; gradients are included.
@@ -22,10 +22,10 @@ def main(argv: list[str]) -> None:
     """Flags in, a file out."""
     del argv
     check_output("output", FLAGS.output)
-    ebm, classifier = loading.read_models(needs_ebm=True)
-    defense = pj.Defense(pj.models.model_purifier(ebm), pj.models.logits_fn(classifier))
+    score_model, classifier = loading.read_models(needs_score_model=True)
+    defense = pj.Defense(pj.models.model_purifier(score_model), pj.models.logits_fn(classifier))
     size = pj.models.exporting.export_defense(
-        FLAGS.output, defense, ebm.image_shape, FLAGS.platforms
+        FLAGS.output, defense, score_model.image_shape, FLAGS.platforms
     )
     made_for = ", ".join(FLAGS.platforms)
     print(f"written to {FLAGS.output}: the exported defense ({size / 1e6:.1f} MB, {made_for})")

@@ -2,7 +2,7 @@
 
 python -m experiments.quickstart --workdir=runs/quickstart
 
-Writes results.json, report.html (self-contained), figures/*.png, ebm.safetensors and
+Writes results.json, report.html (self-contained), figures/*.png, score_model.safetensors and
 classifier.safetensors. Finished training is picked up again from the work directory.
 """
 
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     train = pj.data.load_split(config.dataset, config.train_split, FLAGS.data_dir)
     test = pj.data.load_split(config.dataset, config.test_split, FLAGS.data_dir)
     classifier = _trained(workdir, "classifier", from_config.train_classifier, config, train)
-    ebm = _trained(workdir, "ebm", from_config.train_ebm, config, train)
+    score_model = _trained(workdir, "score_model", from_config.train_ebm, config, train)
 
     import jax
 
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
 
     key = jax.random.key(config.seed)
     logits_fn = pj.models.logits_fn(classifier)
-    defense = pj.Defense(pj.models.adp_purifier(ebm), logits_fn)
+    defense = pj.Defense(pj.models.adp_purifier(score_model), logits_fn)
     attacks = accuracy.attacks(defense, config.attack, steps=FLAGS.steps, num_samples=FLAGS.eot)
     attacked = test.take(min(FLAGS.images, len(test)))
     results, adversarial = accuracy.run_attacks(
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
         **results,
     }
     illustrated = illustrations.sections(
-        key, defense, ebm, attacks, adversarial, test, config.attack
+        key, defense, score_model, attacks, adversarial, test, config.attack
     )
     results["seconds"] = round(time.monotonic() - started, 1)
     page.write(

@@ -39,8 +39,8 @@ NOTE = (
 def main(argv: list[str]) -> None:
     """A file of images in, results.json and a page out."""
     del argv
-    ebm, classifier = loading.read_models(needs_ebm=False)
-    defense = None if FLAGS.undefended else loading.make_defense(ebm, classifier)
+    score_model, classifier = loading.read_models(needs_score_model=False)
+    defense = None if FLAGS.undefended else loading.make_defense(score_model, classifier)
     if defense is None:
         defense = pj.undefended(pj.models.logits_fn(classifier))
     file = Path(FLAGS.images)
@@ -59,7 +59,16 @@ def main(argv: list[str]) -> None:
 
 
 def _settings() -> dict[str, Any]:
-    names = ("model", "ebm", "classifier", "images", "draws", "undefended", "batch_size", "seed")
+    names = (
+        "model",
+        "score_model",
+        "classifier",
+        "images",
+        "draws",
+        "undefended",
+        "batch_size",
+        "seed",
+    )
     purifier = ("num_steps", "num_restarts", "noise_scale")
     given = ("rate",) if FLAGS.rate is not None else ()
     return {name: FLAGS[name].value for name in (*names, *purifier, *given)}

@@ -15,7 +15,7 @@ from purify_jax.checks import InputError
 
 flagging.define_training()
 flags.DEFINE_string(
-    "ebm", None, "Model that purifies the share config.classifier.purified of the images."
+    "score_model", None, "Model that purifies the share config.classifier.purified of the images."
 )
 flags.DEFINE_string(
     "classifier", None, "Model of the same network to go on from (default: random parameters)."
@@ -29,20 +29,22 @@ def main(argv: list[str]) -> None:
     config = flagging.training_config("classifier")
     dataset = flagging.training_data(config)
     purifier = None
-    if FLAGS.ebm and not config.classifier.get("purified"):
+    if FLAGS.score_model and not config.classifier.get("purified"):
         raise InputError(
-            "ebm: given, but config.classifier.purified is 0, expected the share of images to purify"
+            "score_model: given, but config.classifier.purified is 0, expected the share of images to purify"
         )
-    if "purification" in config.classifier and not FLAGS.ebm:
-        raise InputError("ebm: not given, expected one, as config.classifier.purification is")
-    if FLAGS.ebm:
-        ebm = pj.models.load_model(FLAGS.ebm, pj.models.SCORE_ROLES)
-        if tuple(ebm.image_shape) != tuple(dataset.image_shape):
+    if "purification" in config.classifier and not FLAGS.score_model:
+        raise InputError(
+            "score_model: not given, expected one, as config.classifier.purification is"
+        )
+    if FLAGS.score_model:
+        score_model = pj.models.load_model(FLAGS.score_model, pj.models.SCORE_ROLES)
+        if tuple(score_model.image_shape) != tuple(dataset.image_shape):
             raise InputError(
-                f"ebm: made for images {ebm.image_shape}, expected those of {dataset.name}, "
+                f"score_model: made for images {score_model.image_shape}, expected those of {dataset.name}, "
                 f"{tuple(dataset.image_shape)}"
             )
-        purifier = from_config.training_purifier(config, ebm)
+        purifier = from_config.training_purifier(config, score_model)
     start = None
     if FLAGS.classifier and config.classifier.get("recipe"):
         raise InputError("classifier: given, but this recipe starts at random, expected none")

@@ -1,11 +1,11 @@
 """Trains a defense on attacks that go through all of it: noise, purifier, classifier.
 
 python -m experiments.train_defense --config=digits_defense --classifier=classifier.safetensors \
-    --ebm=ebm.safetensors --workdir=runs/digits/defense
+    --score_model=score_model.safetensors --workdir=runs/digits/defense
 
-Without --ebm, the classifier alone is trained on the same attacks: the control. Resumes from --workdir,
+Without --score_model, the classifier alone is trained on the same attacks: the control. Resumes from --workdir,
 to the bit, and stops if a longer attack shows that the training collapsed. Writes config.json,
-metrics.jsonl, checkpoints/ and, when finished, classifier.safetensors and ebm.safetensors.
+metrics.jsonl, checkpoints/ and, when finished, classifier.safetensors and score_model.safetensors.
 """
 
 from absl import flags
@@ -17,7 +17,7 @@ from purify_jax.checks import InputError
 
 flagging.define_training()
 flags.DEFINE_string("classifier", None, "Where the classifier starts.", required=True)
-flags.DEFINE_string("ebm", None, "Where the purifier starts; none for the control.")
+flags.DEFINE_string("score_model", None, "Where the purifier starts; none for the control.")
 FLAGS = flags.FLAGS
 
 
@@ -28,19 +28,21 @@ def main(argv: list[str]) -> None:
         raise InputError("config: has no section 'defense', expected one as in digits_defense")
     config = flagging.training_config("defense")
     classifier = pj.load_model(FLAGS.classifier, ("classifier",))
-    ebm = pj.load_model(FLAGS.ebm, ("energy", "score")) if FLAGS.ebm else None
+    score_model = (
+        pj.load_model(FLAGS.score_model, ("energy", "score")) if FLAGS.score_model else None
+    )
     dataset = flagging.training_data(config)
-    given = {"classifier": FLAGS.classifier, "ebm": FLAGS.ebm}
+    given = {"classifier": FLAGS.classifier, "score_model": FLAGS.score_model}
     workdir = claim_workdir(
         FLAGS.workdir, {"defense": {**flagging.section(config, "defense"), **given}}
     )
     made = from_config.train_defense(
-        config, dataset, classifier=classifier, score_model=ebm, **flagging.how(workdir)
+        config, dataset, classifier=classifier, score_model=score_model, **flagging.how(workdir)
     )
     if not made.finished:
         print(f"stopped by SIGTERM; saved. The same command continues in {workdir}")
         return
-    for name, model in (("classifier", made.classifier), ("ebm", made.score_model)):
+    for name, model in (("classifier", made.classifier), ("score_model", made.score_model)):
         if model is not None:
             pj.models.save_model(workdir / f"{name}.safetensors", model)
             print(f"model: {workdir / name}.safetensors")

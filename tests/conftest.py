@@ -61,14 +61,14 @@ def digits_test():
 def models():
     """(energy model, classifier) on digits: those that ship, the quickstart's networks."""
     ready = pj.pretrained.load("digits")
-    return ready.ebm, ready.classifier
+    return ready.score_model, ready.classifier
 
 
 @pytest.fixture(scope="session")
 def model_files(models, tmp_path_factory):
     """Paths of the two models as files."""
     folder = tmp_path_factory.mktemp("models")
-    paths = folder / "ebm.safetensors", folder / "classifier.safetensors"
+    paths = folder / "score_model.safetensors", folder / "classifier.safetensors"
     for path, model in zip(paths, models, strict=True):
         pj.models.save_model(path, model)
     return paths
@@ -77,8 +77,8 @@ def model_files(models, tmp_path_factory):
 @pytest.fixture(scope="session")
 def defense(models):
     """A small purified defense on digits."""
-    ebm, classifier = models
-    purifier = pj.models.adp_purifier(ebm, num_steps=3, num_restarts=2)
+    score_model, classifier = models
+    purifier = pj.models.adp_purifier(score_model, num_steps=3, num_restarts=2)
     return pj.Defense(purifier, pj.models.logits_fn(classifier))
 
 

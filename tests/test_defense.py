@@ -61,8 +61,10 @@ def test_exact_gradient_against_central_differences_in_float64(models, digits_te
     """Through noise, five steps with secant, finite-difference and exact curvature, and classifier."""
     with jax.enable_x64():
         wide = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), tree)
-        ebm, classifier = models
-        score_fn = pj.energy.score_from_energy_network(ebm.network, wide(ebm.params))
+        score_model, classifier = models
+        score_fn = pj.energy.score_from_energy_network(
+            score_model.network, wide(score_model.params)
+        )
         logits_fn = lambda x: classifier.network.apply({"params": wide(classifier.params)}, x)
         images, labels = digits_test.batch(np.arange(3))
         # Away from the bounds, so that no clip has its kink within the difference's reach.

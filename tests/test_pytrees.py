@@ -163,14 +163,14 @@ def test_sigma_and_lambda_may_be_differentiated():
 def test_what_is_printed_is_one_line_and_never_a_network_s_numbers():
     ready = pj.pretrained.load("digits")
     attack = attacks.PGD(attacks.ExactGradient(ready.defense), epsilon=0.125, num_steps=3)
-    for value in (ready, ready.defense, ready.ebm, ready.classifier, attack):
+    for value in (ready, ready.defense, ready.score_model, ready.classifier, attack):
         assert "\n" not in repr(value)
         assert len(repr(value)) < 1200
     counts = {
         n: sum(x.size for x in jax.tree.leaves(getattr(ready, n).variables))
-        for n in ("ebm", "classifier")
+        for n in ("score_model", "classifier")
     }
-    assert f"params=<{counts['ebm']:,} numbers in 6 arrays>" in repr(ready)
+    assert f"params=<{counts['score_model']:,} numbers in 6 arrays>" in repr(ready)
     assert f"variables=<{counts['classifier']:,} numbers in " in repr(ready.defense)
     assert "num_steps=5, num_restarts=4" in repr(attack)
     assert "noise_scale=0.25" in repr(attack)

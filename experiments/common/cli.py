@@ -162,7 +162,7 @@ def check_numbers() -> None:
 
 
 def _refuse_empty_texts() -> None:
-    """``--ebm=$FILE`` with FILE not set would silently be a run without one."""
+    """``--score_model=$FILE`` with FILE not set would silently be a run without one."""
     for name in flags.FLAGS:
         flag = flags.FLAGS[name]
         if flag.present and flag.flag_type() == "string" and flag.value == "":

@@ -17,11 +17,11 @@ FLAGS = flags.FLAGS
 MODEL_HELP = "A model that ships, a folder or hf:OWNER/NAME."
 
 
-def define(images: int, batch_size: int, ebm_required: bool = False) -> None:
-    """--ebm, --classifier, --dataset, --split, --images, --workdir, --seed, --batch_size, and the
+def define(images: int, batch_size: int, score_model_required: bool = False) -> None:
+    """--score_model, --classifier, --dataset, --split, --images, --workdir, --seed, --batch_size, and the
     purifier's settings."""
     define_models()
-    _needs["ebm"] = ebm_required
+    _needs["score_model"] = score_model_required
     flags.DEFINE_string("dataset", None, "Data set (default: the classifier's).")
     flags.DEFINE_string("split", "test", "Split, or a slice such as test[:512].")
     flags.DEFINE_string("workdir", None, "Folder for records and the report.", required=True)
@@ -43,36 +43,38 @@ def define_purifier() -> None:
 
 
 def define_models() -> None:
-    """--model, or --ebm and --classifier."""
+    """--model, or --score_model and --classifier."""
     flags.DEFINE_string("model", None, MODEL_HELP)
-    flags.DEFINE_string("ebm", None, "Energy or score model (.safetensors).")
+    flags.DEFINE_string("score_model", None, "Energy or score model (.safetensors).")
     flags.DEFINE_string("classifier", None, "Classifier model (.safetensors).")
 
 
-def read_models(needs_ebm: bool) -> tuple[pj.models.Model | None, pj.models.Model]:
+def read_models(needs_score_model: bool) -> tuple[pj.models.Model | None, pj.models.Model]:
     """(score model or None, classifier) of the flags; InputError unless they fit together."""
-    if FLAGS.model and (FLAGS.ebm or FLAGS.classifier):
-        raise InputError("model: got --ebm or --classifier beside it, expected one or the other")
+    if FLAGS.model and (FLAGS.score_model or FLAGS.classifier):
+        raise InputError(
+            "model: got --score_model or --classifier beside it, expected one or the other"
+        )
     if FLAGS.model:
         ready = pj.pretrained.load(FLAGS.model)
-        return ready.ebm, ready.classifier
-    for name, needed in (("classifier", True), ("ebm", needs_ebm)):
+        return ready.score_model, ready.classifier
+    for name, needed in (("classifier", True), ("score_model", needs_score_model)):
         if needed and not FLAGS[name].value:
             raise InputError(f"{name}: not given, expected --{name}=FILE, or --model=NAME")
     classifier = pj.load_model(FLAGS.classifier, ("classifier",))
-    if not FLAGS.ebm:
+    if not FLAGS.score_model:
         return None, classifier
-    ebm = pj.load_model(FLAGS.ebm, pj.models.SCORE_ROLES)
-    if ebm.image_shape != classifier.image_shape:
+    score_model = pj.load_model(FLAGS.score_model, pj.models.SCORE_ROLES)
+    if score_model.image_shape != classifier.image_shape:
         raise InputError(
-            f"ebm: made for images {ebm.image_shape}, expected the classifier's "
+            f"score_model: made for images {score_model.image_shape}, expected the classifier's "
             f"{classifier.image_shape}"
         )
-    return ebm, classifier
+    return score_model, classifier
 
 
 #: Which models a binary cannot do without, beside the classifier.
-_needs = {"ebm": False}
+_needs = {"score_model": False}
 
 
 def define_ball() -> None:
@@ -89,9 +91,9 @@ def define_undefended() -> None:
 
 
 class Loaded(NamedTuple):
-    """ebm and defense are None without --ebm; undefended is the bare classifier."""
+    """score_model and defense are None without --score_model; undefended is the bare classifier."""
 
-    ebm: pj.models.Model | None
+    score_model: pj.models.Model | None
     classifier: pj.models.Model
     undefended: pj.defense.Defense
     defense: pj.defense.Defense | None
@@ -109,17 +111,19 @@ def chosen_models(loaded: Loaded) -> dict[str, pj.defense.Defense]:
     if FLAGS.undefended:
         return loaded.models
     if loaded.defense is None:
-        raise InputError("undefended: got --noundefended without --ebm, expected a purifier")
+        raise InputError(
+            "undefended: got --noundefended without --score_model, expected a purifier"
+        )
     return {"defended": loaded.defense}
 
 
 def load() -> Loaded:
     """The models and the whole split that the flags name; InputError where they do not fit."""
-    ebm, classifier = read_models(_needs["ebm"])
-    defense = make_defense(ebm, classifier)
+    score_model, classifier = read_models(_needs["score_model"])
+    defense = make_defense(score_model, classifier)
     dataset = load_dataset(classifier, "classifier")
     bare = pj.undefended(pj.models.logits_fn(classifier))
-    return Loaded(ebm, classifier, bare, defense, dataset)
+    return Loaded(score_model, classifier, bare, defense, dataset)
 
 
 def load_dataset(model: pj.models.Model, called: str) -> pj.data.Dataset:
@@ -139,34 +143,36 @@ def load_dataset(model: pj.models.Model, called: str) -> pj.data.Dataset:
 
 
 def define_score_model() -> None:
-    """--ebm or --model, for what needs no classifier."""
-    flags.DEFINE_string("ebm", None, "Energy or score model (.safetensors).")
+    """--score_model or --model, for what needs no classifier."""
+    flags.DEFINE_string("score_model", None, "Energy or score model (.safetensors).")
     flags.DEFINE_string("model", None, MODEL_HELP)
 
 
 def read_score_model() -> pj.models.Model:
     """The score model of :func:`define_score_model`; InputError unless exactly one is named."""
-    if bool(FLAGS.ebm) == bool(FLAGS.model):
-        given = "both" if FLAGS.ebm else "neither"
-        raise InputError(f"ebm, model: got {given}, expected --ebm=FILE or --model=NAME")
+    if bool(FLAGS.score_model) == bool(FLAGS.model):
+        given = "both" if FLAGS.score_model else "neither"
+        raise InputError(
+            f"score_model, model: got {given}, expected --score_model=FILE or --model=NAME"
+        )
     if FLAGS.model:
-        return pj.pretrained.load(FLAGS.model).ebm
-    return pj.load_model(FLAGS.ebm, pj.models.SCORE_ROLES)
+        return pj.pretrained.load(FLAGS.model).score_model
+    return pj.load_model(FLAGS.score_model, pj.models.SCORE_ROLES)
 
 
 def make_defense(
-    ebm: pj.models.Model | None, classifier: pj.models.Model
+    score_model: pj.models.Model | None, classifier: pj.models.Model
 ) -> pj.defense.Defense | None:
     """The models put together with the purifier's flags; None without a score model."""
-    if ebm is None:
+    if score_model is None:
         return None
-    return pj.Defense(chosen_purifier(ebm), pj.models.logits_fn(classifier))
+    return pj.Defense(chosen_purifier(score_model), pj.models.logits_fn(classifier))
 
 
-def chosen_purifier(ebm: pj.models.Model) -> pj.purifiers.Purifier:
+def chosen_purifier(score_model: pj.models.Model) -> pj.purifiers.Purifier:
     """The model's purifier with the settings that flags give; InputError for one that it does not use."""
     return pj.models.model_purifier(
-        ebm,
+        score_model,
         method=FLAGS.method,
         num_steps=FLAGS.num_steps,
         num_restarts=FLAGS.num_restarts,
@@ -184,7 +190,16 @@ def key() -> pj.types.Array:
 
 def settings(*more: str) -> dict[str, Any]:
     """The flags that a run's results depend on, for its work directory and its results."""
-    common = ("model", "ebm", "classifier", "dataset", "split", "images", "batch_size", "seed")
+    common = (
+        "model",
+        "score_model",
+        "classifier",
+        "dataset",
+        "split",
+        "images",
+        "batch_size",
+        "seed",
+    )
     purifier = ("num_steps", "num_restarts", "noise_scale")
     # Named only where given: records of before these flags belong to the same settings.
     given = [name for name in ("image_size", "method", "rate") if FLAGS[name].value is not None]

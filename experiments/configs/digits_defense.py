@@ -1,7 +1,7 @@
 """Adversarial training through the purifier, on digits: noise, one denoising call, the classifier.
 
 Command: python -m experiments.train_defense --config=digits_defense --workdir=runs/digits/defense \
-             --classifier=pretrained/digits_classifier.safetensors --ebm=pretrained/digits_ebm.safetensors
+             --classifier=pretrained/digits_classifier.safetensors --score_model=pretrained/digits_score_model.safetensors
 """
 
 from ml_collections import ConfigDict

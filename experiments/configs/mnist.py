@@ -4,7 +4,7 @@ Commands: python -m experiments.train_classifier --config=experiments/configs/mn
               --data_dir=DIR --workdir=runs/mnist/classifier
           python -m experiments.train_ebm --config=experiments/configs/mnist.py \
               --data_dir=DIR --workdir=runs/mnist/ebm
-          python -m experiments.evaluate --ebm=runs/mnist/ebm/model.safetensors \
+          python -m experiments.evaluate --score_model=runs/mnist/ebm/model.safetensors \
               --classifier=runs/mnist/classifier/model.safetensors --data_dir=DIR \
               --epsilon=0.3 --workdir=runs/mnist/evaluation
 """

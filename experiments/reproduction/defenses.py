@@ -14,7 +14,11 @@ from ml_collections import ConfigDict
 
 from experiments.reproduction.parts import Draft, Plan
 
-_MODEL, _CLASSIFIER, _SCORE_MODEL = "model.safetensors", "classifier.safetensors", "ebm.safetensors"
+_MODEL, _CLASSIFIER, _SCORE_MODEL = (
+    "model.safetensors",
+    "classifier.safetensors",
+    "score_model.safetensors",
+)
 
 
 class Network(NamedTuple):
@@ -55,7 +59,7 @@ class Network(NamedTuple):
 
 
 def _tuned(config: str, score_model: str, ships: str) -> Network:
-    given = {"classifier": "classifier", "ebm": score_model}
+    given = {"classifier": "classifier", "score_model": score_model}
     return Network("train_classifier", config, given, {_MODEL: f"{ships}.safetensors"})
 
 
@@ -72,7 +76,7 @@ NETWORKS: Mapping[str, Network] = MappingProxyType(
         "defense": Network(
             "train_defense",
             "cifar10_defense",
-            {"classifier": "classifier", "ebm": "edm"},
+            {"classifier": "classifier", "score_model": "edm"},
             {
                 _CLASSIFIER: "cifar10_defense_classifier.safetensors",
                 _SCORE_MODEL: "cifar10_defense_score_model.safetensors",
@@ -187,9 +191,9 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
         if recipe.score_model == recipe.classifier:  # one training made both
             score_model = score_model.with_name(_SCORE_MODEL)
         purification = NETWORKS[recipe.classifier].purification()
-        draft.models = [f"--ebm={score_model}", *draft.models, *purification]
+        draft.models = [f"--score_model={score_model}", *draft.models, *purification]
         images = draft.images(512)
-        draft.add("denoising", "denoise", f"--ebm={score_model}", *draft.data, images)
+        draft.add("denoising", "denoise", f"--score_model={score_model}", *draft.data, images)
     draft.clean("clean", recipe.clean_images)
     for scale, rate in recipe.noise_scales:
         noise = (f"--noise_scale={scale}", f"--rate={rate}")

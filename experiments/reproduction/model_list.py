@@ -12,7 +12,7 @@ _HEAD = """\
 
 `pj.pretrained.load(NAME)` loads a pair, a purifier's network and a classifier, from its card `NAME.json`: data, every command
 and commit, hours of training, results with intervals, limits. `--model=NAME` in every command. Single networks: `pj.load_model(FILE)`,
-or `--ebm=FILE` and `--classifier=FILE`. All were trained on training images alone. Made by `make tables`.
+or `--score_model=FILE` and `--classifier=FILE`. All were trained on training images alone. Made by `make tables`.
 
 | name | data | what |
 |---|---|---|"""

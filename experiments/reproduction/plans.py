@@ -115,6 +115,9 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
     }
 )
 
+#: Section of a config → what its network is to a defense.
+_ROLES: Mapping[str, str] = MappingProxyType({"ebm": "score_model", "classifier": "classifier"})
+
 
 def with_fewer_images(plan: Plan, images: int) -> Plan:
     """The plan with at most so many images in every evaluation: a first look with attacks of full strength."""
@@ -144,7 +147,7 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
         for network, number in (("ebm", suite.ebm_steps), ("classifier", suite.classifier_steps))
     }
     score_model, classifier = _train(draft, name, suite, steps)
-    draft.models = [f"--ebm={score_model}", f"--classifier={classifier}", *draft.data]
+    draft.models = [f"--score_model={score_model}", f"--classifier={classifier}", *draft.data]
     if suite.clean_images:
         draft.clean("clean", suite.clean_images)
     threats = [("linf", e) for e in suite.epsilons] + list(suite.norms)
@@ -175,11 +178,11 @@ def _train(draft: Draft, name: str, suite: Suite, steps: Mapping[str, int]) -> t
         path = f"--config=experiments/configs/{config}.py"
         draft.add("demo", "quickstart", path, *flags.values(), draft.images(256))
         folder = draft.workdir / "demo"
-        return folder / "ebm.safetensors", folder / "classifier.safetensors"
+        return folder / "score_model.safetensors", folder / "classifier.safetensors"
     made: dict[str, Path] = {}
     for network, flag in flags.items():
-        given = dict(made) if suite.on_purified else {}
-        shipped = {"model.safetensors": f"{name}_{network}.safetensors"}
+        given = {"score_model": made["ebm"]} if suite.on_purified and made else {}
+        shipped = {"model.safetensors": f"{name}_{_ROLES[network]}.safetensors"}
         folder = draft.workdir / network
         draft.train(network, f"train_{network}", flag, given, folder, shipped, config)
         made[network] = folder / "model.safetensors"

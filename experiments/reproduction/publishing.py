@@ -17,13 +17,13 @@ LARGE = 2**20
 def publish(plan: Plan, results: Path, folder: Path) -> list[Path]:
     """Writes the two models, under the names that their trainings ship them by, and ``<model>.json``.
 
-    Of a suite whose demo trains both: ``<model>_ebm.safetensors`` and ``<model>_classifier.safetensors``.
+    Of a suite whose demo trains both: ``<model>_score_model.safetensors`` and ``<model>_classifier.safetensors``.
     """
     if plan.score_model is None:
         raise InputError(f"publish: {plan.model} has no purifier, expected a suite with one")
     written, files = [], {}
     names = {part.folder / file: n for part in plan.parts for file, n in part.shipped.items()}
-    for role, source in (("ebm", plan.score_model), ("classifier", plan.classifier)):
+    for role, source in (("score_model", plan.score_model), ("classifier", plan.classifier)):
         path = folder / names.get(source, f"{plan.model}_{role}.safetensors")
         files[role] = publish_network(source, path)
         written.append(path)

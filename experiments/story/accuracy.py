@@ -24,7 +24,7 @@ THREE_ATTACKS = (
 
 def what_ships(card: Mapping[str, Any]) -> str:
     """One sentence on how a model of this card came by its purifier."""
-    if "defense" in card["files"]["ebm"]:
+    if "defense" in card["files"]["score_model"]:
         return "A purifier and a classifier, trained together on attacks through both, clean attacked images and predict."
     return "A model that was trained only to remove noise cleans attacked images, then a classifier predicts."
 

@@ -30,7 +30,7 @@ BROWSER = (
 def sections(
     key: Array,
     defense: pj.defense.Defense,
-    ebm: pj.models.Model,
+    score_model: pj.models.Model,
     named: list[NamedAttack],
     adversarial: dict[str, np.ndarray],
     test: pj.data.Dataset,
@@ -54,8 +54,8 @@ def sections(
         few = test.take(min(64, len(test)))
         found["accuracy_against_epsilon"] = _sweep(key, defense, named, few, config)
     found["steps"] = _steps(defense, keys, images, blind)
-    if ebm.role == "energy":
-        found["energy"] = _energies(defense, ebm, keys, images, blind)
+    if score_model.role == "energy":
+        found["energy"] = _energies(defense, score_model, keys, images, blind)
     return found
 
 
@@ -122,8 +122,8 @@ def _steps(defense, keys, images, adversarial) -> Section:
     return Section("Steps", text, columns, rows, figure, alt=alt, folded="The numbers")
 
 
-def _energies(defense, ebm, keys, images, adversarial) -> Section:
-    energy_fn = pj.jit(energy.NetworkEnergy(ebm.network, ebm.params))
+def _energies(defense, score_model, keys, images, adversarial) -> Section:
+    energy_fn = pj.jit(energy.NetworkEnergy(score_model.network, score_model.params))
     purified = jax.jit(lambda k, x: defense.purifier(k, x)[0][0])(keys, adversarial)
     stages = {"clean": images, "attacked": adversarial, "purified": purified}
     samples = {name: np.asarray(energy_fn(batch)) for name, batch in stages.items()}

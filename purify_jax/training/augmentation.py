@@ -71,7 +71,9 @@ class CropAndPurify(Pytree):
         check_count("crop_padding", self.crop_padding, 0)
         check_number("purified", self.share, 0.0, 1.0)
         if self.share and self.purifier is None:
-            raise InputError("ebm: not given, expected one, because a share is to be purified")
+            raise InputError(
+                "score_model: not given, expected one, because a share is to be purified"
+            )
         if not self.share:
             self.fill(purifier=None)
 

@@ -51,7 +51,10 @@ def test_quickstart_writes_results_and_report(run_binary, tmp_path):
 
 def test_purify_skips_and_counts_unreadable_images(run_binary, model_files, digit_images, tmp_path):
     done = run_binary(
-        "purify", f"--ebm={model_files[0]}", f"--input={digit_images}", f"--workdir={tmp_path}"
+        "purify",
+        f"--score_model={model_files[0]}",
+        f"--input={digit_images}",
+        f"--workdir={tmp_path}",
     )
     assert "3 images purified, 2 skipped" in done.stdout
     assert "broken.png cannot be read" in done.stdout
@@ -64,7 +67,7 @@ def test_purify_skips_and_counts_unreadable_images(run_binary, model_files, digi
 
 def test_purify_with_settings_of_its_own(run_binary, model_files, digit_images, tmp_path):
     flags = ("--noise_scale=0", "--num_steps=3", "--num_restarts=1", "--rate=0.05")
-    given = f"--ebm={model_files[0]}", f"--input={digit_images}", f"--workdir={tmp_path}"
+    given = f"--score_model={model_files[0]}", f"--input={digit_images}", f"--workdir={tmp_path}"
     run_binary("purify", *given, *flags)
     settings = {"noise_scale": 0.0, "num_steps": 3, "num_restarts": 1}
     with Image.open(digit_images / "0.png") as image:
@@ -80,7 +83,7 @@ def test_purify_with_settings_of_its_own(run_binary, model_files, digit_images, 
 
 def test_evaluate_paper_suite_and_resume(run_binary, model_files, tmp_path):
     command = (
-        "evaluate", f"--ebm={model_files[0]}", f"--classifier={model_files[1]}", "--suite=paper",
+        "evaluate", f"--score_model={model_files[0]}", f"--classifier={model_files[1]}", "--suite=paper",
         "--epsilon=0.15", "--images=8", "--steps=2", "--eot=2", "--draws=2", "--probe_images=8",
         "--save_images", "--noprogress", f"--workdir={tmp_path}",
     )  # fmt: skip
@@ -115,11 +118,11 @@ def test_evaluate_paper_suite_and_resume(run_binary, model_files, tmp_path):
         ("evaluate", ["--workdir=W", "--classifier=E", "--epsilon=0.1"], "is a energy, expected classifier"),
         ("evaluate", ["--workdir=W", "--classifier=C", "--epsilon=-1"], "epsilon: got -1.0"),
         ("evaluate", ["--workdir=W", "--classifier=C", "--epsilon=1", "--images=0"], "images: got 0"),
-        ("evaluate", ["--workdir=W", "--ebm=E", "--classifier=C", "--epsilon=0", "--method=tweedie", "--rate=0.2"], "rate: got 0.2"),
-        ("purify", ["--workdir=W", "--ebm=C", "--input=W"], "is a classifier, expected energy or score"),
-        ("purify", ["--workdir=W", "--ebm=E", "--input=W"], "input: .* does not exist"),
-        ("purify", ["--workdir=W", "--ebm=E", "--input=E"], "image: .* cannot be read"),
-        ("purify", ["--workdir=W", "--ebm=E", "--input=E", "--num_steps=0"], "num_steps: got 0"),
+        ("evaluate", ["--workdir=W", "--score_model=E", "--classifier=C", "--epsilon=0", "--method=tweedie", "--rate=0.2"], "rate: got 0.2"),
+        ("purify", ["--workdir=W", "--score_model=C", "--input=W"], "is a classifier, expected energy or score"),
+        ("purify", ["--workdir=W", "--score_model=E", "--input=W"], "input: .* does not exist"),
+        ("purify", ["--workdir=W", "--score_model=E", "--input=E"], "image: .* cannot be read"),
+        ("purify", ["--workdir=W", "--score_model=E", "--input=E", "--num_steps=0"], "num_steps: got 0"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_status_1(
@@ -154,7 +157,10 @@ def test_help_says_values_and_defaults(run_binary):
     assert re.search(r"\n  --norm=linf\|l2\|l1 +Norm of the perturbation. \(linf\)\n", said)
     assert re.search(r"\n  --draws=N +Scoring draws. \(10\)\n", said)
     assert said.index("Flags:") < said.index("What is evaluated:") < said.index("Any command:")
-    assert "evaluate --ebm=runs/quickstart/ebm.safetensors \\\n    --classifier=" in said
+    assert (
+        "evaluate --score_model=runs/quickstart/score_model.safetensors \\\n    --classifier="
+        in said
+    )
     version = run_binary("evaluate", "--version", fresh=True).stdout
     assert version.startswith(f"purify-jax {pj.__version__}, jax ")
 
@@ -173,7 +179,7 @@ def test_evaluation_killed_five_times_ends_with_identical_bytes(model_files, tmp
     def start(workdir):
         return subprocess.Popen(
             [
-                sys.executable, "-m", "experiments.evaluate", f"--ebm={model_files[0]}",
+                sys.executable, "-m", "experiments.evaluate", f"--score_model={model_files[0]}",
                 f"--classifier={model_files[1]}", "--suite=honest", "--epsilon=0.15", "--images=24",
                 "--steps=8", "--eot=2", "--draws=2", "--probe_images=8", "--batch_size=4",
                 "--noprogress", f"--workdir={workdir}",

@@ -86,13 +86,13 @@ def test_demo_on_photographs(run_binary, tmp_path):
 def test_any_purifier_is_shown(digits_test):
     """One step to the posterior mean, where the demo's models take several: the same sections."""
     ready = pj.pretrained.load("digits")
-    purifier = pj.models.model_purifier(ready.ebm, method="tweedie", num_restarts=1)
+    purifier = pj.models.model_purifier(ready.score_model, method="tweedie", num_restarts=1)
     defense = pj.Defense(purifier, ready.logits_fn)
     test, ball = digits_test.take(4), SimpleNamespace(norm="linf", epsilon=0.15)
     named = accuracy.attacks(defense, ball, steps=1, num_samples=1)
     images = {entry.name: np.clip(test.images + 0.1, 0, 1) for entry in named}
     found = illustrations.sections(
-        jax.random.key(0), defense, ready.ebm, named, images, test, ball, sweep=False
+        jax.random.key(0), defense, ready.score_model, named, images, test, ball, sweep=False
     )
     assert list(found) == ["browser", "purification", "steps", "energy"]
     assert found["browser"].gallery.content["steps"] == [0, 1]

@@ -11,7 +11,7 @@ import purify_jax as pj
 
 def test_the_table_is_the_librarys_and_has_a_sheet(run_binary, model_files, tmp_path):
     done = run_binary(
-        "denoise", f"--ebm={model_files[0]}", "--images=20", "--batch_size=8", "--sigmas=0.1,0.3",
+        "denoise", f"--score_model={model_files[0]}", "--images=20", "--batch_size=8", "--sigmas=0.1,0.3",
         "--seed=3", f"--workdir={tmp_path}",
     )  # fmt: skip
     found = json.loads((tmp_path / "results.json").read_text())["psnr"]
@@ -38,7 +38,7 @@ def test_the_table_is_the_librarys_and_has_a_sheet(run_binary, model_files, tmp_
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ((), "ebm, model: got neither, expected --ebm=FILE or --model=NAME"),
+        ((), "score_model, model: got neither, expected --score_model=FILE or --model=NAME"),
         (("--model=digits", "--sigmas=0.1,0"), "sigmas: got 0.1,0, expected positive numbers"),
         (("--model=digits", "--sigmas=x"), "sigmas: got x, expected positive numbers"),
         (("--model=digits", "--sigmas="), "sigmas: got '', expected some names"),

@@ -28,7 +28,7 @@ def test_a_part_is_marked_and_not_repeated(run_binary, tmp_path):
     assert "demo: done before\ndemo: not trained here; taken from" in first.stdout
     results = tmp_path / "results"
     found = json.loads((results / "certification.json").read_text())
-    assert found["command"].startswith("python -m experiments.certify --ebm=")
+    assert found["command"].startswith("python -m experiments.certify --score_model=")
     assert "--n=100" in found["command"]
     assert "0.3 of 15 minutes" in found["budget"]
     assert len(found["commit"]) >= 7
@@ -56,7 +56,7 @@ def test_a_part_is_done_for_the_networks_that_it_read(models, tmp_path):
     """A network that was trained again does not keep the results of the one before."""
     plan = plans.plan("mnist", None, tmp_path, None)
     (part,) = [p for p in plan.parts if p.name == "clean"]
-    elsewhere = {"command": "c", "network_digests": {"ebm": "0", "classifier": "1"}}
+    elsewhere = {"command": "c", "network_digests": {"score_model": "0", "classifier": "1"}}
     assert part.is_done(elsewhere, "c")  # no network lies here: the result was brought along
     assert not part.is_done(elsewhere, "another")
     for path, model in ((plan.score_model, models[0]), (plan.classifier, models[1])):
@@ -64,7 +64,7 @@ def test_a_part_is_done_for_the_networks_that_it_read(models, tmp_path):
         pj.models.save_model(path, model)
     done = {"command": "c", "network_digests": part.networks()}
     assert done["network_digests"] == {
-        "ebm": pj.pretrained.digest(plan.score_model),
+        "score_model": pj.pretrained.digest(plan.score_model),
         "classifier": pj.pretrained.digest(plan.classifier),
     }
     assert part.is_done(done, "c")
@@ -97,7 +97,7 @@ def test_every_suite_has_a_config_that_builds(name):
     trained = [p for p in plan.parts if p.name in ("ebm", "demo")]
     assert steps in trained[0].command
     training = [p for p in plan.parts if p.name == "classifier"]
-    purifies = any(x.startswith("--ebm=") for p in training for x in p.command)
+    purifies = any(x.startswith("--score_model=") for p in training for x in p.command)
     assert purifies == bool(config.classifier.get("purified", 0.0))
 
 
@@ -108,10 +108,13 @@ def test_every_defense_trains_what_it_evaluates(name):
     made = set()
     for part in plan.parts:
         flags = dict(x.removeprefix("--").partition("=")[::2] for x in part.command[1:])
-        read = {flags[n] for n in ("ebm", "classifier") if n in flags}
+        read = {flags[n] for n in ("score_model", "classifier") if n in flags}
         assert read <= made
         if part.is_training:
-            made |= {str(part.folder / f"{n}.safetensors") for n in ("model", "classifier", "ebm")}
+            made |= {
+                str(part.folder / f"{n}.safetensors")
+                for n in ("model", "classifier", "score_model")
+            }
             (steps,) = [n for n in flags if n.endswith(".steps")]
             section = steps.split(".")[1]
             module = Path(flags["config"]).stem
@@ -127,7 +130,7 @@ def test_every_defense_trains_what_it_evaluates(name):
     classified = [part for part in evaluated if part.name != "denoising"]
     assert all(f"--classifier={plan.classifier}" in part.command for part in classified)
     assert all(
-        (f"--ebm={plan.score_model}" in part.command) == (plan.score_model is not None)
+        (f"--score_model={plan.score_model}" in part.command) == (plan.score_model is not None)
         for part in evaluated
     )
 
@@ -160,7 +163,7 @@ def test_defenses_share_their_networks():
         for p in plans.plan("cifar10_control", None, tables.ROOT / "runs", None).parts
         if p.is_training
     } == {"cifar10_networks"}
-    apart = ("--ebm", "--workdir", "--config.defense.steps")
+    apart = ("--score_model", "--workdir", "--config.defense.steps")
     without = lambda command: [x for x in command if not x.startswith(apart)]
     assert without(trained[0]["defense"]) == without(trained[1]["control"])
 
@@ -173,7 +176,7 @@ def test_a_training_of_two_networks_ships_both():
     assert shipped("cifar10_defense") == [
         {
             "classifier.safetensors": "cifar10_defense_classifier.safetensors",
-            "ebm.safetensors": "cifar10_defense_score_model.safetensors",
+            "score_model.safetensors": "cifar10_defense_score_model.safetensors",
         }
     ]
     assert shipped("cifar10_control") == [
@@ -223,7 +226,7 @@ def test_a_defense_is_published_under_the_names_of_its_networks(models, tmp_path
         "defense": {**of, "hours": 0.5},
     }
     files = card["files"]
-    assert tuple(files[role]["name"] for role in ("ebm", "classifier")) == names
+    assert tuple(files[role]["name"] for role in ("score_model", "classifier")) == names
 
 
 def test_a_budget_scales_steps_and_images():

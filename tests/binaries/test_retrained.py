@@ -23,7 +23,7 @@ COMMANDS = {
 @pytest.fixture
 def files(models, tmp_path):
     """An energy model, a classifier, and a function that writes the classifier with all weights zero."""
-    paths = [tmp_path / "ebm.safetensors", tmp_path / "classifier.safetensors"]
+    paths = [tmp_path / "score_model.safetensors", tmp_path / "classifier.safetensors"]
     for path, model in zip(paths, models, strict=True):
         pj.models.save_model(path, model)
     zeros = dataclasses.replace(
@@ -36,9 +36,15 @@ def files(models, tmp_path):
 def test_a_classifier_that_was_trained_again_is_not_the_first_one(
     run_binary, files, tmp_path, name
 ):
-    ebm, classifier, train_again = files
+    score_model, classifier, train_again = files
     few = ["--num_steps=1", "--num_restarts=1"]
-    command = [name, f"--ebm={ebm}", f"--classifier={classifier}", *few, *COMMANDS[name]]
+    command = [
+        name,
+        f"--score_model={score_model}",
+        f"--classifier={classifier}",
+        *few,
+        *COMMANDS[name],
+    ]
     if name == "score":
         test = pj.load_split("digits", "test[:8]")
         np.savez(tmp_path / "a.npz", adversarial=test.images, labels=test.labels)

@@ -14,7 +14,7 @@ def run(run_binary, model_files, tmp_path):
     """Runs a binary on the two small models; (completed process, work directory)."""
 
     def call(name, *args, check=True):
-        models = f"--ebm={model_files[0]}", f"--classifier={model_files[1]}"
+        models = f"--score_model={model_files[0]}", f"--classifier={model_files[1]}"
         flags = ("--noprogress", "--num_steps=2", "--num_restarts=2", f"--workdir={tmp_path}")
         return run_binary(name, *models, *flags, *args, check=check), tmp_path
 
@@ -113,7 +113,9 @@ def test_certify_nothing_is_refused(run_binary, model_files, tmp_path):
         check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "undefended: got --noundefended without --ebm, expected a purifier" in done.stderr
+    assert (
+        "undefended: got --noundefended without --score_model, expected a purifier" in done.stderr
+    )
     assert not (tmp_path / "new").exists()
 
 

@@ -38,14 +38,14 @@ config.ebm.checkpoint_every, config.classifier.steps_per_dispatch = 20, 20
 train, test = (pj.data.load_split("digits", s) for s in ("train", "test"))
 placement = json.loads(os.environ.get("PLACEMENT", "{}"))
 run = {"stream": placement.pop("stream", None)}
-ebm, _ = from_config.train_ebm(config, train, pj.Execution(workdir=folder, **placement), **run)
+score_model, _ = from_config.train_ebm(config, train, pj.Execution(workdir=folder, **placement), **run)
 classifier, _ = from_config.train_classifier(config, train, pj.Execution())
 mesh = sharding.default_mesh()
-purifier = pj.models.model_purifier(ebm, num_steps=2, num_restarts=2)
+purifier = pj.models.model_purifier(score_model, num_steps=2, num_restarts=2)
 defense = pj.Defense(purifier, pj.models.logits_fn(classifier))
 attack = attacks.PGD(attacks.ExactGradient(defense), epsilon=0.1, step_size=0.05, num_steps=2)
 found = {"devices": jax.device_count(), "norm": float(sum(
-    np.sum(np.abs(np.asarray(x, np.float64))) for x in jax.tree.leaves(ebm.variables)))}
+    np.sum(np.abs(np.asarray(x, np.float64))) for x in jax.tree.leaves(score_model.variables)))}
 if images:
     found["records"] = evaluation.evaluate(
         jax.random.key(0), defense, {"pgd": attack}, test.take(images), draws=2,
@@ -61,7 +61,7 @@ if mesh is not None and images:
         jax.random.key(0), defense, {"pgd": attack}, test.take(images), draws=2,
         execution=pj.Execution(batch_size=images, shard_parameters=True))
 if mesh is not None:
-    split = jax.device_put(dict(ebm.params), sharding.large_arrays_split(mesh, dict(ebm.params)))
+    split = jax.device_put(dict(score_model.params), sharding.large_arrays_split(mesh, dict(score_model.params)))
     found["shares"] = sorted({x.size // x.addressable_shards[0].data.size
                               for x in jax.tree.leaves(split)})
 print("FOUND" + json.dumps(found))
@@ -135,7 +135,7 @@ def test_a_killed_process_stops_the_other_and_four_devices_continue_on_one(victi
             [sys.executable, "-m", "experiments.train_ebm",
              "--config=experiments/configs/digits.py", f"--config.ebm.steps={steps}",
              "--config.ebm.schedule=constant", "--config.ebm.steps_per_dispatch=50",
-             "--config.ebm.checkpoint_every=100", f"--workdir={tmp_path / 'ebm'}",
+             "--config.ebm.checkpoint_every=100", f"--workdir={tmp_path / 'score_model'}",
              "--noprogress", *joined],
             cwd=ROOT, **options,
             env=environment()
@@ -147,7 +147,7 @@ def test_a_killed_process_stops_the_other_and_four_devices_continue_on_one(victi
               stderr=errors[rank].open("w"))
         for rank in (0, 1)
     ]  # fmt: skip
-    checkpoints = tmp_path / "ebm" / "checkpoints"
+    checkpoints = tmp_path / "score_model" / "checkpoints"
     saved = lambda: [int(p.name) for p in checkpoints.glob("[0-9]*") if p.name.isdigit()]
     deadline = time.monotonic() + 200
     while max(saved(), default=0) < 200 and time.monotonic() < deadline:
@@ -157,11 +157,13 @@ def test_a_killed_process_stops_the_other_and_four_devices_continue_on_one(victi
     assert "another task died" in errors[1 - victim].read_text()
     # The same folder, on one device of one process, to a step that the killed run had not reached.
     reached = max(saved())
-    (tmp_path / "ebm" / "config.json").unlink()  # it holds the number of steps, which changes
+    (
+        tmp_path / "score_model" / "config.json"
+    ).unlink()  # it holds the number of steps, which changes
     done = train(reached + 100, 1, stderr=subprocess.PIPE, text=True)
     _, err = done.communicate(timeout=200)
     assert done.returncode == 0, err[-2000:]
-    steps = [json.loads(x)["step"] for x in (tmp_path / "ebm" / "metrics.jsonl").open()]
+    steps = [json.loads(x)["step"] for x in (tmp_path / "score_model" / "metrics.jsonl").open()]
     assert steps == [*range(50, reached + 101, 50)]
 
 

@@ -34,10 +34,12 @@ def test_the_whole_path_at_256_pixels(tmp_path):
     images, labels = dataset.batch(np.arange(2))
     assert images.shape == (2, 256, 256, 3)
 
-    ebm = _model("diffusion", ADM_TINY, jax.random.key(0), diffusion={"form": "discrete_vp"})
+    score_model = _model(
+        "diffusion", ADM_TINY, jax.random.key(0), diffusion={"form": "discrete_vp"}
+    )
     classifier = _model("classifier", ResNet(4, (1, 1), 8), jax.random.key(1))
     purifier = pj.models.model_purifier(
-        ebm, method="diffpure_sde", num_steps=2, noise_scale=0.2, num_restarts=1
+        score_model, method="diffpure_sde", num_steps=2, noise_scale=0.2, num_restarts=1
     )
     defense = pj.Defense(purifier, pj.models.logits_fn(classifier))
     keys = pj.image_keys(jax.random.key(2), np.arange(2))

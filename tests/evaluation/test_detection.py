@@ -111,9 +111,9 @@ def test_evading_goes_down_when_detected_and_sideways_when_not():
 
 
 def test_evasion_is_found_where_it_exists(models, digits_test):
-    ebm, classifier = models
+    score_model, classifier = models
     bare = pj.undefended(pj.models.logits_fn(classifier))
-    norm = detection.score_norm(pj.models.score_fn(ebm))
+    norm = detection.score_norm(pj.models.score_fn(score_model))
     images, labels = digits_test.batch(np.arange(40))
     clean = norm(keys_for(40), jnp.asarray(images))
     threshold = detection.fit_threshold(clean, 0.05)

@@ -30,7 +30,7 @@ _FLAGS = {
     "noise_scale": _NUMBER,
     "rate": _NUMBER,
     "seed": _SEED,
-    "ebm": _FILE,
+    "score_model": _FILE,
 }
 _EVALUATED = {
     **_FLAGS, "images": [*_COUNT, "361", "100000"], "classifier": _FILE, "split": _SPLIT,
@@ -50,11 +50,11 @@ FLAGS = {
                 "severity": [*_COUNT, "6"], "only": ["", "ADP,ADP", "nope", "ADP,"]},
     "purify": {**_FLAGS, "input": _FILE[:1] + _FILE[2:], "model": ["nope", "../x"]},
     "denoise": {
-        "ebm": _FILE, "model": ["nope", "../x"], "images": _COUNT, "batch_size": _COUNT, "seed": _SEED, "split": _SPLIT,
+        "score_model": _FILE, "model": ["nope", "../x"], "images": _COUNT, "batch_size": _COUNT, "seed": _SEED, "split": _SPLIT,
         "sigmas": ["", "0", "-0.1", "nan", "inf", "x", "0.1,0.1", "0.1,"], "image_size": ["9", "0", "x"],
     },
     "score": {**_FLAGS, "images": _FILE, "draws": _COUNT, "classifier": _FILE},
-    "export": {"ebm": _FILE, "classifier": _FILE, "platforms": ["", "abacus", "cpu,"], "output": ["/", "/dev/null/x"]},
+    "export": {"score_model": _FILE, "classifier": _FILE, "platforms": ["", "abacus", "cpu,"], "output": ["/", "/dev/null/x"]},
     "import_weights": {
         "kind": ["nope", "", "wide_resnet", "edm"], "source": _FILE, "dtype": ["int8", ""],
         "image_shape": ["", "1", "a,b,c", "0,0,0", "28,28", "-1,2,3", "28,28,1,1", "32,32,3"],
@@ -63,8 +63,8 @@ FLAGS = {
     "reproduce": {"suite": ["nope", ""], "images": _COUNT, "budget": ["0", "-1", "nan", "inf", "x"], "parts": ["nope", "", "certification,nope"]},
     "experiments.reproduction.exchange": {"results": _FILE[:1] + _FILE[2:], "out": ["/dev/null/x", str(ROOT / "README.md")]},
     "train_ebm": {"data_dir": [], "config": ["nope.py", "/", str(ROOT / "README.md"), ""], "image_size": ["9", "0", "x"]},
-    "train_classifier": {"ebm": [str(ROOT / "pretrained/digits_ebm.safetensors")], "config": ["nope.py", ""]},
-    "train_defense": {"classifier": _FILE, "ebm": _FILE, "config": ["digits", "nope.py"]},
+    "train_classifier": {"score_model": [str(ROOT / "pretrained/digits_score_model.safetensors")], "config": ["nope.py", ""]},
+    "train_defense": {"classifier": _FILE, "score_model": _FILE, "config": ["digits", "nope.py"]},
 }  # fmt: skip
 _FIELD_COUNT = ["0", "-1", "2.5", "abc", "nan", "'x'"]
 _FIELD_NUMBER = ["nan", "inf", "-1.0", "abc"]

@@ -67,14 +67,14 @@ _HEADER = {
 
 
 def _header(chance, place, folder) -> Case:
-    with safe_open(place.ebm, "numpy") as file:
+    with safe_open(place.score_model, "numpy") as file:
         texts = dict(file.metadata())
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     path = folder / "m.safetensors"
     how = chance.random()
     expected = "refused"
     if how < 0.1:
-        what, expected = _bytes(chance, place.ebm, path)
+        what, expected = _bytes(chance, place.score_model, path)
     elif how < 0.3:
         what = _damage_tensor(chance, tensors)
         path.write_bytes(safetensors.numpy.save(tensors, texts))
@@ -93,7 +93,7 @@ def _header(chance, place, folder) -> Case:
             texts[where[0]] = json.dumps(whole)
         path.write_bytes(safetensors.numpy.save(tensors, texts))
     out = folder / "out"
-    place = place._replace(ebm=path)
+    place = place._replace(score_model=path)
     binary = chance.choice(["purify", "export", "certify"])
     return Case(binary, workplace.commands(place, out)[binary], expected, what)
 

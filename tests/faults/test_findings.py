@@ -23,7 +23,7 @@ def place(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "argument", "message"),
     [
-        ("evaluate", "--ebm=", "ebm: got an empty text"),
+        ("evaluate", "--score_model=", "score_model: got an empty text"),
         ("corruptions", "--dataset=", "dataset: got an empty text"),
         ("reproduce", "--parts=", "parts: got '', expected some names"),
     ],

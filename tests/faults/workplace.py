@@ -30,28 +30,28 @@ class Workplace(NamedTuple):
     """Paths of what there is."""
 
     folder: Path
-    ebm: Path
+    score_model: Path
     classifier: Path
     images: Path
     adversarial: Path
 
     @property
     def models(self) -> tuple[str, str]:
-        """--ebm and --classifier."""
-        return f"--ebm={self.ebm}", f"--classifier={self.classifier}"
+        """--score_model and --classifier."""
+        return f"--score_model={self.score_model}", f"--classifier={self.classifier}"
 
 
 def make(folder: Path) -> Workplace:
     """Writes the models (not trained, which changes nothing here), three images and saved ones."""
     place = Workplace(
         folder,
-        folder / "ebm.safetensors",
+        folder / "score_model.safetensors",
         folder / "classifier.safetensors",
         folder / "images",
         folder / "saved.npz",
     )
     for path, network, role in (
-        (place.ebm, networks.MLP(features=(8,)), "energy"),
+        (place.score_model, networks.MLP(features=(8,)), "energy"),
         (place.classifier, networks.ConvNet(features=(4,), hidden=8), "classifier"),
     ):
         variables = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
@@ -106,8 +106,8 @@ def commands(place: Workplace, out: Path) -> dict[str, list[str]]:
             *both, *_FEW, "--only=none,ADP", "--epsilon=0.15", "--steps=2", "--eot=2", "--draws=1",
             workdir,
         ],
-        "denoise": [f"--ebm={place.ebm}", "--images=4", "--sigmas=0.1,0.5", workdir],
-        "purify": [f"--ebm={place.ebm}", f"--input={place.images}", "--batch_size=1", workdir],
+        "denoise": [f"--score_model={place.score_model}", "--images=4", "--sigmas=0.1,0.5", workdir],
+        "purify": [f"--score_model={place.score_model}", f"--input={place.images}", "--batch_size=1", workdir],
         "score": [*both, f"--images={place.adversarial}", "--draws=3", workdir],
         "export": [*both, f"--output={out / 'defense.jax'}"],
         "import_weights": [
@@ -132,7 +132,7 @@ def prepare(place: Workplace, out: Path) -> None:
     demo = out / "runs" / "demo"
     demo.mkdir(parents=True)
     (out / "results").mkdir()
-    shutil.copy(place.ebm, demo)
+    shutil.copy(place.score_model, demo)
     shutil.copy(place.classifier, demo)
 
 

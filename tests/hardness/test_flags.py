@@ -179,24 +179,24 @@ def test_configs_are_checked_before_anything_is_read(monkeypatch, field, value, 
 
 def test_a_purifier_is_made_for_the_images_it_purifies(run_binary, tmp_path):
     train = ["--config.classifier.purified=0.5", f"--workdir={tmp_path / 'w'}", "--noprogress"]
-    mnist = ROOT / "pretrained/mnist_ebm.safetensors"
-    done = run_binary("train_classifier", *train, f"--ebm={mnist}", check=False)
+    mnist = ROOT / "pretrained/mnist_score_model.safetensors"
+    done = run_binary("train_classifier", *train, f"--score_model={mnist}", check=False)
     assert done.returncode == 1
     (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
-    assert "ebm: made for images (28, 28, 1), expected those of digits, (8, 8, 1)" in line
+    assert "score_model: made for images (28, 28, 1), expected those of digits, (8, 8, 1)" in line
     train[0] = "--config.classifier.purified=0.0"
-    done = run_binary("train_classifier", *train, f"--ebm={mnist}", check=False)
-    assert "error: ebm: given, but config.classifier.purified is 0" in done.stderr
+    done = run_binary("train_classifier", *train, f"--score_model={mnist}", check=False)
+    assert "error: score_model: given, but config.classifier.purified is 0" in done.stderr
     assert not (tmp_path / "w").exists()
 
 
 def test_a_config_says_how_training_images_are_purified(run_binary, tmp_path):
     config = digits.get_config()
-    ebm = pj.load_model(ROOT / "pretrained/digits_ebm.safetensors")
-    as_stored = from_config.training_purifier(config, ebm)
+    score_model = pj.load_model(ROOT / "pretrained/digits_score_model.safetensors")
+    as_stored = from_config.training_purifier(config, score_model)
     config.classifier.purification = {"noise_scale": 0.11, "num_restarts": 7}
     config_schema.check(config, "classifier")
-    given = from_config.training_purifier(config, ebm)
+    given = from_config.training_purifier(config, score_model)
     assert given.noise_scale == 0.11 != as_stored.noise_scale
     assert given.num_restarts == as_stored.num_restarts == 1
     assert given.num_steps == as_stored.num_steps
@@ -212,7 +212,7 @@ def test_a_config_says_how_training_images_are_purified(run_binary, tmp_path):
     file = f"--config={ROOT / 'experiments/configs/cifar10_purified.py'}"
     shared = ["--config.dataset=digits", f"--workdir={tmp_path / 'w'}", "--noprogress"]
     done = run_binary("train_classifier", file, *shared, check=False)
-    assert "ebm: not given, expected one, as config.classifier.purification" in done.stderr
+    assert "score_model: not given, expected one, as config.classifier.purification" in done.stderr
 
 
 def test_the_quickstart_needs_a_whole_config():

@@ -147,11 +147,11 @@ def test_names_of_data_sets():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda card: card["files"]["ebm"].update(name="../digits_ebm.safetensors"), "without a folder"),
-        (lambda card: card["files"].pop("ebm"), "is damaged .KeyError: 'ebm'"),
+        (lambda card: card["files"]["score_model"].update(name="../digits_score_model.safetensors"), "without a folder"),
+        (lambda card: card["files"].pop("score_model"), "is damaged .KeyError: 'score_model'"),
         (lambda card: card.update(files=3), "is damaged .TypeError"),
         (
-            lambda card: card["files"].update(ebm=card["files"]["classifier"]),
+            lambda card: card["files"].update(score_model=card["files"]["classifier"]),
             "is a classifier, expected energy or score",
         ),
     ],

@@ -106,7 +106,7 @@ DIFFUSED = {
 def test_methods_by_name_run_on_a_score_model_and_are_counted(method, shipped):
     settings, passes = DIFFUSED[method]
     purifier = pj.models.model_purifier(
-        shipped.ebm, method=method, noise_scale=0.2, num_restarts=3, **settings
+        shipped.score_model, method=method, noise_scale=0.2, num_restarts=3, **settings
     )
     dataset = pj.data.load_split("digits", "test")
     images = dataset.batch(np.arange(16))[0]
@@ -117,11 +117,11 @@ def test_methods_by_name_run_on_a_score_model_and_are_counted(method, shipped):
     # It denoises: the result is nearer to the data than the noise that it started from.
     distance = float(jnp.sqrt(jnp.mean((purified - images) ** 2)))
     assert distance < 0.2, distance
-    assert network_passes(type(shipped.ebm.network), purifier, keys, images) == 3 * passes
+    assert network_passes(type(shipped.score_model.network), purifier, keys, images) == 3 * passes
 
 
 def test_the_noise_scale_is_the_noise_that_diffpure_starts_from(shipped):
-    made = pj.models.model_purifier(shipped.ebm, method="diffpure_sde", noise_scale=0.17)
+    made = pj.models.model_purifier(shipped.score_model, method="diffpure_sde", noise_scale=0.17)
     schedule = made.diffusion.schedule
     assert float(schedule.sigma(made.t_star)) == pytest.approx(2 * 0.17, rel=1e-4)
     assert made.t_star == pytest.approx(0.1, abs=1e-3)  # DiffPure's on CIFAR-10
@@ -226,9 +226,9 @@ def test_the_binary_imports_and_refuses(run_binary, tmp_path):
 def test_the_document_runs_and_its_units_are_right(model_files, digits_test, monkeypatch):
     text = (ROOT / "docs" / "diffusion.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    ebm, classifier = model_files
+    score_model, classifier = model_files
     for old, new in {
-        "score_sde.safetensors": str(ebm), '"classifier.safetensors': f'"{classifier}',
+        "score_sde.safetensors": str(score_model), '"classifier.safetensors': f'"{classifier}',
         "num_steps=100": "num_steps=2", "num_steps=20": "num_steps=2",
     }.items():  # fmt: skip
         assert old in block

@@ -110,8 +110,10 @@ def test_bad_input_gets_one_line(defense, exported, tmp_path):
 
 def test_binary(run_binary, model_files, tmp_path):
     path = tmp_path / "defense.npz"
-    ebm, classifier = model_files
-    done = run_binary("export", f"--ebm={ebm}", f"--classifier={classifier}", f"--output={path}")
+    score_model, classifier = model_files
+    done = run_binary(
+        "export", f"--score_model={score_model}", f"--classifier={classifier}", f"--output={path}"
+    )
     assert "the exported defense" in done.stdout
     images = jnp.full((2, 8, 8, 1), 0.5)
     found = exporting.load_exported(path)(keys_for(2), images)

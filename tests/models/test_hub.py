@@ -43,7 +43,7 @@ def test_a_folder_holds_the_files_that_ship_and_predicts_as_they_do(folder):
         "README.md", "classifier.safetensors", "config.json", "model.safetensors",
     ]  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
-    for role, name in (("ebm", "model"), ("classifier", "classifier")):
+    for role, name in (("score_model", "model"), ("classifier", "classifier")):
         assert config["files"][role]["sha256"] == hub.digest(folder / f"{name}.safetensors")
         assert config["files"][role]["parameters"] == shipped["files"][role]["parameters"]
     assert config["library_name"] == "purify_jax"
@@ -57,9 +57,12 @@ def test_a_folder_holds_the_files_that_ship_and_predicts_as_they_do(folder):
 
 def test_bfloat16_models_stay_half_as_large_and_lose_nothing(tmp_path):
     ready = pj.pretrained.load("cifar10")
-    files = {"ebm": "cifar10_defense_score_model", "classifier": "cifar10_defense_classifier"}
+    files = {
+        "score_model": "cifar10_defense_score_model",
+        "classifier": "cifar10_defense_classifier",
+    }
     pj.pretrained.save(tmp_path / "c", ready)
-    for role, name in (("ebm", "model"), ("classifier", "classifier")):
+    for role, name in (("score_model", "model"), ("classifier", "classifier")):
         written = tmp_path / "c" / f"{name}.safetensors"
         shipped = ROOT / f"pretrained/{files[role]}.safetensors"
         assert written.stat().st_size < 1.01 * shipped.stat().st_size
@@ -106,24 +109,24 @@ def test_the_card_says_how_long_training_took_and_what_the_figures_do_not_cover(
 
 
 def test_own_models_as_a_folder(tmp_path):
-    ebm, classifier = pj.pretrained.load("digits")[2:4]
-    pj.pretrained.save(tmp_path / "mine", (ebm, classifier))
+    score_model, classifier = pj.pretrained.load("digits")[2:4]
+    pj.pretrained.save(tmp_path / "mine", (score_model, classifier))
     ready = pj.pretrained.load(str(tmp_path / "mine"))
     assert ready.card["data"] == "digits"
-    assert ready.card["purification"] == dict(ebm.metadata["purification"])
-    assert ready.ebm.metadata == dict(ebm.metadata)
+    assert ready.card["purification"] == dict(score_model.metadata["purification"])
+    assert ready.score_model.metadata == dict(score_model.metadata)
     metadata, _ = front_matter(tmp_path / "mine")
     assert "license" not in metadata
     assert "model-index" not in metadata
     # An earlier version is written over; somebody else's config.json is not.
-    pj.pretrained.save(tmp_path / "mine", (ebm, classifier), license="mit")
+    pj.pretrained.save(tmp_path / "mine", (score_model, classifier), license="mit")
     assert front_matter(tmp_path / "mine")[0]["license"] == "mit"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(InputError, match="config.json is not of this package"):
-        pj.pretrained.save(tmp_path / "other", (ebm, classifier))
-    with pytest.raises(InputError, match=r"ebm: made for images \(28, 28, 1\)"):
-        pj.pretrained.save(tmp_path / "x", (pj.pretrained.load("mnist").ebm, classifier))
+        pj.pretrained.save(tmp_path / "other", (score_model, classifier))
+    with pytest.raises(InputError, match=r"score_model: made for images \(28, 28, 1\)"):
+        pj.pretrained.save(tmp_path / "x", (pj.pretrained.load("mnist").score_model, classifier))
     assert not (tmp_path / "x").exists()
 
 
@@ -134,7 +137,7 @@ def test_a_config_names_no_file_outside_its_folder(folder, tmp_path, name):
     place = tmp_path / "copy"
     shutil.copytree(folder, place)
     config = json.loads((place / "config.json").read_text())
-    config["files"]["ebm"]["name"] = name
+    config["files"]["score_model"]["name"] = name
     (place / "config.json").write_text(json.dumps(config))
     shutil.copy(folder / "model.safetensors", tmp_path)
     with pytest.raises(InputError, match="expected a name without a folder"):

@@ -24,7 +24,7 @@ def test_what_ships_loads_and_fits_its_card(digits_test):
     for name in names:
         ready = pj.pretrained.load(name)
         assert ready.card["data"] == name.partition("_")[0]
-        assert ready.ebm.image_shape == ready.classifier.image_shape
+        assert ready.score_model.image_shape == ready.classifier.image_shape
         assert ready.card["commands"]
         assert ready.card["commits"]
         if name.startswith("cifar10"):
@@ -57,7 +57,7 @@ def test_damage_is_named(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "pretrained", tmp_path / "pretrained")
     monkeypatch.setattr(pj.pretrained, "folders", lambda: [tmp_path / "pretrained"])
     card = json.loads((tmp_path / "pretrained" / "digits.json").read_text())
-    victim = tmp_path / "pretrained" / card["files"]["ebm"]["name"]
+    victim = tmp_path / "pretrained" / card["files"]["score_model"]["name"]
     content = bytearray(victim.read_bytes())
     content[-1] ^= 1
     victim.write_bytes(content)
@@ -71,13 +71,13 @@ def test_damage_is_named(tmp_path, monkeypatch):
 
 
 def test_bfloat16_files_are_half_as_large_and_close(models, digits_test, tmp_path):
-    ebm, _ = models
-    pj.models.save_model(tmp_path / "full.safetensors", ebm)
-    pj.models.save_model(tmp_path / "half.safetensors", ebm, ml_dtypes.bfloat16)
+    score_model, _ = models
+    pj.models.save_model(tmp_path / "full.safetensors", score_model)
+    pj.models.save_model(tmp_path / "half.safetensors", score_model, ml_dtypes.bfloat16)
     sizes = [(tmp_path / f"{n}.safetensors").stat().st_size for n in ("full", "half")]
     assert sizes[1] < 0.52 * sizes[0]
     back = pj.models.load_model(tmp_path / "half.safetensors")
     images = jnp.asarray(digits_test.batch(np.arange(8))[0])
-    full, half = pj.models.score_fn(ebm)(images), pj.models.score_fn(back)(images)
+    full, half = pj.models.score_fn(score_model)(images), pj.models.score_fn(back)(images)
     assert half.dtype == jnp.float32
     assert float(jnp.abs(full - half).max()) < 0.05 * float(jnp.abs(full).max())

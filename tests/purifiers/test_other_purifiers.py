@@ -173,8 +173,8 @@ def all_baselines(score):
 
 
 def test_every_purifier_is_attacked_by_the_same_code(models, digits_test):
-    ebm, classifier = models
-    score, logits_fn = pj.models.noise_score(ebm), pj.models.logits_fn(classifier)
+    score_model, classifier = models
+    score, logits_fn = pj.models.noise_score(score_model), pj.models.logits_fn(classifier)
     images, labels = digits_test.batch(np.arange(4))
     images = jnp.asarray(images)
     for name, purifier in all_baselines(score).items():
@@ -231,21 +231,21 @@ def test_bad_settings_get_one_line(make, message):
 
 
 def test_methods_by_name_are_these_purifiers(models, digits_test):
-    ebm, _ = models
+    score_model, _ = models
     images = jnp.asarray(digits_test.batch(np.arange(3))[0])
-    named = pj.models.model_purifier(ebm, method="tweedie", noise_scale=0.2, num_restarts=2)
-    direct = purifiers.tweedie(pj.models.noise_score(ebm), 0.2, num_restarts=2)
+    named = pj.models.model_purifier(score_model, method="tweedie", noise_scale=0.2, num_restarts=2)
+    direct = purifiers.tweedie(pj.models.noise_score(score_model), 0.2, num_restarts=2)
     found, expected = (jax.jit(p)(keys_for(3), images)[0] for p in (named, direct))
     np.testing.assert_allclose(found, expected, atol=1e-6)
     for method, about in pj.models.METHODS.items():
         few = {"num_steps": 3, "num_restarts": 2}
         used = {name: value for name, value in few.items() if name in about.settings}
-        purifier = pj.models.model_purifier(ebm, method=method, **used)
+        purifier = pj.models.model_purifier(score_model, method=method, **used)
         purified, info = jax.eval_shape(purifier, keys_for(3), images)
         restarts = 1 if method == "denoise" else 2  # it draws nothing that could differ
         assert purified.shape == (restarts, *images.shape), method
         assert info.step_sizes.shape[1:] == (restarts, 3), method
     with pytest.raises(InputError, match="method: got 'magic', expected one of"):
-        pj.models.model_purifier(ebm, method="magic")
+        pj.models.model_purifier(score_model, method="magic")
     with pytest.raises(InputError, match="not ADP"):
-        pj.models.adp_purifier(ebm, method="langevin")
+        pj.models.adp_purifier(score_model, method="langevin")

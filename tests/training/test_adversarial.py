@@ -40,12 +40,12 @@ def train():
 
 
 def _loss(shipped, trainable=("classifier", "purifier"), **changes):
-    everything = {"classifier": shipped.classifier.params, "purifier": shipped.ebm.params}
+    everything = {"classifier": shipped.classifier.params, "purifier": shipped.score_model.params}
     made = adversarial.DefenseLoss(
         {k: v for k, v in everything.items() if k not in trainable},
         denoising_weight=0.5,
         label_smoothing=0.1,
-        parts=losses.parts_of(shipped.classifier, shipped.ebm, ONE_STEP),
+        parts=losses.parts_of(shipped.classifier, shipped.score_model, ONE_STEP),
         attack=ATTACK,
     )
     return made.replace(**changes), {k: everything[k] for k in trainable}
@@ -59,7 +59,7 @@ def test_the_loss_is_that_of_an_attack_through_everything(shipped, train):
     (value, (metrics, _)), grads = gradient(params, {}, keys, images, labels)
 
     # The same from the library's own pieces: FGSM of 1.25 ε from a random start, fresh noise after it.
-    purifier = pj.models.model_purifier(shipped.ebm, **ONE_STEP, num_restarts=1)
+    purifier = pj.models.model_purifier(shipped.score_model, **ONE_STEP, num_restarts=1)
     defense = pj.Defense(purifier, pj.models.logits_fn(shipped.classifier))
     attack = attacks.PGD(
         attacks.ExactGradient(defense), epsilon=EPSILON, num_steps=1, step_size=1.25 * EPSILON,
@@ -85,18 +85,18 @@ def test_the_denoising_term_alone_is_that_of_score_training(shipped, train):
     keys = pj.image_keys(jax.random.key(1), np.arange(16))
     found = loss.denoising(params["purifier"], keys, jnp.asarray(images))
     expected = pj.losses.denoising_score_matching(
-        pj.models.score_fn(shipped.ebm), keys, jnp.asarray(images), jnp.array([0.2]),
-        pj.noise.SCALES[shipped.ebm.metadata["training"]["scale"]],
+        pj.models.score_fn(shipped.score_model), keys, jnp.asarray(images), jnp.array([0.2]),
+        pj.noise.SCALES[shipped.score_model.metadata["training"]["scale"]],
     ).mean()  # fmt: skip
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
-def _attacked_accuracy(classifier, ebm, dataset, count=128):
+def _attacked_accuracy(classifier, score_model, dataset, count=128):
     logits_fn = pj.models.logits_fn(classifier)
-    if ebm is None:
+    if score_model is None:
         defense = pj.undefended(logits_fn)
     else:
-        defense = pj.Defense(pj.models.model_purifier(ebm), logits_fn)
+        defense = pj.Defense(pj.models.model_purifier(score_model), logits_fn)
     attack = attacks.PGD(attacks.ExactGradient(defense), epsilon=EPSILON, num_steps=10)
     images, labels = (jnp.asarray(a) for a in dataset.batch(np.arange(count)))
     keys = pj.image_keys(jax.random.key(5), np.arange(count))
@@ -109,11 +109,11 @@ def _attacked_accuracy(classifier, ebm, dataset, count=128):
 def test_it_makes_a_defense_robust(control, shipped, train, digits_test):
     config = digits_defense.get_config()
     config.defense.update({"steps": 300, "checkpoint_every": 300, "steps_per_dispatch": 100})
-    ebm = None if control else shipped.ebm
-    made = from_config.train_defense(config, train, pj.Execution(), shipped.classifier, ebm)
+    score_model = None if control else shipped.score_model
+    made = from_config.train_defense(config, train, pj.Execution(), shipped.classifier, score_model)
     started = None if control else pj.models.Model(
-        ebm.role, ebm.network, ebm.variables, ebm.image_shape,
-        {**ebm.metadata, "purification": {**config.defense.purification, "num_restarts": 1}},
+        score_model.role, score_model.network, score_model.variables, score_model.image_shape,
+        {**score_model.metadata, "purification": {**config.defense.purification, "num_restarts": 1}},
     )  # fmt: skip
     before = _attacked_accuracy(shipped.classifier, started, digits_test)
     after = _attacked_accuracy(made.classifier, made.score_model, digits_test)
@@ -131,14 +131,14 @@ def test_only_what_is_trainable_trains_and_a_resumed_run_ends_with_the_same_bits
     def run(num_steps, folder):
         settings = dataclasses.replace(SETTINGS, num_steps=num_steps, trainable="purifier")
         return adversarial.train_defense(
-            shipped.classifier, train, settings, score_model=shipped.ebm, purification=ONE_STEP,
+            shipped.classifier, train, settings, score_model=shipped.score_model, purification=ONE_STEP,
             execution=pj.Execution(workdir=folder),
         )  # fmt: skip
 
     whole = run(40, tmp_path / "whole")
     chex.assert_trees_all_equal(whole.classifier.params, shipped.classifier.params)
     with pytest.raises(AssertionError):
-        chex.assert_trees_all_equal(whole.score_model.params, shipped.ebm.params)
+        chex.assert_trees_all_equal(whole.score_model.params, shipped.score_model.params)
     run(20, tmp_path / "parts")
     resumed = run(40, tmp_path / "parts")
     chex.assert_trees_all_equal(resumed.score_model.params, whole.score_model.params)
@@ -225,7 +225,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line(name, shipped, train):
     changes, message = BAD[name]
-    given = {"score_model": shipped.ebm, **{n: v for n, v in changes.items() if n in GIVEN}}
+    given = {"score_model": shipped.score_model, **{n: v for n, v in changes.items() if n in GIVEN}}
     changed = {n: v for n, v in changes.items() if n not in GIVEN}
     tried = lambda: adversarial.train_defense(
         shipped.classifier, train, dataclasses.replace(SETTINGS, **changed), **given
@@ -269,14 +269,14 @@ def test_one_step_from_a_noisy_start_in_closed_form():
 
 
 def test_the_binary(run_binary, model_files, tmp_path):
-    ebm, classifier = model_files
+    score_model, classifier = model_files
     args = (
-        "train_defense", "--config=digits_defense", f"--classifier={classifier}", f"--ebm={ebm}",
+        "train_defense", "--config=digits_defense", f"--classifier={classifier}", f"--score_model={score_model}",
         f"--workdir={tmp_path / 'run'}", "--config.defense.steps=4",
         "--config.defense.steps_per_dispatch=2", "--config.defense.probe_images=16", "--noprogress",
     )  # fmt: skip
     run_binary(*args)
-    made = pj.load_model(tmp_path / "run" / "ebm.safetensors", ("energy",))
+    made = pj.load_model(tmp_path / "run" / "score_model.safetensors", ("energy",))
     assert made.metadata["purification"]["method"] == "tweedie"
     trained = pj.load_model(tmp_path / "run" / "classifier.safetensors")
     with pytest.raises(AssertionError):

@@ -54,21 +54,21 @@ def test_a_run_that_continues_knows_the_best_accuracy_of_before(shipped, train, 
         run(4, 0.0, other)
 
 
-def _with_metadata(ebm, without=(), **changes):
-    kept = {name: value for name, value in ebm.metadata.items() if name not in without}
-    return dataclasses.replace(ebm, metadata={**kept, **changes})
+def _with_metadata(score_model, without=(), **changes):
+    kept = {name: value for name, value in score_model.metadata.items() if name not in without}
+    return dataclasses.replace(score_model, metadata={**kept, **changes})
 
 
 def test_an_energy_model_without_settings_trains_at_the_published_noise(shipped, train):
     """What ``train_score_model`` writes by default has no purification settings."""
-    ebm = _with_metadata(shipped.ebm, ("purification",))
-    parts = losses.parts_of(shipped.classifier, ebm, {"num_steps": 1})
+    score_model = _with_metadata(shipped.score_model, ("purification",))
+    parts = losses.parts_of(shipped.classifier, score_model, {"num_steps": 1})
     loss = losses.DefenseLoss({}, parts=parts, attack=ATTACK)
     images, keys = jnp.asarray(train.images[:4]), pj.image_keys(jax.random.key(1), np.arange(4))
-    found = loss.denoising(ebm.params, keys, images)
+    found = loss.denoising(score_model.params, keys, images)
     expected = pj.losses.denoising_score_matching(
-        pj.models.score_fn(ebm), keys, images, jnp.array([0.25]),
-        pj.noise.SCALES[ebm.metadata["training"]["scale"]],
+        pj.models.score_fn(score_model), keys, images, jnp.array([0.25]),
+        pj.noise.SCALES[score_model.metadata["training"]["scale"]],
     ).mean()  # fmt: skip
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
@@ -87,8 +87,12 @@ def test_an_energy_model_without_settings_trains_at_the_published_noise(shipped,
 def test_a_purifier_without_a_denoising_loss_is_refused(
     shipped, train, training, purification, message
 ):
-    ebm = _with_metadata(shipped.ebm, ("purification",), training=training)
+    score_model = _with_metadata(shipped.score_model, ("purification",), training=training)
     with pytest.raises(InputError, match=message):
         adversarial.train_defense(
-            shipped.classifier, train, _few_steps(2), score_model=ebm, purification=purification
+            shipped.classifier,
+            train,
+            _few_steps(2),
+            score_model=score_model,
+            purification=purification,
         )

@@ -34,7 +34,7 @@ def readme(card: Mapping[str, Any], license: str | None = None) -> str:
         f"# Adversarial purification, {data}",
         "",
         "An energy-based (or score) model that cleans attacked images in a few steps along its score, "
-        f"`{card['files']['ebm']['name']}`, and a classifier, `{card['files']['classifier']['name']}`. "
+        f"`{card['files']['score_model']['name']}`, and a classifier, `{card['files']['classifier']['name']}`. "
         f"{card.get('budget') or ''}".strip(),
         "",
         _USE.format(height=height, width=width, channels=channels),

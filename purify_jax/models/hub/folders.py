@@ -21,7 +21,7 @@ from purify_jax.models.hub.pairs import Pretrained, check_same_images, digest
 from purify_jax.models.model import Model
 
 #: Role → its file's name.
-NAMES = {"ebm": "model.safetensors", "classifier": "classifier.safetensors"}
+NAMES = {"score_model": "model.safetensors", "classifier": "classifier.safetensors"}
 CONFIG = "config.json"
 
 
@@ -44,14 +44,14 @@ def save(
     """
     folder = Path(folder)
     card: Mapping[str, Any] = models.card if isinstance(models, Pretrained) else {}
-    ebm, classifier = models[2:4] if isinstance(models, Pretrained) else models
-    check_same_images(ebm, classifier)
+    score_model, classifier = models[2:4] if isinstance(models, Pretrained) else models
+    check_same_images(score_model, classifier)
     if "data" not in card:
-        card = _card_of(ebm, classifier)
+        card = _card_of(score_model, classifier)
     check_output("folder", folder, folder=True)
     _check_own(folder)
     files = {}
-    for role, model in (("ebm", ebm), ("classifier", classifier)):
+    for role, model in (("score_model", score_model), ("classifier", classifier)):
         known = dict(card.get("files", {}).get(role, {}))
         bfloat16 = known.get("stored_as") == "bfloat16"
         path = folder / NAMES[role]
@@ -64,7 +64,7 @@ def save(
             "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(model.variables)),
             "role": model.role,
         }
-    everything = {**card, "files": files, "image_shape": list(ebm.image_shape)}
+    everything = {**card, "files": files, "image_shape": list(score_model.image_shape)}
     try:
         text = readme(everything, license)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -79,12 +79,13 @@ def save(
     return folder / CONFIG
 
 
-def _card_of(ebm: Model, classifier: Model) -> dict[str, Any]:
+def _card_of(score_model: Model, classifier: Model) -> dict[str, Any]:
     """What the models' own files say, as a card."""
-    name = classifier.metadata.get("dataset", ebm.metadata.get("dataset"))
-    card = {"data": name, "purification": dict(ebm.metadata.get("purification", {}))}
+    name = classifier.metadata.get("dataset", score_model.metadata.get("dataset"))
+    card = {"data": name, "purification": dict(score_model.metadata.get("purification", {}))}
     training = {
-        r: m.metadata.get("training") for r, m in (("ebm", ebm), ("classifier", classifier))
+        r: m.metadata.get("training")
+        for r, m in (("score_model", score_model), ("classifier", classifier))
     }
     return {**card, "files": {role: {"training": how} for role, how in training.items() if how}}
 

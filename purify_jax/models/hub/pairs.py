@@ -17,7 +17,7 @@ from purify_jax.pytrees import described
 from purify_jax.types import LogitsFn
 
 #: Role in a card → what its model may be.
-ROLES = {"ebm": ("energy", "score"), "classifier": ("classifier",)}
+ROLES = {"score_model": ("energy", "score"), "classifier": ("classifier",)}
 
 
 class Pretrained(NamedTuple):
@@ -25,7 +25,7 @@ class Pretrained(NamedTuple):
 
     purifier: Purifier
     logits_fn: LogitsFn
-    ebm: Model
+    score_model: Model
     classifier: Model
     card: Mapping[str, Any]
 
@@ -57,16 +57,18 @@ def load_pair(path: Path) -> Pretrained:
                 "file as published"
             )
         found[role] = load_model(place, ROLES[role])
-    ebm, classifier = found["ebm"], found["classifier"]
-    check_same_images(ebm, classifier)
-    return Pretrained(model_purifier(ebm), logits_fn(classifier), ebm, classifier, card)
+    score_model, classifier = found["score_model"], found["classifier"]
+    check_same_images(score_model, classifier)
+    return Pretrained(
+        model_purifier(score_model), logits_fn(classifier), score_model, classifier, card
+    )
 
 
-def check_same_images(ebm: Model, classifier: Model) -> None:
+def check_same_images(score_model: Model, classifier: Model) -> None:
     """Raises InputError unless both are made for images of one shape."""
-    if tuple(ebm.image_shape) != tuple(classifier.image_shape):
+    if tuple(score_model.image_shape) != tuple(classifier.image_shape):
         raise InputError(
-            f"ebm: made for images {ebm.image_shape}, expected the classifier's "
+            f"score_model: made for images {score_model.image_shape}, expected the classifier's "
             f"{classifier.image_shape}"
         )
 
