@@ -15,12 +15,11 @@ import dataclasses
 import functools
 import reprlib
 from collections.abc import Callable, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, dataclass_transform
 
 import flax.struct
 import jax
 from jax.tree_util import Partial, all_leaves
-from typing_extensions import dataclass_transform
 
 __all__ = ["Jitted", "Partial", "Pytree", "as_pytree", "described", "jit", "pytree", "static"]
 

@@ -50,13 +50,13 @@ def publish(plan: Plan, results: Path, folder: Path) -> list[Path]:
 def publish_network(source: Path, path: Path) -> dict[str, Any]:
     """Stores a trained network as it ships, large ones as bfloat16; returns what a card says of it."""
     import jax
-    import ml_dtypes
+    import jax.numpy as jnp
     import numpy as np
 
     model = pj.models.load_model(source)
     count = int(sum(np.size(x) for x in jax.tree.leaves(model.variables)))
     large = 4 * count > LARGE
-    pj.models.save_model(path, model, ml_dtypes.bfloat16 if large else None)
+    pj.models.save_model(path, model, jnp.bfloat16 if large else None)
     return {
         "name": path.name,
         "sha256": pj.pretrained.digest(path),

@@ -1,6 +1,7 @@
 """A defense as a ``torch.nn.Module``, for attacks that are written in PyTorch."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -70,13 +71,15 @@ def _classes(torch: Any) -> Any:
     # Subclasses of torch classes, which are imported only when they are used.
     class Pipeline(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, images, keys, predict, pull_back):
+        def forward(
+            ctx: Any, images: Any, keys: Keys, predict: Callable, pull_back: Callable
+        ) -> Any:
             ctx.save_for_backward(images)
             ctx.keys, ctx.pull_back = keys, pull_back
             return _to_torch(torch, predict(keys, _to_numpy(images)), images)
 
         @staticmethod
-        def backward(ctx, cotangents):
+        def backward(ctx: Any, cotangents: Any) -> tuple:
             if torch.is_grad_enabled():  # its result would silently be a constant
                 raise InputError("backward: got create_graph=True, expected first derivatives only")
             (images,) = ctx.saved_tensors
@@ -92,7 +95,7 @@ def _classes(torch: Any) -> Any:
             self.key, self.fresh, self.calls = key, fresh, 0
             self._predict, self._pull_back = jit(defense), jit(PulledBack(defense))
 
-        def forward(self, images):
+        def forward(self, images: Any) -> Any:
             _check(torch, images)
             key = call_key(self.key, self.calls) if self.fresh else self.key
             self.calls += 1

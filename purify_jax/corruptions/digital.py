@@ -1,6 +1,7 @@
 """Digital corruptions: brightness, contrast, saturation, elastic warps, pixels, JPEG."""
 
 import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
 
-def _in_hsv(image: Image, change) -> Image:
+def _in_hsv(image: Image, change: Callable[[Image], Image]) -> Image:
     """``change`` works on ``[h, w, 3]`` hue, saturation, value; grey images go there and back."""
     from matplotlib.colors import hsv_to_rgb, rgb_to_hsv  # half a second to import
 

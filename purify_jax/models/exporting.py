@@ -1,5 +1,6 @@
 """A defense as one file that runs without the model's code, at any batch size (jax.export)."""
 
+import importlib.util
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ def export_defense(
 
     Raises InputError for an unknown platform or implementation, or a defense that needs a fixed batch size.
     """
+    _check_installed()
     unknown = sorted(set(platforms) - set(PLATFORMS))
     if unknown or not platforms:
         raise InputError(f"platforms: got {list(platforms)}, expected some of {list(PLATFORMS)}")
@@ -96,6 +98,13 @@ class ExportedDefense(Pytree):
         return self.program.call(self.leaves, jax.random.key_data(keys), images)
 
 
+def _check_installed() -> None:
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise InputError(
+            "exported: needs the package flatbuffers (pip install 'purify_jax[export]'), expected it installed"
+        )
+
+
 def load_exported(path: str | Path) -> ExportedDefense:
     """The exported defense: (keys ``[batch]``, images) → log-probabilities, jit-able, with gradients.
 
@@ -104,6 +113,7 @@ def load_exported(path: str | Path) -> ExportedDefense:
     Raises InputError for a missing or damaged file.
     """
     path = Path(path)
+    _check_installed()
     if not path.is_file():
         raise InputError(f"exported: {path} is not a file, expected one made by export_defense")
     try:

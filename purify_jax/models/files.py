@@ -10,7 +10,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import safetensors.numpy
 from flax import traverse_util
@@ -100,7 +99,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 #: safetensors' names of what parameters are stored as.
-_STORED = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_STORED = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 
 
 def _described(tensor: Any) -> jax.ShapeDtypeStruct:

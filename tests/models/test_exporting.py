@@ -118,3 +118,9 @@ def test_binary(run_binary, model_files, tmp_path):
     images = jnp.full((2, 8, 8, 1), 0.5)
     found = exporting.load_exported(path)(keys_for(2), images)
     np.testing.assert_allclose(np.exp(found).sum(-1), 1, rtol=1e-4)
+
+
+def test_a_missing_package_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"flatbuffers \(pip install 'purify_jax\[export\]'\)"):
+        exporting.load_exported(tmp_path / "defense.npz")

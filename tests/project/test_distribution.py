@@ -16,8 +16,8 @@ SETUP.read(ROOT / "setup.cfg")
 #: Import name → distribution, where they differ.
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "orbax": "orbax-checkpoint",
                  "tensorflow_datasets": "tensorflow-datasets", "absl": "absl-py"}  # fmt: skip
-#: Not imported by name: tensorflow-datasets reads with the one, jax.export writes with the other.
-INDIRECT = {"array_record", "flatbuffers"}
+#: Not imported by name: tensorflow-datasets reads with it.
+INDIRECT = {"array_record"}
 
 
 def test_every_folder_is_packaged():

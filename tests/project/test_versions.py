@@ -23,7 +23,7 @@ def pins(path):
 def test_the_oldest_versions_are_the_lower_bounds():
     oldest = pins(".ci/oldest.txt")
     # What goes with them is no bound.
-    assert set(BOUNDS) <= set(oldest) <= {*BOUNDS, "jaxlib", "chex", "jupyter_client"}
+    assert set(BOUNDS) <= set(oldest) <= {*BOUNDS, "jaxlib", "flatbuffers", "jupyter_client"}
     assert oldest["jaxlib"] == oldest["jax"]
     for name, bound in BOUNDS.items():
         release = Version(bound).release

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 
 from purify_jax.atomic import check_output, write_atomically
 from purify_jax.checks import InputError
@@ -55,7 +55,7 @@ def save(
         known = dict(card.get("files", {}).get(role, {}))
         bfloat16 = known.get("stored_as") == "bfloat16"
         path = folder / NAMES[role]
-        save_model(path, model, ml_dtypes.bfloat16 if bfloat16 else None)
+        save_model(path, model, jnp.bfloat16 if bfloat16 else None)
         files[role] = {
             **known,
             "name": path.name,
