@@ -1,7 +1,6 @@
 """A defense as a ``torch.nn.Module``, for attacks that are written in PyTorch."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 
 from purify_jax.checks import InputError, check_images
 from purify_jax.keys import image_keys, stream_key
-from purify_jax.pytrees import Pytree, jit
+from purify_jax.pytrees import Jitted, Pytree, jit
 from purify_jax.types import Array, Keys, PredictFn
 
 
@@ -44,7 +43,12 @@ def as_torch_module(defense: PredictFn, key: Array | None = None, fresh: bool = 
 
     Raises InputError without PyTorch, and on calls with anything but an NCHW tensor as above.
     """
-    torch = _torch()
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            "as_torch_module: PyTorch is not installed, expected the torch extra"
+        ) from error
     return _classes(torch)(defense, jax.random.key(0) if key is None else key, fresh)
 
 
@@ -56,30 +60,18 @@ def call_key(key: Array, call: int) -> Array:
     return jax.random.fold_in(stream_key(key, "calls from PyTorch"), call)
 
 
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(
-            "as_torch_module: PyTorch is not installed, expected the torch extra"
-        ) from error
-    return torch
-
-
 @functools.cache
 def _classes(torch: Any) -> Any:
     # Subclasses of torch classes, which are imported only when they are used.
     class Pipeline(torch.autograd.Function):
         @staticmethod
-        def forward(
-            ctx: Any, images: Any, keys: Keys, predict: Callable, pull_back: Callable
-        ) -> Any:
+        def forward(ctx: Any, images: Any, keys: Keys, predict: Jitted, pull_back: Jitted) -> Any:
             ctx.save_for_backward(images)
             ctx.keys, ctx.pull_back = keys, pull_back
             return _to_torch(torch, predict(keys, _to_numpy(images)), images)
 
         @staticmethod
-        def backward(ctx: Any, cotangents: Any) -> tuple:
+        def backward(ctx: Any, cotangents: Any) -> tuple[Any, None, None, None]:
             if torch.is_grad_enabled():  # its result would silently be a constant
                 raise InputError("backward: got create_graph=True, expected first derivatives only")
             (images,) = ctx.saved_tensors

@@ -11,31 +11,67 @@ from typing import Any
 
 import numpy as np
 
-from purify_jax.checks import InputError, check_count, check_images, check_seed
+from purify_jax.checks import InputError, check_choice, check_count, check_images, check_seed
 from purify_jax.corruptions import blurs, digital, noises, weather
 
-#: name → (function of one image, parameters of severities 1 to 5).
+#: name → (function of one image, parameters of severities 1 to 5: those of CIFAR-10-C).
 _CORRUPTIONS: Mapping[str, tuple[Callable[..., np.ndarray], tuple]] = MappingProxyType(
     {
-        "gaussian_noise": (noises.gaussian_noise, noises.GAUSSIAN_NOISE),
-        "shot_noise": (noises.shot_noise, noises.SHOT_NOISE),
-        "impulse_noise": (noises.impulse_noise, noises.IMPULSE_NOISE),
-        "defocus_blur": (blurs.defocus_blur, blurs.DEFOCUS_BLUR),
-        "glass_blur": (blurs.glass_blur, blurs.GLASS_BLUR),
-        "motion_blur": (blurs.motion_blur, blurs.MOTION_BLUR),
-        "zoom_blur": (blurs.zoom_blur, blurs.ZOOM_BLUR),
-        "snow": (weather.snow, weather.SNOW),
-        "frost": (weather.frost, weather.FROST),
-        "fog": (weather.fog, weather.FOG),
-        "brightness": (digital.brightness, digital.BRIGHTNESS),
-        "contrast": (digital.contrast, digital.CONTRAST),
-        "elastic_transform": (digital.elastic_transform, digital.ELASTIC_TRANSFORM),
-        "pixelate": (digital.pixelate, digital.PIXELATE),
-        "jpeg_compression": (digital.jpeg_compression, digital.JPEG_COMPRESSION),
-        "speckle_noise": (noises.speckle_noise, noises.SPECKLE_NOISE),
-        "gaussian_blur": (blurs.gaussian_blur, blurs.GAUSSIAN_BLUR),
-        "spatter": (weather.spatter, weather.SPATTER),
-        "saturate": (digital.saturate, digital.SATURATE),
+        "gaussian_noise": (noises.gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
+        "shot_noise": (noises.shot_noise, (500, 250, 100, 75, 50)),
+        "impulse_noise": (noises.impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07)),
+        "defocus_blur": (
+            blurs.defocus_blur,
+            ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1)),
+        ),
+        "glass_blur": (
+            blurs.glass_blur,
+            ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
+        ),
+        "motion_blur": (blurs.motion_blur, ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))),
+        "zoom_blur": (blurs.zoom_blur, (1.06, 1.11, 1.16, 1.21, 1.26)),
+        "snow": (
+            weather.snow,
+            (
+                (0.1, 0.2, 1.0, 0.6, 8, 3, 0.95),
+                (0.1, 0.2, 1.0, 0.5, 10, 4, 0.9),
+                (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+                (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+                (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+            ),
+        ),
+        "frost": (weather.frost, ((1.0, 0.2), (1.0, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))),
+        "fog": (weather.fog, ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75))),
+        "brightness": (digital.brightness, (0.05, 0.1, 0.15, 0.2, 0.3)),
+        "contrast": (digital.contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
+        "elastic_transform": (
+            digital.elastic_transform,
+            (
+                (0.0, 0.0, 0.08),
+                (0.05, 0.2, 0.07),
+                (0.08, 0.06, 0.06),
+                (0.1, 0.04, 0.05),
+                (0.1, 0.03, 0.03),
+            ),
+        ),
+        "pixelate": (digital.pixelate, (0.95, 0.9, 0.85, 0.75, 0.65)),
+        "jpeg_compression": (digital.jpeg_compression, (80, 65, 58, 50, 40)),
+        "speckle_noise": (noises.speckle_noise, (0.06, 0.10, 0.12, 0.16, 0.20)),
+        "gaussian_blur": (blurs.gaussian_blur, (0.4, 0.6, 0.7, 0.8, 1.0)),
+        "spatter": (
+            weather.spatter,
+            (
+                (0.62, 0.1, 0.7, 0.7, 0.5, False),
+                (0.65, 0.1, 0.8, 0.7, 0.5, False),
+                (0.65, 0.3, 1.0, 0.69, 0.5, False),
+                (0.65, 0.1, 0.7, 0.69, 0.6, True),
+                (0.65, 0.1, 0.5, 0.68, 0.6, True),
+            ),
+        ),
+        "saturate": (
+            digital.saturate,
+            ((0.3, 0.0), (0.1, 0.0), (1.5, 0.0), (2.0, 0.1), (2.5, 0.2)),
+        ),
     }
 )
 
@@ -95,5 +131,4 @@ def corrupt(
 
 def check_name(name: str) -> None:
     """Raises InputError unless ``name`` is one of :data:`NAMES`."""
-    if name not in NAMES:
-        raise InputError(f"corruption: got {name!r}, expected one of {list(NAMES)}")
+    check_choice("corruption", name, NAMES)

@@ -81,10 +81,3 @@ def zoom_blur(image: Image, rng: Generator, largest: float) -> Image:
     factors = np.arange(1, largest, 0.01)
     total = image + sum(clipped_zoom(image, factor) for factor in factors)
     return total / (len(factors) + 1)
-
-
-GAUSSIAN_BLUR = (0.4, 0.6, 0.7, 0.8, 1.0)
-DEFOCUS_BLUR = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))
-GLASS_BLUR = ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2))
-MOTION_BLUR = ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))
-ZOOM_BLUR = (1.06, 1.11, 1.16, 1.21, 1.26)

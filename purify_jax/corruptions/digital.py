@@ -107,17 +107,3 @@ def jpeg_compression(image: Image, rng: Generator, quality: int) -> Image:
     _pillow(image).save(file, "JPEG", quality=quality)
     with PIL.Image.open(file) as picture:
         return _from_pillow(picture)
-
-
-BRIGHTNESS = (0.05, 0.1, 0.15, 0.2, 0.3)
-SATURATE = ((0.3, 0.0), (0.1, 0.0), (1.5, 0.0), (2.0, 0.1), (2.5, 0.2))
-CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)
-ELASTIC_TRANSFORM = (
-    (0.0, 0.0, 0.08),
-    (0.05, 0.2, 0.07),
-    (0.08, 0.06, 0.06),
-    (0.1, 0.04, 0.05),
-    (0.1, 0.03, 0.03),
-)
-PIXELATE = (0.95, 0.9, 0.85, 0.75, 0.65)
-JPEG_COMPRESSION = (80, 65, 58, 50, 40)

@@ -1,8 +1,4 @@
-"""Corruptions by noise: one image ``[h, w, c]`` in [0, 1] at a time, float64.
-
-Severities are those of CIFAR-10-C (Hendrycks & Dietterich 2019, arXiv 1903.12261, appendix B and
-the 32×32 parameters published with it).
-"""
+"""Corruptions by noise: one image ``[h, w, c]`` in [0, 1] at a time, float64."""
 
 import numpy as np
 
@@ -29,9 +25,3 @@ def impulse_noise(image: Image, rng: Generator, amount: float) -> Image:
 def speckle_noise(image: Image, rng: Generator, scale: float) -> Image:
     """x + scale·x·n, n ~ N(0, 1)."""
     return image + scale * image * rng.standard_normal(image.shape)
-
-
-GAUSSIAN_NOISE = (0.04, 0.06, 0.08, 0.09, 0.10)
-SHOT_NOISE = (500, 250, 100, 75, 50)
-IMPULSE_NOISE = (0.01, 0.02, 0.03, 0.05, 0.07)
-SPECKLE_NOISE = (0.06, 0.10, 0.12, 0.16, 0.20)

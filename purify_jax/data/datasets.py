@@ -73,31 +73,26 @@ class LazyImages:
         self,
         source: Any,
         shape: tuple[int, ...],
-        start: int = 0,
-        stop: int | None = None,
+        indices: range | None = None,
         image_size: int | None = None,
     ):
-        self._source, self._start, self._image_size = source, start, image_size
-        self.shape = ((len(source) if stop is None else stop) - start, *shape)
+        self._source, self._image_size = source, image_size
+        self._indices = range(len(source)) if indices is None else indices
+        self.shape = (len(self._indices), *shape)
         self.dtype = np.dtype(np.uint8)
 
-    def part(self, start: int, stop: int) -> "LazyImages":
-        """The images start..stop, still unread."""
-        start, stop = self._start + start, self._start + stop
-        return LazyImages(self._source, self.shape[1:], start, stop, self._image_size)
+    def part(self, chosen: slice) -> "LazyImages":
+        """Some of the images, still unread."""
+        return LazyImages(self._source, self.shape[1:], self._indices[chosen], self._image_size)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, chosen: Any) -> np.ndarray:
         """The images of an array of indices, or of a slice."""
-        indices = (self._start + np.arange(len(self))[chosen]).tolist()
-        return np.stack(
-            [
-                central_square(r["image"], self._image_size)
-                for r in self._source.__getitems__(indices)
-            ]
-        )
+        indices = np.arange(self._indices.start, self._indices.stop)[chosen]
+        records = self._source.__getitems__(indices.tolist())
+        return np.stack([central_square(r["image"], self._image_size) for r in records])
 
 
 #: A data set of tensorflow-datasets: name, name/config, with or without :version.
@@ -149,15 +144,12 @@ def load_split(
     else:
         whole = _load_tfds(name, match[1], _checked_dir(name, data_dir), lazy, image_size)
     start, stop = _position(match[2], 0, len(whole)), _position(match[3], len(whole), len(whole))
-    chosen = slice(start, max(start, stop))
+    chosen = slice(start, stop)
     if start >= stop:
         raise InputError(f"split: {split!r} of {name} has no images, expected at least one")
-    if lazy and isinstance(whole.images, LazyImages):
-        part: Any = whole.images.part(start, stop)
-        return dataclasses.replace(whole, split=split, images=part, labels=whole.labels[chosen])
-    return dataclasses.replace(
-        whole, split=split, images=whole.images[chosen], labels=whole.labels[chosen]
-    )
+    kept: Any = whole.images
+    kept = kept.part(chosen) if isinstance(kept, LazyImages) else kept[chosen]
+    return dataclasses.replace(whole, split=split, images=kept, labels=whole.labels[chosen])
 
 
 def _position(text: str | None, default: int, size: int) -> int:
@@ -204,12 +196,14 @@ def _load_tfds(
     except Exception as error:  # tfds raises many kinds of error; all mean: not readable
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"dataset: {name!r} in {data_dir} cannot be read: {reason}") from error
+    images: Any
     if lazy:
-        return _lazy(name, split, builder, source, class_names, image_size)
-    records = source.__getitems__(range(len(source)))
-    images = _stacked([central_square(record["image"], image_size) for record in records], name)
-    labels = np.array([record["label"] for record in records], np.int32)
-    return Dataset(name, split, images, labels, len(class_names), class_names)
+        images, labels = _lazy(name, split, builder, source, image_size)
+    else:
+        records = source.__getitems__(range(len(source)))
+        images = _stacked([central_square(record["image"], image_size) for record in records], name)
+        labels = [record["label"] for record in records]
+    return Dataset(name, split, images, np.array(labels, np.int32), len(class_names), class_names)
 
 
 def _stacked(images: list[np.ndarray], where: str) -> np.ndarray:
@@ -248,13 +242,8 @@ def _load_folder(split: str, data_dir: Path, image_size: int | None) -> Dataset:
 
 
 def _lazy(
-    name: str,
-    split: str,
-    builder: Any,
-    source: Any,
-    class_names: tuple[str, ...],
-    image_size: int | None,
-) -> Dataset:
+    name: str, split: str, builder: Any, source: Any, image_size: int | None
+) -> tuple[LazyImages, list[int]]:
     import tensorflow_datasets as tfds
 
     shape = builder.info.features["image"].shape
@@ -272,5 +261,4 @@ def _lazy(
         for start in range(0, len(source), 1000)
         for record in undecoded.__getitems__(range(start, min(start + 1000, len(source))))
     ]
-    records: Any = LazyImages(source, shape, image_size=image_size)
-    return Dataset(name, split, records, np.array(labels, np.int32), len(class_names), class_names)
+    return LazyImages(source, shape, image_size=image_size), labels

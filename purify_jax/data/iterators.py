@@ -10,6 +10,7 @@ import numpy as np
 
 from purify_jax.checks import InputError, check_images, check_labels, shown
 from purify_jax.data.datasets import Dataset
+from purify_jax.data.images import to_float
 
 #: An iterable of batches, or a function of the step at which training begins that makes one.
 Source = Iterable[Any] | Callable[[int], Iterable[Any]]
@@ -49,9 +50,7 @@ class Batches:
 
     def batch(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
         """Images as float32 in [0, 1] and labels of some places of the first batch."""
-        images = self.images[indices]
-        scaled = images.astype(np.float32) / (255 if images.dtype == np.uint8 else 1)
-        return scaled, self.labels[indices]
+        return to_float(self.images[indices]), self.labels[indices]
 
     def check_classes(self, num_classes: int) -> None:
         """From now on InputError for a label that is no class; of the first batch at once."""

@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 #: Called with a line of text when compiling begins, and with another when it ends.
 Announce = Callable[[str], None]
 
@@ -22,15 +20,10 @@ def ahead_of_time(function: Any, *arguments: Any, announce: Announce) -> None:
     announce("compiling ...")
     started = time.perf_counter()
     compiled = function.lower(*arguments).compile()
-    announce(f"compiled in {time.perf_counter() - started:.1f} s{costs(compiled)}")
-
-
-def costs(compiled: jax.stages.Compiled) -> str:
-    """FLOPs and temporary memory of a compiled program, as far as the backend tells them, as text."""
+    parts = [f"compiled in {time.perf_counter() - started:.1f} s"]
     counted, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    parts = []
     if isinstance(counted, dict) and counted.get("flops", 0) > 0:
         parts.append(f"{counted['flops'] / 1e9:.3g} GFLOP a step")
     if memory is not None:
         parts.append(f"{memory.temp_size_in_bytes / 1e6:.3g} MB of temporary memory")
-    return "".join(f"; {part}" for part in parts)
+    announce("; ".join(parts))

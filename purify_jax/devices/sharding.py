@@ -109,11 +109,6 @@ def round_up(batch_size: int, mesh: Mesh | None) -> int:
     return -(-batch_size // count) * count
 
 
-def replicate(mesh: Mesh | None, tree: Any) -> Any:
-    """The arrays on every device of the mesh (as they are without one)."""
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, P()))
-
-
 def large_arrays_split(mesh: Mesh, tree: Any, smallest: int = 2**16) -> Any:
     """Shardings for a tree: arrays of at least ``smallest`` numbers are split over the devices.
 
@@ -160,18 +155,18 @@ def split(mesh: Mesh | None, tree: Any) -> Any:
 
 
 def place(mesh: Mesh | None, tree: Any, split_large: bool = False) -> Any:
-    """A callable's arrays on the devices: on all of them, or the large ones split.
+    """A pytree's arrays on the devices: on all of them, or the large ones split.
 
     Numbers stay as they are (and keep their weak type). Without a mesh nothing is moved.
     """
     if mesh is None:
         return tree
-    spread = (
-        (lambda x: large_arrays_split(mesh, x))
-        if split_large
-        else (lambda x: NamedSharding(mesh, P()))
-    )
-    one = lambda x: _put(x, spread(x)) if isinstance(x, (jax.Array, np.ndarray)) else x
+
+    def one(x: Any) -> Any:
+        if not isinstance(x, (jax.Array, np.ndarray)):
+            return x
+        return _put(x, large_arrays_split(mesh, x) if split_large else NamedSharding(mesh, P()))
+
     return jax.tree.map(one, tree)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from purify_jax.checks import InputError
 from purify_jax.pytrees import described
 from purify_jax.types import Params
 
@@ -32,3 +33,12 @@ class Model:
     def params(self) -> Params:
         """The trainable parameters."""
         return self.variables["params"]
+
+
+def check_same_images(score_model: Model, classifier: Model) -> None:
+    """Raises InputError unless both are made for images of one shape."""
+    if tuple(score_model.image_shape) != tuple(classifier.image_shape):
+        raise InputError(
+            f"score_model: made for images {score_model.image_shape}, expected the classifier's "
+            f"{classifier.image_shape}"
+        )

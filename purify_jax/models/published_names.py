@@ -108,18 +108,7 @@ def layout(kind: str, source: str, rank: int) -> Layout:
 
 
 #: The order in which score_sde's layers declare their parts, hence that of the averaged weights.
-_DECLARED = [
-    "GroupNorm_0",
-    "Conv_0",
-    "Dense_0",
-    "GroupNorm_1",
-    "Conv_1",
-    "Conv_2",
-    "NIN_0",
-    "NIN_1",
-    "NIN_2",
-    "NIN_3",
-]
+_DECLARED = list(dict.fromkeys(_SCORE_SDE.values()))
 
 
 def declared_order(name: str) -> tuple[int, int, int] | None:

@@ -1,4 +1,7 @@
-"""Networks as linen modules, and their description as plain data for the header of a model file."""
+"""Networks as linen modules, and their description as plain data for the header of a model file.
+
+Each has a field ``dtype``, in which it computes ("bfloat16", say); parameters, statistics and output stay float32.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,27 +18,15 @@ from purify_jax.networks.diffusion import ADM, DDPMpp, SongUNet
 from purify_jax.networks.fields import check_fields
 from purify_jax.networks.mlp import MLP
 from purify_jax.networks.ncsnv2 import NCSNv2
-from purify_jax.networks.resnet import ResNet
+from purify_jax.networks.residual import PreActResNet18, ResNet, WideResNet
 from purify_jax.networks.shuffled_unet import NoiseConditionalUNet, ShuffledUNet
 from purify_jax.networks.unet import UNet
 from purify_jax.networks.whitened_convnet import WhitenedConvNet
-from purify_jax.networks.wide_resnet import PreActResNet18, WideResNet
 
 _NETWORKS = (
-    MLP,
-    ConvNet,
-    UNet,
-    NCSNv2,
-    ShuffledUNet,
-    NoiseConditionalUNet,
-    WhitenedConvNet,
-    WideResNet,
-    PreActResNet18,
-    ResNet,
-    SongUNet,
-    DDPMpp,
-    ADM,
-)
+    MLP, ConvNet, UNet, NCSNv2, ShuffledUNet, NoiseConditionalUNet, SongUNet, DDPMpp, ADM,
+    WhitenedConvNet, WideResNet, PreActResNet18, ResNet,
+)  # fmt: skip
 #: What a model file may name as its network.
 BY_NAME: Mapping[str, type[nn.Module]] = MappingProxyType({n.__name__: n for n in _NETWORKS})
 

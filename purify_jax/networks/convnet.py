@@ -14,8 +14,6 @@ class ConvNet(nn.Module):
 
     One 3×3 convolution per entry of ``features``; every one after the first halves the
     resolution. Then a hidden dense layer.
-
-    dtype: of the computation, e.g. "bfloat16"; parameters and output stay float32.
     """
 
     features: Sequence[int] = (16, 32)

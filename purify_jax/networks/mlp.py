@@ -15,8 +15,6 @@ class MLP(nn.Module):
     The first layer widens to ``features[0]``; later layers of equal width are residual. The
     activation is smooth (SiLU), because an energy's score differentiates the network once and
     an exact attack twice.
-
-    dtype: of the computation, e.g. "bfloat16"; parameters and output stay float32.
     """
 
     features: Sequence[int] = (256, 256)

@@ -7,12 +7,12 @@ Module names follow the published ``state_dict``, so that weights map one to one
 """
 
 from functools import partial, reduce
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from purify_jax.networks.convolution import conv_general_dilated
 from purify_jax.networks.precision import compute_dtype
@@ -20,7 +20,7 @@ from purify_jax.types import Array
 
 
 def _conv(
-    features: int, size: int, dtype: Any, *, dilation: int = 1, bias: bool = True, name: str
+    features: int, size: int, dtype: DTypeLike, *, dilation: int = 1, bias: bool = True, name: str
 ) -> nn.Conv:
     padding = dilation * (size // 2)
     return nn.Conv(
@@ -89,7 +89,7 @@ class _MeanPooledConv(nn.Module):
 
     features: int
     size: int
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -102,7 +102,7 @@ class ResidualBlock(nn.Module):
     features: int
     down: bool = False
     dilation: int | None = None
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -127,7 +127,7 @@ class _RCU(nn.Module):
 
     blocks: int
     stages: int
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -144,7 +144,7 @@ class _MSF(nn.Module):
     """Multi-resolution fusion: conv each input, resize bilinearly (corners aligned), add."""
 
     features: int
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, inputs: list[Array], shape: tuple[int, int]) -> Array:
@@ -158,7 +158,7 @@ class _CRP(nn.Module):
     """Chained residual pooling: x = ELU(x); path = conv(maxpool₅(path)); x += path, twice."""
 
     features: int
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -173,7 +173,7 @@ class _CRP(nn.Module):
 class _Refine(nn.Module):
     features: int
     last: bool
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, inputs: list[Array], shape: tuple[int, int]) -> Array:
@@ -227,7 +227,6 @@ class NCSNv2(nn.Module):
     features: channels of the finest level (128 as published for CIFAR-10: 29,694,083 parameters
       on 32×32×3).
     deeper: the published variant for 64 pixels and up, with one more level.
-    dtype: of the computation, e.g. "bfloat16"; parameters and statistics stay float32.
 
     The published variant for 28×28 pads the pooling of its last level; that level is dilated, so
     nothing is pooled there and the padding has no effect: the same network serves both sizes.

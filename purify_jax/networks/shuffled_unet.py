@@ -5,14 +5,16 @@ product, so that every large operation is a 3×3 convolution or a matrix product
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from purify_jax.arrays import per_image
 from purify_jax.networks.convolution import Conv
 from purify_jax.networks.precision import compute_dtype
+from purify_jax.networks.unet import group_norm
 from purify_jax.types import Array
 
 #: The frequencies at which a level's ln(σ)/4 is shown to the network.
@@ -46,7 +48,6 @@ class ShuffledUNet(nn.Module):
 
     features: channels per level, finest first; the finest has half the images' resolution.
     blocks: residual blocks per level and direction.
-    dtype: of the computation, e.g. "bfloat16"; parameters and output stay float32.
     """
 
     features: Sequence[int] = (64, 128, 128)
@@ -103,7 +104,7 @@ class NoiseConditionalUNet(nn.Module):
 class _Body(nn.Module):
     features: Sequence[int]
     blocks: int
-    dtype: Any
+    dtype: DTypeLike
     zero_output: bool = False
 
     @nn.compact
@@ -123,28 +124,23 @@ class _Body(nn.Module):
             x = dense(width)(jnp.concatenate([x, skip], axis=-1))
             for _ in range(self.blocks):
                 x = _Block(width, dtype)(x, level)
-        x = nn.silu(_norm(x, dtype)(x))
+        x = nn.silu(group_norm(x, dtype)(x))
         start = nn.initializers.zeros if self.zero_output else nn.initializers.lecun_normal()
         return unfold(Conv(4 * channels, (3, 3), dtype=dtype, kernel_init=start)(x))
 
 
 class _Block(nn.Module):
     width: int
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Array, level: Array | None) -> Array:
         conv = lambda **how: Conv(self.width, (3, 3), dtype=self.dtype, **how)
-        y = conv()(nn.silu(_norm(x, self.dtype)(x)))
-        y = _norm(y, self.dtype)(y)
+        y = conv()(nn.silu(group_norm(x, self.dtype)(x)))
+        y = group_norm(y, self.dtype)(y)
         if level is not None:
             by = nn.Dense(2 * self.width, dtype=self.dtype)(level)[:, None, None, :]
             scale, shift = jnp.split(by, 2, axis=-1)
             y = y * (1 + scale) + shift
         # The second convolution starts as zero, so that a block starts as the identity.
         return x + conv(kernel_init=nn.initializers.zeros)(nn.silu(y))
-
-
-def _norm(x: Array, dtype: Any) -> nn.GroupNorm:
-    groups = max(g for g in range(1, 9) if x.shape[-1] % g == 0)
-    return nn.GroupNorm(groups, dtype=dtype)

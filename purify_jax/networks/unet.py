@@ -1,11 +1,11 @@
 """A small U-Net with image-shaped output: a score network, or the g of an energy ½‖x − g(x)‖²."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from purify_jax.networks.convolution import Conv
 from purify_jax.networks.precision import compute_dtype
@@ -17,7 +17,6 @@ class UNet(nn.Module):
 
     features: channels per resolution, finest first; each level halves the resolution.
     blocks: residual blocks per level and direction.
-    dtype: of the computation, e.g. "bfloat16"; parameters and output stay float32.
     """
 
     features: Sequence[int] = (32, 64)
@@ -40,21 +39,23 @@ class UNet(nn.Module):
             x = Conv(width, (3, 3), dtype=dtype)(jnp.concatenate([x, skip], axis=-1))
             for _ in range(self.blocks):
                 x = _ResidualBlock(width, dtype)(x)
-        x = nn.silu(nn.GroupNorm(_groups(x), dtype=dtype)(x))
+        x = nn.silu(group_norm(x, dtype)(x))
         return Conv(images.shape[-1], (3, 3), dtype=dtype)(x).astype(images.dtype)
 
 
-def _groups(x: Array) -> int:
-    return max(g for g in range(1, 9) if x.shape[-1] % g == 0)
+def group_norm(x: Array, dtype: DTypeLike) -> nn.GroupNorm:
+    """Normalisation of x in the most groups, up to 8, that its channels divide into."""
+    groups = max(g for g in range(1, 9) if x.shape[-1] % g == 0)
+    return nn.GroupNorm(groups, dtype=dtype)
 
 
 class _ResidualBlock(nn.Module):
     width: int
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         dtype = self.dtype
-        y = Conv(self.width, (3, 3), dtype=dtype)(nn.silu(nn.GroupNorm(_groups(x), dtype=dtype)(x)))
-        y = Conv(self.width, (3, 3), dtype=dtype)(nn.silu(nn.GroupNorm(_groups(y), dtype=dtype)(y)))
+        y = Conv(self.width, (3, 3), dtype=dtype)(nn.silu(group_norm(x, dtype)(x)))
+        y = Conv(self.width, (3, 3), dtype=dtype)(nn.silu(group_norm(y, dtype)(y)))
         return x + y

@@ -1,11 +1,11 @@
 """A small, fast classifier behind a frozen whitening of its patches (Jordan 2024, arXiv 2404.00498)."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from purify_jax.networks.convolution import Conv, convolve
 from purify_jax.networks.precision import compute_dtype
@@ -26,7 +26,6 @@ class WhitenedConvNet(nn.Module):
 
     features: channels of the three groups.
     mean, std: of the data, per channel.
-    dtype: of the computation, e.g. "bfloat16"; parameters and output stay float32.
     """
 
     num_outputs: int = 10
@@ -63,13 +62,13 @@ class WhitenedConvNet(nn.Module):
         return (head(x) / x.shape[-1]).astype(images.dtype)
 
 
-def _orthogonal_filters(make_rng: Any, channels: int) -> Array:
+def _orthogonal_filters(make_rng: Callable[[str], Array], channels: int) -> Array:
     """``[2, 2, channels, 8 · channels]``: an orthogonal basis of the patches and its negative."""
     basis = nn.initializers.orthogonal()(make_rng("params"), (4 * channels, 4 * channels))
     return jnp.concatenate([basis, -basis], axis=-1).reshape(2, 2, channels, -1)
 
 
-def _partly_identity(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+def _partly_identity(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
     """Uniform in ±1/√fan-in, but the first filters hand their input channel through unchanged."""
     height, width, inputs, outputs = shape
     bound = (height * width * inputs) ** -0.5
@@ -80,13 +79,13 @@ def _partly_identity(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float3
     return kernel.at[..., :count].set(passing)
 
 
-def _conv(features: int, dtype: Any, name: str) -> nn.Conv:
+def _conv(features: int, dtype: DTypeLike, name: str) -> nn.Conv:
     return Conv(
         features, (3, 3), use_bias=False, dtype=dtype, kernel_init=_partly_identity, name=name
     )
 
 
-def _norm(train: bool, dtype: Any, name: str) -> nn.BatchNorm:
+def _norm(train: bool, dtype: DTypeLike, name: str) -> nn.BatchNorm:
     # The running statistics move by 0.4 a batch: batches are large and the training is short.
     return nn.BatchNorm(
         use_running_average=not train,

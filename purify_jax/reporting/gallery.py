@@ -100,7 +100,8 @@ def gallery(
     chances_of = jax.jit(lambda x: jax.nn.softmax(defense.logits_fn(x)))
     clean_chances = np.asarray(chances_of(jnp.asarray(images)))
     classes = clean_chances.shape[-1]
-    total, restarts = _counts(defense)
+    purifier = cast(SteppedPurifier, defense.purifier)
+    total, restarts = int(purifier.num_steps), int(purifier.num_restarts)
     steps = shown_steps(total)
     count = min(how_many(shape, classes, len(attacked), len(steps)), len(labels))
     indices = list(range(len(labels))) if indices is None else list(indices)
@@ -109,12 +110,16 @@ def gallery(
     for number, made in enumerate(attacked.values()):
         batch = np.asarray(made)[:count]
         largest = max(largest, float(np.abs(batch - few).max()))
-        way = _purified(defense, keys[:count], jnp.asarray(batch))
-        path = way["path"][steps]
+        given = keys[:count], jnp.asarray(batch)
+        path = np.asarray(jit(Partial(trajectory, purifier))(*given))[steps]
+        purified, info = jit(purifier)(*given)
+        answer = np.asarray(jnp.exp(defense.classify(purified)))
+        # Step k's numbers stand beside the image that it led to; none led to the first.
+        sizes, norms = (np.asarray(x)[:, 0] for x in (info.step_sizes, info.score_norms))
         chances = np.stack([np.asarray(chances_of(jnp.asarray(stage))) for stage in path])
         before = np.asarray(chances_of(jnp.asarray(batch)))
         for i, label in enumerate(true):
-            answers = (clean_chances[i], before[i], way["answer"][i])
+            answers = (clean_chances[i], before[i], answer[i])
             cases.append(
                 {
                     "image": i,
@@ -122,12 +127,11 @@ def gallery(
                     "outcome": outcome(int(label), *(int(a.argmax()) for a in answers)),
                     "attacked": _pixels(batch[i]),
                     "attackedProbabilities": _rounded(before[i]),
-                    "answer": _rounded(way["answer"][i]),
+                    "answer": _rounded(answer[i]),
                     "path": _pixels(path[:, i]),
                     "probabilities": [_rounded(row) for row in chances[:, i]],
-                    # Step k's numbers stand beside the image that it led to; none led to the first.
-                    "sizes": [_short(way["sizes"], s, i) for s in steps],
-                    "norms": [_short(way["norms"], s, i) for s in steps],
+                    "sizes": [_short(sizes, s, i) for s in steps],
+                    "norms": [_short(norms, s, i) for s in steps],
                 }
             )
     names = [str(n) for n in (range(classes) if class_names is None else class_names)]
@@ -145,7 +149,7 @@ def gallery(
         "classes": names,
         "attacks": list(attacked),
         "outcomes": OUTCOMES,
-        "restarts": _restarts(restarts),
+        "restarts": f"{restarts} purified copies" if restarts > 1 else "one purified copy",
         "factor": amplification(largest),
         "total": total,
         "steps": steps,
@@ -165,28 +169,9 @@ def amplification(largest: float) -> int:
     return int(np.clip(np.floor(0.5 / max(largest, 1e-3) + 1e-3), 1, 100))
 
 
-def _counts(defense: Defense) -> tuple[int, int]:
-    """(steps, restarts) of the purifier."""
-    purifier = cast(SteppedPurifier, defense.purifier)
-    return int(purifier.num_steps), int(purifier.num_restarts)
-
-
-def _purified(defense: Defense, keys: Keys, batch: Array) -> dict[str, np.ndarray]:
-    purifier = defense.purifier
-    path = jit(Partial(trajectory, purifier))(keys, batch)
-    purified, info = jit(purifier)(keys, batch)
-    chances = jnp.exp(defense.classify(purified))
-    found = {"path": path, "sizes": info.step_sizes[:, 0], "norms": info.score_norms[:, 0]}
-    return {name: np.asarray(value) for name, value in {**found, "answer": chances}.items()}
-
-
-def trajectory(purifier: Any, keys: Keys, images: Array) -> Array:
+def trajectory(purifier: SteppedPurifier, keys: Keys, images: Array) -> Array:
     """``purifier.trajectory`` as a function that carries its arrays, for :func:`purify_jax.pytrees.jit`."""
     return purifier.trajectory(keys, images)
-
-
-def _restarts(count: int) -> str:
-    return f"{count} purified copies" if count > 1 else "one purified copy"
 
 
 def _pixels(image: np.ndarray) -> str:

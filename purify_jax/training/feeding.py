@@ -118,7 +118,7 @@ def feed(
 
 def _resident(dataset: Dataset, plan: Iterable[np.ndarray], mesh: Mesh | None) -> _Feed:
     data = (dataset.images, dataset.labels)
-    images, labels = sharding.replicate(mesh, data) if mesh else map(jnp.asarray, data)
+    images, labels = sharding.place(mesh, data) if mesh else map(jnp.asarray, data)
     for indices in plan:
         yield Dispatch(images, labels, indices)
 

@@ -115,10 +115,7 @@ def fit(
             f"batch_size: got {settings.batch_size}, expected a multiple of the "
             f"{jax.device_count()} devices"
         )
-    if execution.shard_parameters and mesh is not None:
-        state = jax.device_put(state, sharding.large_arrays_split(mesh, state))
-    else:
-        state = sharding.replicate(mesh, state)
+    state = sharding.place(mesh, state, execution.shard_parameters)
     at_once, num_steps = settings.steps_per_dispatch, settings.num_steps
     checkpoint_every = -(-settings.checkpoint_every // at_once) * at_once
     # However the run ends, by an error too, files are closed and the last save is complete.
@@ -168,12 +165,8 @@ def fit(
                 values |= watch(step, state, history)
             history.append(values)
             if metrics is not None:
-                shown = (
-                    picture(state)
-                    if picture is not None and saves and settings.tensorboard
-                    else None
-                )
-                metrics.write(step, values, shown)
+                drawn = picture(state) if picture and saves and settings.tensorboard else None
+                metrics.write(step, values, drawn)
             bar.update(len(indices))
             bar.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
             ends = step == num_steps or terminated()

@@ -14,7 +14,7 @@ from conftest import ROOT, keys_for
 
 import purify_jax as pj
 from purify_jax.checks import InputError
-from purify_jax.models import hub
+from purify_jax.models.cards import readme
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,9 @@ def test_a_folder_holds_the_files_that_ship_and_predicts_as_they_do(folder):
     ]  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
     for role, name in (("score_model", "model"), ("classifier", "classifier")):
-        assert config["files"][role]["sha256"] == hub.digest(folder / f"{name}.safetensors")
+        assert config["files"][role]["sha256"] == pj.pretrained.digest(
+            folder / f"{name}.safetensors"
+        )
         assert config["files"][role]["parameters"] == shipped["files"][role]["parameters"]
     assert config["library_name"] == "purify_jax"
     assert config["image_shape"] == [8, 8, 1]
@@ -105,7 +107,7 @@ def test_the_card_says_how_long_training_took_and_what_the_figures_do_not_cover(
     assert line in text.splitlines()
     card = {**ready.card, "image_shape": [32, 32, 3]}
     card["training"]["edm"]["hours"] = None
-    assert "- edm: hours not recorded, two CPU cores" in hub.cards.readme(card)
+    assert "- edm: hours not recorded, two CPU cores" in readme(card)
 
 
 def test_own_models_as_a_folder(tmp_path):

@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from purify_jax.checks import InputError
 from purify_jax.networks.diffusion.blocks import (
     Attention,
     GroupNorm,
+    Resampling,
     ResidualBlock,
     conv,
     dense,
@@ -38,7 +40,6 @@ class ADM(nn.Module):
     head_channels: channels of an attention head; ``num_heads`` fixes their number instead.
     joint_heads: in the joint projection query, key and value come within each head (the "legacy"
       order of all published networks but the 64×64 one), otherwise heads within each of the three.
-    dtype: of the computation, e.g. "bfloat16"; parameters and output stay float32.
 
     The defaults are the published unconditional 256×256 network (552,814,086 parameters).
     """
@@ -62,7 +63,7 @@ class ADM(nn.Module):
         dtype = compute_dtype(self.dtype, images)
         norm: dict[str, Any] = {"smallest_group": 1, "epsilon": 1e-5}
 
-        def block(name: str, x: Array, width: int, resample: Any = None) -> Array:
+        def block(name: str, x: Array, width: int, resample: Resampling | None = None) -> Array:
             form = {"scale_shift": True, "project_resampled": False, **norm}
             return ResidualBlock(width, dtype, resample, name=name, **form)(x, embedding)
 
@@ -105,7 +106,7 @@ class ADM(nn.Module):
         channels = images.shape[-1] * (2 if self.learned_variance else 1)
         return conv(channels, dtype, "out_2", small=True)(x).astype(images.dtype)
 
-    def _embedding(self, condition: Array, labels: Array | None, dtype: Any) -> Array:
+    def _embedding(self, condition: Array, labels: Array | None, dtype: DTypeLike) -> Array:
         """The activated embedding ``[b, 4·features]`` of the step and the class."""
         frequencies = positional_frequencies(self.features // 2, endpoint=False)
         wide = condition.astype(jnp.promote_types(condition.dtype, jnp.float32))

@@ -6,28 +6,36 @@ resampling block is projected, the residual's gain, and the size of a normalisat
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from purify_jax.networks.convolution import Conv
 from purify_jax.types import Array
+
+#: Halves or doubles the resolution.
+Resampling: TypeAlias = Callable[[Array], Array]
 
 #: Glorot's uniform law, and the same with 1e-5 of its width for layers that end a residual.
 _INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _SMALL = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
 
 
-def dense(features: int, dtype: Any, name: str, small: bool = False, bias: bool = True) -> nn.Dense:
+def dense(
+    features: int, dtype: DTypeLike, name: str, small: bool = False, bias: bool = True
+) -> nn.Dense:
     """A linear layer over channels; over images it is a 1×1 convolution."""
     init = _SMALL if small else _INIT
     return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
 
 
-def conv(features: int, dtype: Any, name: str, small: bool = False, border: int = 1) -> nn.Conv:
+def conv(
+    features: int, dtype: DTypeLike, name: str, small: bool = False, border: int = 1
+) -> nn.Conv:
     """A 3×3 convolution; ``border`` zeros are padded on each side."""
     init, pad = (_SMALL if small else _INIT), ((border, border), (border, border))
     return Conv(features, (3, 3), padding=pad, dtype=dtype, kernel_init=init, name=name)
@@ -40,7 +48,7 @@ class GroupNorm(nn.Module):
     hundred of them: they are most of what XLA compiles.
     """
 
-    dtype: Any
+    dtype: DTypeLike
     smallest: int = 4
     epsilon: float = 1e-6
 
@@ -84,8 +92,8 @@ class ResidualBlock(nn.Module):
     """
 
     features: int
-    dtype: Any
-    resample: Callable[[Array], Array] | None = None
+    dtype: DTypeLike
+    resample: Resampling | None = None
     scale_shift: bool = False
     project_resampled: bool = True
     gain: float = 1.0
@@ -126,7 +134,7 @@ class Attention(nn.Module):
     """
 
     heads: int
-    dtype: Any
+    dtype: DTypeLike
     kinds_axis: int | None = None
     gain: float = 1.0
     smallest_group: int = 4

@@ -4,7 +4,7 @@ Raw output: the predicted noise ε. Layers are numbered as in the published ``al
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from purify_jax.networks.diffusion.blocks import (
     Attention,
     GroupNorm,
+    Resampling,
     ResidualBlock,
     conv,
     dense,
@@ -34,7 +35,6 @@ class DDPMpp(nn.Module):
     features: base width; ``multipliers`` of it per resolution, finest first.
     num_blocks: residual blocks per resolution: 4 as published, 8 in the deep form (DiffPure's).
     attention_resolutions: sides in pixels at which blocks attend.
-    dtype: of the computation, e.g. "bfloat16"; parameters and output stay float32.
     """
 
     features: int = 128
@@ -52,7 +52,7 @@ class DDPMpp(nn.Module):
         names = iter(range(1_000_000))
         following = lambda: f"all_modules_{next(names)}"
 
-        def block(x: Array, width: int, resample: Any = None) -> Array:
+        def block(x: Array, width: int, resample: Resampling | None = None) -> Array:
             made = ResidualBlock(width, dtype, resample, gain=_HALF, name=following())
             return made(x, embedding)
 

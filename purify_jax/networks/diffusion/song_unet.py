@@ -12,10 +12,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from purify_jax.networks.diffusion.blocks import (
     Attention,
     GroupNorm,
+    Resampling,
     ResidualBlock,
     conv,
     dense,
@@ -43,7 +45,6 @@ class SongUNet(nn.Module):
       "constants"; otherwise sinusoids (DDPM++).
     residual_input: a pyramid of the input joins every resolution of the encoder (NCSN++).
     resample_filter: taps of the resampling filter, (1, 1) for DDPM++ and (1, 3, 3, 1) for NCSN++.
-    dtype: of the computation, e.g. "bfloat16"; parameters and output stay float32.
 
     The defaults are EDM's CIFAR-10 DDPM++ without classes; ``edm_ncsnpp`` gives its NCSN++.
     Dropout, which the published training used, is left out: these networks evaluate.
@@ -76,7 +77,7 @@ class SongUNet(nn.Module):
         down = partial(halve, taps=self.resample_filter)
         up = partial(double, taps=self.resample_filter)
 
-        def block(name: str, x: Array, width: int, resample: Any = None) -> Array:
+        def block(name: str, x: Array, width: int, resample: Resampling | None = None) -> Array:
             made = ResidualBlock(width, dtype, resample, gain=_HALF, name=name)
             return made(x, embedding)
 
@@ -126,7 +127,7 @@ class SongUNet(nn.Module):
         condition: Array,
         labels: Array | None,
         augmentation: Array | None,
-        dtype: Any,
+        dtype: DTypeLike,
     ) -> Array:
         """The activated embedding ``[b, 4·features]`` of noise level, class and augmentation."""
         width = self.features * (2 if self.fourier else 1)

@@ -21,7 +21,7 @@ from purify_jax.models.methods import (
     model_purifier,
     with_one_restart,
 )
-from purify_jax.models.model import Model
+from purify_jax.models.model import Model, check_same_images
 from purify_jax.models.settings import NetworkLogits, score_fn
 from purify_jax.pytrees import Pytree, jit, static
 from purify_jax.training.augmentation import random_crop
@@ -199,11 +199,7 @@ def parts_of(
     """The structure of the two models' defense; InputError if they do not fit each other."""
     if score_model is None:
         return Parts(classifier.network)
-    if score_model.image_shape != classifier.image_shape:
-        raise InputError(
-            f"score_model: made for images {score_model.image_shape}, expected the classifier's "
-            f"{classifier.image_shape}"
-        )
+    check_same_images(score_model, classifier)
     known = with_one_restart(chosen_settings(score_model, **purification))
     model_purifier(
         score_model, **known
