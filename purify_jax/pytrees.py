@@ -15,15 +15,12 @@ import dataclasses
 import functools
 import reprlib
 from collections.abc import Callable, Sequence
-from typing import Any, Self, TypeVar, dataclass_transform
+from typing import Any, Self, dataclass_transform
 
-import flax.struct
 import jax
 from jax.tree_util import Partial, all_leaves
 
-__all__ = ["Jitted", "Partial", "Pytree", "as_pytree", "described", "jit", "pytree", "static"]
-
-T = TypeVar("T")
+__all__ = ["Jitted", "Partial", "Pytree", "as_pytree", "described", "jit", "static"]
 
 
 def static(*, default: Any = dataclasses.MISSING, kw_only: bool = True, init: bool = True) -> Any:
@@ -66,7 +63,10 @@ class Pytree:
         @functools.wraps(constructed)
         def construct(self: Any, *arguments: Any, **settings: Any) -> None:
             constructed(self, *arguments, **settings)
-            _wrap_plain_functions(self)
+            for name in leaves:
+                value = getattr(self, name)
+                if callable(value):
+                    self.fill(**{name: as_pytree(value)})
 
         cls.__init__ = construct  # type: ignore[method-assign]
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]
@@ -103,35 +103,6 @@ class Pytree:
 
     def __repr__(self) -> str:
         return described(self)
-
-
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-def pytree(cls: type[T]) -> type[T]:
-    """Class decorator: a frozen, keyword-only dataclass that is a pytree, with ``replace(**changes)``.
-
-    Equality is identity, as of functions, so that ``jax.jit(defense)`` works too (with the arrays
-    as constants; :func:`jit` is the one that passes them). A field that is given a plain function
-    keeps it by :func:`as_pytree`. ``repr`` is one line, :func:`described`.
-    """
-    cls.__post_init__ = _wrap_plain_functions  # type: ignore[attr-defined]
-    cls.__repr__ = described  # type: ignore[method-assign, assignment]
-    return flax.struct.dataclass(cls, eq=False, kw_only=True, repr=False)
-
-
-def _wrap_plain_functions(self: Any) -> None:
-    # However the object was made: by a factory, by its class or by ``replace``.
-    for field in dataclasses.fields(self):
-        value = getattr(self, field.name)
-        if field.metadata.get("pytree_node", True) and callable(value):
-            object.__setattr__(self, field.name, as_pytree(value))
-
-
-class Replaceable:
-    """What :func:`pytree` gives every class, for those whose users vary them."""
-
-    def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
 
 def as_pytree(function: Callable) -> Any:

@@ -12,7 +12,7 @@ Everything callable that holds arrays is a pytree, see :mod:`purify_jax.pytrees`
 is accepted wherever such a type is named.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -20,6 +20,8 @@ import jax
 Array: TypeAlias = jax.Array
 Keys: TypeAlias = jax.Array
 Params: TypeAlias = Any
+#: What a file says as JSON: metadata of a model, a card, results.
+Json: TypeAlias = Mapping[str, Any]
 
 #: images ``[batch, h, w, c]`` → energy ``[batch]``; lower is more probable.
 EnergyFn: TypeAlias = Callable[[Array], Array]

@@ -88,7 +88,7 @@ class LazyImages:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, chosen: Any) -> np.ndarray:
+    def __getitem__(self, chosen: np.ndarray | slice) -> np.ndarray:
         """The images of an array of indices, or of a slice."""
         indices = np.arange(self._indices.start, self._indices.stop)[chosen]
         records = self._source.__getitems__(indices.tolist())

@@ -13,7 +13,7 @@ from purify_jax.data.datasets import Dataset
 from purify_jax.data.images import to_float
 
 #: An iterable of batches, or a function of the step at which training begins that makes one.
-Source = Iterable[Any] | Callable[[int], Iterable[Any]]
+Source = Iterable[object] | Callable[[int], Iterable[object]]
 
 
 class Batches:
@@ -48,7 +48,7 @@ class Batches:
         """Images in a batch."""
         return len(self.images)
 
-    def batch(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Images as float32 in [0, 1] and labels of some places of the first batch."""
         return to_float(self.images[indices]), self.labels[indices]
 
@@ -95,16 +95,16 @@ class Batches:
         images, labels = zip(*taken, strict=True)
         return np.stack(images), np.stack(labels), state
 
-    def _made(self, step: int) -> Iterable[Any]:
+    def _made(self, step: int) -> Iterable[object]:
         made: Any = self._source(step) if _is_function(self._source) else self._source  # type: ignore[operator]
         if not hasattr(made, "__iter__"):
             raise InputError(f"batches: got {shown(made)}, expected an iterable of batches")
         return made
 
-    def _raw(self) -> Any:
+    def _raw(self) -> object:
         found = next(self._iterator, _END)
         if found is _END and self._read:
-            again: Iterator[Any] = iter(self._made(self._read))
+            again: Iterator[object] = iter(self._made(self._read))
             if again is not self._iterator:
                 self._iterator = again
                 found = next(again, _END)
@@ -139,25 +139,25 @@ class Batches:
 _END = object()
 
 
-def as_training_data(data: Any, labeled: bool) -> Dataset | Batches:
+def as_training_data(data: object, labeled: bool) -> Dataset | Batches:
     """A data set as it is, and anything that yields batches as :class:`Batches`.
 
     Raises InputError for anything else, and for what the first batch has wrong.
     """
     if isinstance(data, Dataset | Batches):
         return data
-    if _is_function(data) or hasattr(data, "__iter__"):
+    if callable(data) or isinstance(data, Iterable):
         return Batches(data, labeled)
     raise InputError(
         f"dataset: got {shown(data)}, expected a Dataset, or batches (images, labels) from an iterator"
     )
 
 
-def _is_function(source: Any) -> bool:
+def _is_function(source: object) -> bool:
     return callable(source) and not hasattr(source, "__iter__")
 
 
-def _parts(batch: Any, labeled: bool, where: str) -> tuple[np.ndarray, np.ndarray]:
+def _parts(batch: object, labeled: bool, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of one batch; zeros for labels that are not needed."""
     images = labels = None
     if isinstance(batch, Mapping):
@@ -179,7 +179,7 @@ def _parts(batch: Any, labeled: bool, where: str) -> tuple[np.ndarray, np.ndarra
     return images, np.asarray(labels)
 
 
-def _kind(batch: Any) -> str:
+def _kind(batch: object) -> str:
     sized = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
     return f"a {type(batch).__name__}{sized}"
 

@@ -1,8 +1,10 @@
 """A card for people: README.md with the metadata that Hugging Face's hub reads, as YAML."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
+
+from purify_jax.types import Json
 
 LIBRARY = "purify_jax"
 TASK = "image-classification"
@@ -26,7 +28,7 @@ _ACCURACY = (
 )
 
 
-def readme(card: Mapping[str, Any], license: str | None = None) -> str:
+def readme(card: Json, license: str | None = None) -> str:
     """The model card: metadata between lines of dashes, then what it is, how to use it and its figures."""
     data = str(card.get("data") or "images")
     height, width, channels = card["image_shape"]
@@ -62,7 +64,7 @@ def readme(card: Mapping[str, Any], license: str | None = None) -> str:
     return "\n".join([_front_matter(_metadata(card, license)), *lines]).rstrip() + "\n"
 
 
-def _metadata(card: Mapping[str, Any], license: str | None) -> dict[str, Any]:
+def _metadata(card: Json, license: str | None) -> Json:
     """The hub's fields (huggingface.co/docs/hub/model-cards)."""
     data = card.get("data")
     found: dict[str, Any] = {"license": license} if license else {}
@@ -76,7 +78,7 @@ def _metadata(card: Mapping[str, Any], license: str | None) -> dict[str, Any]:
     return found
 
 
-def _result(data: str, evaluation: str, what: str, bare: Any, defended: Any) -> dict[str, Any]:
+def _result(data: str, evaluation: str, what: str, bare: Any, defended: Any) -> Json:
     metric = lambda name, value: {"type": "accuracy", "name": name, "value": float(value[0])}
     return {
         "task": {"type": TASK},
@@ -92,7 +94,7 @@ def _result(data: str, evaluation: str, what: str, bare: Any, defended: Any) -> 
     }
 
 
-def _accuracies(card: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
+def _accuracies(card: Json) -> Iterator[tuple[str, str, Any, Any]]:
     """(evaluation, what, the bare classifier's interval or None, the defense's) of a card's figures."""
     for evaluation, found in card.get("evaluations", {}).items():
         kinds = {"clean": found["clean"]}
@@ -105,7 +107,7 @@ def _accuracies(card: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
                 yield evaluation, what, models.get("undefended"), models["defended"]
 
 
-def _training(item: tuple[str, Mapping[str, Any]]) -> str:
+def _training(item: tuple[str, Json]) -> str:
     name, made = item
     command = " ".join(str(made["command"]).split())
     hours = "hours not recorded" if made.get("hours") is None else f"{made['hours']:.2g} h"
@@ -125,7 +127,7 @@ def _json_block(value: Any) -> str:
     return f"```json\n{json.dumps(value, indent=2)}\n```\n"
 
 
-def _front_matter(metadata: Mapping[str, Any]) -> str:
+def _front_matter(metadata: Json) -> str:
     """YAML, every value written as JSON, which is YAML too: quoted whatever a name holds."""
     lines = [f"{name}: {_indented(value)}" for name, value in metadata.items()]
     return "\n".join(["---", *lines, "---", ""])

@@ -10,6 +10,7 @@ import flax.linen as nn
 from purify_jax import networks, noise
 from purify_jax.checks import InputError, check_choice, check_count, check_number, shown
 from purify_jax.models.methods import check_settings
+from purify_jax.types import Json
 
 FORMAT = "purify_jax"
 #: The roles of models that purify, and all.
@@ -34,7 +35,7 @@ class Header:
     role: str
     network: nn.Module
     image_shape: tuple[int, int, int]
-    metadata: Mapping[str, Any]
+    metadata: Json
 
     def __post_init__(self) -> None:
         check_choice("role", self.role, ROLES)

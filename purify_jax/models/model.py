@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 
 from purify_jax.checks import InputError
 from purify_jax.pytrees import described
-from purify_jax.types import Params
+from purify_jax.types import Json, Params
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -26,7 +25,7 @@ class Model:
     network: nn.Module
     variables: Mapping[str, Params]
     image_shape: tuple[int, int, int]
-    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    metadata: Json = dataclasses.field(default_factory=dict)
     __repr__ = described
 
     @property

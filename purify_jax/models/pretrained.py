@@ -8,9 +8,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import ml_dtypes
@@ -25,7 +24,7 @@ from purify_jax.models.model import Model, check_same_images
 from purify_jax.models.settings import logits_fn
 from purify_jax.purifiers import Purifier
 from purify_jax.pytrees import described
-from purify_jax.types import LogitsFn
+from purify_jax.types import Json, LogitsFn
 
 __all__ = ["Pretrained", "available", "digest", "folders", "load", "save"]
 
@@ -46,7 +45,7 @@ class Pretrained(NamedTuple):
     logits_fn: LogitsFn
     score_model: Model
     classifier: Model
-    card: Mapping[str, Any]
+    card: Json
 
     def __repr__(self) -> str:
         purifier, logits_fn = described(self.purifier), described(self.logits_fn)
@@ -186,7 +185,7 @@ def save(
     different image shapes, or a folder whose config.json is of something else.
     """
     folder = Path(folder)
-    card: Mapping[str, Any] = models.card if isinstance(models, Pretrained) else {}
+    card: Json = models.card if isinstance(models, Pretrained) else {}
     score_model, classifier = models[2:4] if isinstance(models, Pretrained) else models
     check_same_images(score_model, classifier)
     roles = {"score_model": score_model, "classifier": classifier}

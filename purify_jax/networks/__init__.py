@@ -22,6 +22,7 @@ from purify_jax.networks.residual import PreActResNet18, ResNet, WideResNet
 from purify_jax.networks.shuffled_unet import NoiseConditionalUNet, ShuffledUNet
 from purify_jax.networks.unet import UNet
 from purify_jax.networks.whitened_convnet import WhitenedConvNet
+from purify_jax.types import Json
 
 _NETWORKS = (
     MLP, ConvNet, UNet, NCSNv2, ShuffledUNet, NoiseConditionalUNet, SongUNet, DDPMpp, ADM,
@@ -42,7 +43,7 @@ def describe(network: nn.Module) -> dict[str, Any]:
     return {"name": type(network).__name__, **plain}
 
 
-def build(description: Mapping[str, Any]) -> nn.Module:
+def build(description: Json) -> nn.Module:
     """The linen module of a description; InputError for an unknown name or field, or a bad value."""
     name = str(description.get("name"))
     check_choice("network", name, sorted(BY_NAME))

@@ -3,12 +3,12 @@
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import flax.linen as nn
 
 from purify_jax.checks import InputError, check_choice, check_count, check_number, shown
+from purify_jax.types import Json
 
 #: Bounds of what a description may ask for: channels or outputs, and layers in a row.
 MOST_FEATURES, MOST_LAYERS = 2**16, 1024
@@ -19,7 +19,7 @@ _OPTIONAL = ("num_classes", "augment_dim", "attention_resolutions", "attention_r
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def check_fields(network: type[nn.Module], fields: Mapping[str, Any]) -> None:
+def check_fields(network: type[nn.Module], fields: Json) -> None:
     """Raises InputError that names the field, unless each has the type and range of its annotation.
 
     Whole numbers are ≥ 1 and bounded, other numbers finite (and positive but for a mean), sequences
@@ -36,7 +36,7 @@ def check_fields(network: type[nn.Module], fields: Mapping[str, Any]) -> None:
         _check(f"network {network.__name__}: {name}", name, hints[name], value)
 
 
-def _check(label: str, name: str, hint: Any, value: Any) -> None:
+def _check(label: str, name: str, hint: object, value: object) -> None:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in options:
         return
@@ -61,7 +61,7 @@ def _check(label: str, name: str, hint: Any, value: Any) -> None:
         check_choice(label, value, _DTYPES)
 
 
-def least_layers(fields: Mapping[str, Any]) -> int:
+def least_layers(fields: Json) -> int:
     """How many layers with parameters a network of these fields has at least."""
     features = fields.get("features")
     levels = len(features) if isinstance(features, (tuple, list)) else 1

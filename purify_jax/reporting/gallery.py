@@ -7,7 +7,7 @@ import base64
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 from purify_jax.defense import Defense
 from purify_jax.purifiers.loop import SteppedPurifier
 from purify_jax.pytrees import Partial, jit
-from purify_jax.types import Array, Keys
+from purify_jax.types import Array, Json, Keys
 
 #: Outcome → in words. Clean and attacked images are judged by the classifier alone, purified ones by
 #: the whole defense.
@@ -35,7 +35,7 @@ MOST_IMAGES, MOST_STEPS, MOST_CHARACTERS = 64, 8, 2_200_000
 class Gallery:
     """The browser's content; ``json`` is safe inside a page."""
 
-    content: Mapping[str, Any]
+    content: Json
 
     @property
     def json(self) -> str:

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import check_file_name
@@ -12,6 +11,7 @@ from purify_jax.evaluation.probes.sweeps import Curve, Grid
 from purify_jax.models.versions import versions
 from purify_jax.reporting import plots
 from purify_jax.reporting.report import Section, text_table, write_report
+from purify_jax.types import Json
 
 
 def write_results(
@@ -20,9 +20,9 @@ def write_results(
     title: str,
     summary: str,
     columns: Sequence[str],
-    rows: Sequence[Sequence[Any]],
+    rows: Sequence[Sequence[object]],
     sections: Sequence[Section],
-    content: Mapping[str, Any],
+    content: Json,
     seed: int,
     figures: Mapping[str, bytes] | None = None,
     notes: Sequence[str] = (),
@@ -58,7 +58,7 @@ def write_results(
     return page
 
 
-def as_json(content: Any) -> str:
+def as_json(content: object) -> str:
     """Indented JSON with a final newline, in which a list of numbers takes one line.
 
     >>> print(as_json({"average": [0.5, 0.25], "names": ["a"]}), end="")

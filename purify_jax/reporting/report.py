@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
@@ -39,7 +38,7 @@ class Section:
     title: str
     text: str = ""
     columns: Sequence[str] = ()
-    rows: Sequence[Sequence[Any]] = ()
+    rows: Sequence[Sequence[object]] = ()
     figure: bytes | None = None
     flags: Sequence[str] | None = None
     alt: str = ""
@@ -100,12 +99,12 @@ def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def printable(value: Any) -> str:
+def printable(value: object) -> str:
     """The value on one line of a terminal, which no character of it commands."""
     return "".join(c if c.isprintable() else "?" for c in str(value))
 
 
-def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def text_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """The table in aligned plain text, first column to the left, the others to the right."""
     cells = [[printable(c) for c in row] for row in (columns, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]

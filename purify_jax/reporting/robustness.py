@@ -1,8 +1,7 @@
 """The page of a suite: a table of attacks by scorings, the worst case, the red flags."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from purify_jax.evaluation import protocol, records
 from purify_jax.evaluation.probes.sweeps import Curve, Grid
@@ -11,6 +10,7 @@ from purify_jax.evaluation.suite_runs import SuiteResult
 from purify_jax.reporting import plots, verdicts
 from purify_jax.reporting.pages import curve_figure, write_results
 from purify_jax.reporting.report import Section
+from purify_jax.types import Json
 
 QUOTE = (
     "Of each image the attacker keeps the candidate that its own draws prefer; fresh draws judge it. "
@@ -120,7 +120,7 @@ def _figure(result: SuiteResult) -> bytes:
 
 
 def write_robustness(
-    workdir: str | Path, result: SuiteResult, summary: str, settings: Mapping[str, Any], seed: int
+    workdir: str | Path, result: SuiteResult, summary: str, settings: Json, seed: int
 ) -> Path:
     """Writes the page and ``results.json`` of a suite; returns the page's path."""
     columns, rows = table(result)
@@ -207,11 +207,11 @@ def _verdict(result: SuiteResult) -> list[str]:
     )
 
 
-def _content(found: Summary) -> dict[str, Any]:
+def _content(found: Summary) -> Json:
     return {**found._asdict(), "cost": found.cost._asdict()}
 
 
-def _per_image(found: Sequence[records.Record]) -> dict[str, Any]:
+def _per_image(found: Sequence[records.Record]) -> Json:
     """What the average is the mean of, in the order of the images: for paired comparisons of two runs."""
     kept = protocol.strongest(found)
     return {"draws": kept[0]["draws"], "correct_draws": [r["correct_draws"] for r in kept]}

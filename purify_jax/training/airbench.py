@@ -6,8 +6,6 @@ with test-time augmentation, which is left out here: a defense reports without.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -33,7 +31,7 @@ from purify_jax.training.step import (
     init_state,
     scan_steps,
 )
-from purify_jax.types import Array, Keys, Params
+from purify_jax.types import Array, Json, Keys, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +134,7 @@ class FlipAndCrop(Pytree):
         return random_crop(keys, flipped, self.crop_padding, "reflect")
 
 
-def whitening_filters(images: Any, epsilon: float = 5e-4) -> Array:
+def whitening_filters(images: np.ndarray, epsilon: float = 5e-4) -> Array:
     """Filters ``[2, 2, c, 8c]`` whose first half whitens the 2×2 patches of ``images``.
 
     The eigenvectors of the patches' covariance, the largest eigenvalue λ first, over √(λ + ε);
@@ -157,7 +155,7 @@ def whitening_filters(images: Any, epsilon: float = 5e-4) -> Array:
     return jnp.asarray(both.reshape(2, 2, channels, 8 * channels), jnp.float32)
 
 
-def with_whitening(state: TrainState, network: nn.Module, images: Any) -> TrainState:
+def with_whitening(state: TrainState, network: nn.Module, images: np.ndarray) -> TrainState:
     """The state with the whitening filters of ``images`` ``[n, h, w, c]`` in [0, 1]."""
     normalised = (np.asarray(images) - np.asarray(network.mean)) / np.asarray(network.std)
     stats = {**state.batch_stats, "whitening": whitening_filters(normalised)}
@@ -171,7 +169,7 @@ def train_airbench(
     dataset: Dataset,
     settings: AirbenchSettings = AirbenchSettings(),
     *,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Json | None = None,
     execution: Execution = Execution(),
 ) -> Trained:
     """Trains a ``WhitenedConvNet`` by the recipe.

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from chex import ArrayTree
 from jax.experimental import multihost_utils
 
 from purify_jax.atomic import SaveError, write_atomically
@@ -37,7 +38,7 @@ class TrainingCheckpoints:
         handler = ocp.StandardCheckpointHandler()
         return ocp.CheckpointManager(self.folder, options=options, item_handlers=handler)
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: ArrayTree) -> None:
         """Saves in the background; the state is copied first, so it may be donated afterwards."""
         import orbax.checkpoint as ocp
 
@@ -50,7 +51,7 @@ class TrainingCheckpoints:
         with _saving(self.folder):
             self._manager.wait_until_finished()
 
-    def restore_latest(self, template: Any) -> Any | None:
+    def restore_latest(self, template: ArrayTree) -> ArrayTree | None:
         """The newest readable state in the form of ``template``, or None if there is none.
 
         A damaged checkpoint is logged and renamed to ``<step>.damaged``, and the one before it is used.
@@ -74,7 +75,7 @@ class TrainingCheckpoints:
                 self._set_aside(step)
         return None
 
-    def _restore(self, step: int, abstract: Any) -> Any:
+    def _restore(self, step: int, abstract: ArrayTree) -> ArrayTree:
         try:
             return self._attempt(step, abstract)
         except InputError:
@@ -88,13 +89,13 @@ class TrainingCheckpoints:
         except FileNotFoundError as error:  # the one OSError that is damage
             raise ValueError(str(error)) from error
 
-    def _attempt(self, step: int, abstract: Any) -> Any:
+    def _attempt(self, step: int, abstract: ArrayTree) -> ArrayTree:
         import orbax.checkpoint as ocp
 
         self._check_form(step, abstract)
         return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
 
-    def _check_form(self, step: int, abstract: Any) -> None:
+    def _check_form(self, step: int, abstract: ArrayTree) -> None:
         """Raises InputError if a checkpoint's own description differs from what is expected."""
         try:
             stored = _form(self._manager.item_metadata(step).tree)
@@ -136,7 +137,7 @@ class TrainingCheckpoints:
 _NO_DAMAGE = (OSError, MemoryError, jax.errors.JaxRuntimeError)
 
 
-def _form(tree: Any) -> dict[str, str]:
+def _form(tree: ArrayTree) -> dict[str, str]:
     """Path of each array → its dtype and shape; orbax keeps fields, keys and places as names alike."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     name = lambda key: getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))
@@ -157,7 +158,7 @@ def _saving(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def digest(weights: Any) -> str:
+def digest(weights: ArrayTree) -> str:
     """SHA-256 of a pytree: paths, dtypes, shapes and values of its arrays and numbers."""
     found = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(weights)[0]:

@@ -1,8 +1,6 @@
 """Trains a classifier: one call."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,6 +19,7 @@ from purify_jax.training.checkpoints import claim_inputs
 from purify_jax.training.loop import minimise
 from purify_jax.training.settings import Settings, Trained, about_training, run_key
 from purify_jax.training.step import ClassificationLoss, init_state, start_state
+from purify_jax.types import Json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,7 @@ def train_classifier(
     *,
     purifier: Purifier | None = None,
     start: Model | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Json | None = None,
     execution: Execution = Execution(),
 ) -> Trained:
     """Cross-entropy training of a linen classifier on a data set.

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from purify_jax.checks import InputError
 from purify_jax.data import Batches, Dataset, batch_indices
 from purify_jax.devices import progress, sharding
 from purify_jax.training.settings import RunSettings
+from purify_jax.types import Array
 
 
 class Dispatch(NamedTuple):
@@ -26,8 +27,8 @@ class Dispatch(NamedTuple):
       the thread that reads ahead is already further.
     """
 
-    images: Any
-    labels: Any
+    images: Array
+    labels: Array
     indices: np.ndarray
     state: str | None = None
 
@@ -125,7 +126,7 @@ def _resident(dataset: Dataset, plan: Iterable[np.ndarray], mesh: Mesh | None) -
 
 def _streamed(dataset: Dataset, plan: Iterable[np.ndarray], mesh: Mesh | None) -> _Feed:
     def send(indices: np.ndarray) -> Dispatch:
-        def read(source: Any, part: slice) -> np.ndarray:
+        def read(source: np.ndarray, part: slice) -> np.ndarray:
             chosen = indices[:, part]
             found = np.asarray(source[chosen.ravel()])
             return found.reshape(*chosen.shape, *found.shape[1:])

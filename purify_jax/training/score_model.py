@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import chex
 import flax.linen as nn
@@ -31,7 +31,7 @@ from purify_jax.training.loop import minimise
 from purify_jax.training.metrics import DenoisedSheet
 from purify_jax.training.settings import Settings, Trained, about_training, run_key
 from purify_jax.training.step import DSMLoss, init_state
-from purify_jax.types import Array, Keys, Params
+from purify_jax.types import Array, Json, Keys, Params
 
 #: What the network's output is: the g of an energy ½‖x − g(x)‖² (or the energy), or the score itself.
 ROLES: Mapping[str, energy.ScoreFactory] = {
@@ -69,10 +69,9 @@ class ScoreSettings(Settings):
             raise InputError(f"sigmas: got {levels.tolist()}, expected positive noise levels")
         object.__setattr__(self, "sigmas", tuple(levels.tolist()))
 
-    def recorded(self) -> dict[str, Any]:
-        fields = super().recorded()
-        del fields["role"], fields["sigmas"]
-        return {**fields, "sigma_min": min(self.sigmas), "sigma_max": max(self.sigmas)}
+    def recorded(self) -> Json:
+        kept = {n: v for n, v in super().recorded().items() if n not in ("role", "sigmas")}
+        return {**kept, "sigma_min": min(self.sigmas), "sigma_max": max(self.sigmas)}
 
     def loss(self, network: nn.Module) -> DSMLoss:
         """The loss of a network with these noise levels."""
@@ -94,7 +93,7 @@ class ScoreSettings(Settings):
         levels = np.asarray(self.sigmas, np.float32)
         return DenoisedSheet(data, tweedie, float(np.exp(np.log(levels).mean())))
 
-    def read_by_purifiers(self) -> dict[str, Any]:
+    def read_by_purifiers(self) -> Json:
         """Nothing beside what is recorded."""
         return {}
 
@@ -201,7 +200,7 @@ class DenoiserSettings(Settings):
         moved = functools.partial(displacement, network)
         return DenoisedSheet(data, moved, math.exp(self.log_sigma_mean))
 
-    def read_by_purifiers(self) -> dict[str, Any]:
+    def read_by_purifiers(self) -> Json:
         """The scaling of the output, and the smallest level: two standard deviations below the median."""
         smallest = math.exp(self.log_sigma_mean - 2 * self.log_sigma_std)
         return {"scale": "per_variance", "sigma_min": smallest}
@@ -212,8 +211,8 @@ def train_score_model(
     dataset: Dataset | Batches | Source,
     settings: ScoreSettings | DenoiserSettings,
     *,
-    purification: Mapping[str, Any] | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    purification: Json | None = None,
+    metadata: Json | None = None,
     execution: Execution = Execution(),
 ) -> Trained:
     """Trains a score or energy network by denoising score matching (Vincent 2011), or a denoiser by EDM's loss.
@@ -246,6 +245,6 @@ def train_score_model(
     about = about_training(
         data, metadata, purification=dict(purification or {}), training=settings.recorded()
     )
-    about["training"] = {**about["training"], **settings.read_by_purifiers()}
+    about = {**about, "training": {**about["training"], **settings.read_by_purifiers()}}
     variables = {"params": state.ema_params}
     return Trained(Model(settings.role, network, variables, data.image_shape, about), finished)

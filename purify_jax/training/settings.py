@@ -1,7 +1,6 @@
 """The settings of a training run, checked in one place, and what they make."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +19,7 @@ from purify_jax.keys import stream_key
 from purify_jax.models.model import Model
 from purify_jax.models.versions import versions
 from purify_jax.training.optimizers import KERNELS, scale_by_muon
+from purify_jax.types import Json
 
 SCHEDULES = ("cosine", "constant")
 RULES = ("adamw", "muon")
@@ -54,7 +54,7 @@ class RunSettings:
             check_count(name, getattr(self, name))
         check_seed(self.seed)
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self) -> Json:
         """The settings that a model file says; not how data and metrics are handled."""
         fields = dataclasses.asdict(self)
         return {n: v for n, v in fields.items() if n not in ("stream", "tensorboard")}
@@ -129,9 +129,7 @@ class Trained(NamedTuple):
     finished: bool
 
 
-def about_training(
-    data: Dataset | Batches, more: Mapping[str, Any] | None, **sections: Any
-) -> dict[str, Any]:
+def about_training(data: Dataset | Batches, more: Json | None, **sections: Any) -> Json:
     """The header of a model file: the data's name, if they have one, ``sections``, versions and ``more``."""
     named = {"dataset": data.name} if isinstance(data, Dataset) else {}
     return {**named, **sections, "versions": versions(), **(more or {})}

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY
-from typing import Any
 
 import chex
 import flax.linen as nn
@@ -10,6 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from chex import ArrayTree
 from jax.sharding import Mesh
 
 from purify_jax import energy, losses
@@ -148,7 +148,7 @@ def _gradient(
         return gradient(batch)
     parts = jax.tree.map(lambda a: a.reshape(microbatches, -1, *a.shape[1:]), batch)
 
-    def add(total: Any, part: Any) -> tuple[Any, None]:
+    def add(total: ArrayTree, part: ArrayTree) -> tuple[ArrayTree, None]:
         share = jax.tree.map(lambda a: a / microbatches, gradient(part))
         return jax.tree.map(jnp.add, total, share), None
 

@@ -28,7 +28,7 @@ from purify_jax.training.augmentation import random_crop
 from purify_jax.training.loop import Diverged, Watch
 from purify_jax.training.score_model import EDMLoss, LogNormal
 from purify_jax.training.step import TrainState, smoothed_cross_entropy, training_logits
-from purify_jax.types import BOUNDS, Array, Keys, Params
+from purify_jax.types import BOUNDS, Array, Json, Keys, Params
 from purify_jax.types import Attack as AttackFn
 
 
@@ -193,9 +193,7 @@ class DefenseLoss(Pytree):
         return losses.denoising_score_matching(score_fn(model), keys, images, levels, scale).mean()
 
 
-def parts_of(
-    classifier: Model, score_model: Model | None, purification: Mapping[str, Any]
-) -> Parts:
+def parts_of(classifier: Model, score_model: Model | None, purification: Json) -> Parts:
     """The structure of the two models' defense; InputError if they do not fit each other."""
     if score_model is None:
         return Parts(classifier.network)

@@ -6,9 +6,8 @@ the classifier alone (Madry et al. 2018, arXiv 1706.06083): the control of the e
 """
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import KW_ONLY
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from purify_jax.training.checkpoints import claim_inputs
 from purify_jax.training.loop import minimise
 from purify_jax.training.settings import Settings, run_key
 from purify_jax.training.step import start_state
+from purify_jax.types import Json
 
 #: What may train.
 TRAINABLE = ("both", "classifier", "purifier")
@@ -74,8 +74,8 @@ def train_defense(
     settings: DefenseSettings,
     *,
     score_model: Model | None = None,
-    purification: Mapping[str, Any] | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    purification: Json | None = None,
+    metadata: Json | None = None,
     execution: Execution = Execution(),
 ) -> TrainedDefense:
     """Trains a classifier, its purifier or both on attacks through the whole defense.
@@ -158,5 +158,5 @@ def train_defense(
     return TrainedDefense(again, made, finished)
 
 
-def _remade(model: Model, variables: Mapping[str, Any], about: Mapping[str, Any]) -> Model:
+def _remade(model: Model, variables: Json, about: Json) -> Model:
     return dataclasses.replace(model, variables=variables, metadata={**model.metadata, **about})
