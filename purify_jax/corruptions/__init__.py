@@ -7,7 +7,6 @@ spatter are drawn, not pasted from photographs; see ``purify_jax.corruptions.wea
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
@@ -84,7 +83,12 @@ SMALLEST = 8
 
 
 def corrupt(
-    images: Any, name: str, severity: int, *, seed: int = 0, indices: Any = None
+    images: np.ndarray,
+    name: str,
+    severity: int,
+    *,
+    seed: int = 0,
+    indices: np.ndarray | None = None,
 ) -> np.ndarray:
     """Corrupted copies of images.
 

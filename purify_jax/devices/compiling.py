@@ -2,13 +2,12 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 #: Called with a line of text when compiling begins, and with another when it ends.
 Announce = Callable[[str], None]
 
 
-def ahead_of_time(function: Any, *arguments: Any, announce: Announce) -> None:
+def ahead_of_time(function: Callable, *arguments: object, announce: Announce) -> None:
     """Compiles a jitted function for these arguments, whose next call then starts at once.
 
     ``announce`` gets "compiling ..." before. After, it gets the seconds, the floating-point operations and

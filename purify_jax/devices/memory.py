@@ -184,7 +184,7 @@ def most_at_once(tree: Any) -> dict[str, int]:
     """The most samples and restarts that a function computes side by side where none are given."""
     most = {"samples": 1, "restarts": 1}
 
-    def look(holder: Any) -> Any:
+    def look(holder: object) -> object:
         for name, top in _open(holder).items():
             most[name] = max(most[name], top)
         return holder
@@ -205,7 +205,7 @@ def lowered(tree: Any, chunk: Chunk) -> Any:
     return _map_holders(lower, tree)
 
 
-def _open(holder: Any) -> dict[str, int]:
+def _open(holder: object) -> dict[str, int]:
     """Of samples and restarts, those whose ``..._at_once`` is None → how many None stands for.
 
     That is all there are (``num_...``), or the class's ``most_at_once`` if that is less.

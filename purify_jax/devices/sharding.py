@@ -12,10 +12,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from chex import ArrayTree
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -24,6 +25,7 @@ from purify_jax.checks import InputError, check_count
 from purify_jax.pytrees import Jitted, as_pytree, call, jit
 
 AXIS = "data"
+Tree = TypeVar("Tree")
 #: Seconds after which JAX ends the processes of a run, one of which sends no heartbeat. A killed process 0,
 #: which counts them, is noticed within a second, another one after 8.6 s where this is 10. JAX's default is 100.
 HEARTBEAT = 30
@@ -109,14 +111,14 @@ def round_up(batch_size: int, mesh: Mesh | None) -> int:
     return -(-batch_size // count) * count
 
 
-def large_arrays_split(mesh: Mesh, tree: Any, smallest: int = 2**16) -> Any:
+def large_arrays_split(mesh: Mesh, tree: ArrayTree, smallest: int = 2**16) -> ArrayTree:
     """Shardings for a tree: arrays of at least ``smallest`` numbers are split over the devices.
 
     Along the longest axis that the devices divide evenly; all others, and arrays without such an
     axis, are on every device. For parameters, averages and optimizer states too large for that.
     """
 
-    def one(array: Any) -> NamedSharding:
+    def one(array: jax.Array) -> NamedSharding:
         even = [a for a, n in enumerate(array.shape) if n % mesh.size == 0]
         if np.prod(array.shape) < smallest or not even:
             return NamedSharding(mesh, P())
@@ -126,14 +128,14 @@ def large_arrays_split(mesh: Mesh, tree: Any, smallest: int = 2**16) -> Any:
     return jax.tree.map(one, tree)
 
 
-def gather(mesh: Mesh | None, tree: Any) -> Any:
+def gather(mesh: Mesh | None, tree: Tree) -> Tree:
     """Arrays that were split, whole on every device."""
     if mesh is None:
         return tree
     return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(tree)
 
 
-def own_batches(mesh: Mesh | None, shape: tuple[int, ...], read: Callable) -> Any:
+def own_batches(mesh: Mesh | None, shape: tuple[int, ...], read: Callable) -> jax.Array:
     """An array ``[steps, batch, ...]`` split along its batches; each process reads its own share.
 
     ``read`` maps a slice of the batch to the numbers ``[steps, that part of the batch, ...]``.
@@ -146,7 +148,7 @@ def own_batches(mesh: Mesh | None, shape: tuple[int, ...], read: Callable) -> An
     )
 
 
-def split(mesh: Mesh | None, tree: Any) -> Any:
+def split(mesh: Mesh | None, tree: Tree) -> Tree:
     """Inside jit: asks that the arrays' first axis be split over the mesh."""
     if mesh is None:
         return tree
@@ -154,7 +156,7 @@ def split(mesh: Mesh | None, tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spread), tree)
 
 
-def place(mesh: Mesh | None, tree: Any, split_large: bool = False) -> Any:
+def place(mesh: Mesh | None, tree: Tree, split_large: bool = False) -> Tree:
     """A pytree's arrays on the devices: on all of them, or the large ones split.
 
     Numbers stay as they are (and keep their weak type). Without a mesh nothing is moved.
@@ -217,12 +219,12 @@ def is_own(mesh: Mesh) -> bool:
     return jax.process_count() == 1 or set(mesh.devices.flat) <= set(jax.local_devices())
 
 
-def _put(array: Any, where: NamedSharding) -> Any:
+def _put(array: jax.Array | np.ndarray, where: NamedSharding) -> jax.Array:
     own = where.is_fully_addressable
     return jax.device_put(array, where) if own else _place(array, where)
 
 
-def _place(array: Any, spread: NamedSharding) -> Any:
+def _place(array: jax.Array | np.ndarray, spread: NamedSharding) -> jax.Array:
     """The part of an array that every process has whole, on the devices of all processes."""
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
         wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(array))

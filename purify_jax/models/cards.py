@@ -56,7 +56,8 @@ def readme(card: Json, license: str | None = None) -> str:
     if card.get("training"):
         lines += ["## Training", "", *map(_training, card["training"].items()), ""]
     if card.get("purification"):
-        lines += ["## Purification", "", _json_block(card["purification"])]
+        block = json.dumps(card["purification"], indent=2)
+        lines += ["## Purification", "", "```json", block, "```", ""]
     if card.get("commands"):
         lines += ["## How the figures were made", "", "```"]
         lines += [" ".join(str(c).split()) for c in card["commands"].values()]
@@ -123,16 +124,12 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _json_block(value: Any) -> str:
-    return f"```json\n{json.dumps(value, indent=2)}\n```\n"
-
-
 def _front_matter(metadata: Json) -> str:
     """YAML, every value written as JSON, which is YAML too: quoted whatever a name holds."""
     lines = [f"{name}: {_indented(value)}" for name, value in metadata.items()]
     return "\n".join(["---", *lines, "---", ""])
 
 
-def _indented(value: Any) -> str:
+def _indented(value: object) -> str:
     nested = isinstance(value, list) and any(isinstance(item, dict) for item in value)
     return json.dumps(value, indent=2 if nested else None).replace("\n", "\n  ")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from flax import traverse_util
+from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from purify_jax import networks
@@ -21,9 +22,10 @@ from purify_jax.checks import InputError, shown
 from purify_jax.models.headers import ROLES, Header
 from purify_jax.models.model import Model
 from purify_jax.networks.fields import least_layers
+from purify_jax.types import Params
 
 
-def save_model(path: str | Path, model: Model, dtype: Any = None) -> None:
+def save_model(path: str | Path, model: Model, dtype: DTypeLike | None = None) -> None:
     """Writes a model as one safetensors file, with its architecture in the header, atomically.
 
     ``dtype`` (bfloat16, say) is what floating-point parameters are stored as; as they are by default.
@@ -90,7 +92,7 @@ def load_model(path: str | Path, roles: tuple[str, ...] = ROLES) -> Model:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[safe_open]:
     try:
         with safe_open(path, framework="numpy") as file:
             yield file
@@ -151,7 +153,9 @@ def check_output(source: str | Path, header: Header) -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def _traced(network: nn.Module, image_shape: tuple[int, ...]) -> tuple[Any, Any]:
+def _traced(
+    network: nn.Module, image_shape: tuple[int, ...]
+) -> tuple[jax.ShapeDtypeStruct, Params]:
     """(output, variables) of a network, as shapes; a file is checked for both."""
     run = lambda *inputs: network.init_with_output(jax.random.key(0), *inputs)
     return jax.eval_shape(run, *networks.example_inputs(network, image_shape))
@@ -175,7 +179,7 @@ def expected_shapes(network: nn.Module, image_shape: tuple[int, ...]) -> dict[st
 
 def check_tensors(
     source: str | Path,
-    tensors: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray | jax.ShapeDtypeStruct],
     network: nn.Module,
     image_shape: tuple[int, ...],
 ) -> None:

@@ -57,12 +57,10 @@ class Header:
         missing = [name for name in _FIELDS if name not in texts]
         if missing:
             raise InputError(f"lacks {missing}, expected {list(_FIELDS)}")
-        role = texts["role"]
-        check_choice("role", role, ROLES)
         shape = _parsed("image_shape", texts["image_shape"], list)
         description = _parsed("network", texts["network"], dict)
         metadata = _parsed("metadata", texts["metadata"], dict)
-        return cls(role, networks.build(description), tuple(shape), metadata)
+        return cls(texts["role"], networks.build(description), tuple(shape), metadata)
 
     def texts(self) -> dict[str, str]:
         """The header as the texts of a safetensors file, in the order of their names."""
@@ -92,14 +90,14 @@ def _parsed(name: str, text: str, kind: type) -> Any:
     return value
 
 
-def _text(name: str, value: Any) -> str:
+def _text(name: str, value: object) -> str:
     try:
         return json.dumps(value, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: cannot be written as JSON: {error}") from error
 
 
-def _check_metadata(metadata: Any) -> None:
+def _check_metadata(metadata: object) -> None:
     if not isinstance(metadata, Mapping):
         raise InputError(f"metadata: got {shown(metadata)}, expected an object")
     if not isinstance(metadata.get("dataset", ""), str):

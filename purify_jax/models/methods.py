@@ -18,9 +18,9 @@ from purify_jax.models.model import Model
 from purify_jax.models.settings import diffusion, noise_score, score_fn, smallest_sigma
 from purify_jax.purifiers import ADP, Purifier, StepRule, guidance
 from purify_jax.pytrees import Partial
-from purify_jax.types import Array, EnergyFn
+from purify_jax.types import Array, EnergyFn, Json
 
-Settings: TypeAlias = Mapping[str, Any]
+Settings: TypeAlias = Json
 Builder: TypeAlias = Callable[[Model, Settings], Purifier]
 
 #: The settings of every purifier where neither a file nor a user says another: the published ones.
@@ -106,8 +106,8 @@ def _used(settings: Settings) -> set[str]:
     return used - {"max_step"} if settings.get("curvature") == "constant" else used
 
 
-_number: Callable[[str, Any], None] = lambda name, value: check_number(name, value, 0.0)
-_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
+_number: Callable[[str, object], None] = lambda name, value: check_number(name, value, 0.0)
+_CHECKS: Mapping[str, Callable[[str, object], None]] = {
     "method": lambda name, value: check_choice(name, value, METHODS),
     "curvature": lambda name, value: check_choice(name, value, (*CURVATURES, "constant")),
     "rate": _number,

@@ -1,7 +1,7 @@
 """Saved models → the functions that the library works with."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -96,7 +96,7 @@ class ConditionalScore(Pytree):
     def __call__(self, images: Array, sigma: Array) -> Array:
         sigma = jnp.asarray(sigma)
         output = self.network.apply({"params": self.params}, images, sigma)
-        return _times(self.scale(sigma), output)
+        return _times(self.scale(sigma), jnp.asarray(output))
 
 
 class ScaledScore(Pytree):
@@ -109,7 +109,7 @@ class ScaledScore(Pytree):
         return _times(self.scale(jnp.asarray(sigma)), self.score_fn(images))
 
 
-def _times(factors: Array, output: Any) -> Array:
+def _times(factors: Array, output: Array) -> Array:
     """Factors, a scalar or one per image, times an output."""
     return per_image(factors, output) * output if factors.ndim else factors * output
 

@@ -21,6 +21,7 @@ from purify_jax.models.model import Model
 from purify_jax.models.published_names import declared_order, layout, published_name
 from purify_jax.models.published_sizes import KINDS, ImageShape, StateDict
 from purify_jax.networks.diffusion import SongUNet
+from purify_jax.types import Array, Params
 
 #: Buffers that published files carry and that no computation here needs.
 _UNUSED = re.compile(r"(^|\.)(sigmas|num_batches_tracked)$")
@@ -96,7 +97,7 @@ def _load(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _weights(path: Path, loaded: Any, ema: bool | None) -> Mapping[str, Any]:
+def _weights(path: Path, loaded: object, ema: bool | None) -> Mapping[str, Any]:
     """The state_dict in what a file holds, or the averaged one."""
     plain: Any = None
     averaged: Any = None
@@ -120,7 +121,7 @@ def _weights(path: Path, loaded: Any, ema: bool | None) -> Mapping[str, Any]:
     return plain
 
 
-def _is_state_dict(value: Any) -> bool:
+def _is_state_dict(value: object) -> bool:
     return (
         isinstance(value, Mapping)
         and len(value) > 0
@@ -128,7 +129,7 @@ def _is_state_dict(value: Any) -> bool:
     )
 
 
-def with_averages(model: Mapping[str, Any], shadows: Sequence[Any]) -> StateDict:
+def with_averages(model: Mapping[str, Any], shadows: Sequence[Array]) -> StateDict:
     """score_sde's averaged parameters under their names.
 
     Args:
@@ -207,7 +208,7 @@ def convert(
     return traverse_util.unflatten_dict(flat, sep="/"), table
 
 
-def export(kind: str, network: nn.Module, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def export(kind: str, network: nn.Module, variables: Mapping[str, Params]) -> dict[str, np.ndarray]:
     """The published state_dict of our variables: the inverse of :func:`convert`, bit for bit."""
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
     state = {}

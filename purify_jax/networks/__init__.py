@@ -13,14 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from purify_jax.checks import InputError, check_choice
-from purify_jax.networks.convnet import ConvNet
 from purify_jax.networks.diffusion import ADM, DDPMpp, SongUNet
 from purify_jax.networks.fields import check_fields
-from purify_jax.networks.mlp import MLP
 from purify_jax.networks.ncsnv2 import NCSNv2
 from purify_jax.networks.residual import PreActResNet18, ResNet, WideResNet
 from purify_jax.networks.shuffled_unet import NoiseConditionalUNet, ShuffledUNet
-from purify_jax.networks.unet import UNet
+from purify_jax.networks.small import MLP, ConvNet, UNet
 from purify_jax.networks.whitened_convnet import WhitenedConvNet
 from purify_jax.types import Json
 

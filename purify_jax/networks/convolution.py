@@ -64,13 +64,10 @@ def conv_general_dilated(
     padding: str | Pairs,
     lhs_dilation: Sequence[int] | None = None,
     rhs_dilation: Pair | None = None,
-    dimension_numbers: Any = None,
     feature_group_count: int = 1,
-    precision: Any = None,
-    **options: Any,
+    **_: object,
 ) -> Array:
     """:func:`convolve` with the signature that ``linen.Conv(conv_general_dilated=...)`` asks for."""
-    del dimension_numbers, precision, options
     if feature_group_count != 1 or any(d != 1 for d in lhs_dilation or ()):
         raise NotImplementedError(
             f"feature_group_count, lhs_dilation: got {feature_group_count}, {lhs_dilation}, "
@@ -88,7 +85,13 @@ def _native(
 
 
 def _images_transpose(
-    cotangent: Array, images: Any, kernel: Array, *, strides: Pair, padding: Pairs, dilation: Pair
+    cotangent: Array,
+    images: ad.UndefinedPrimal,
+    kernel: Array,
+    *,
+    strides: Pair,
+    padding: Pairs,
+    dilation: Pair,
 ) -> Array:
     sizes = images.aval.shape[1:3]
     strided = tuple(strides) != (1, 1)
@@ -145,13 +148,19 @@ def _turned(kernel: Array) -> Array:
     return jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
 
 
-def _known(shape: Sequence[Any]) -> bool:
+def _known(shape: Sequence[object]) -> bool:
     """Whether the sizes are numbers: in a program exported for any size they are not."""
     return all(isinstance(n, int) for n in shape)
 
 
 def _kernel_transpose(
-    cotangent: Array, images: Array, kernel: Any, *, strides: Pair, padding: Pairs, dilation: Pair
+    cotangent: Array,
+    images: Array,
+    kernel: ad.UndefinedPrimal,
+    *,
+    strides: Pair,
+    padding: Pairs,
+    dilation: Pair,
 ) -> Array:
     shape, dtype = kernel.aval.shape, kernel.aval.dtype
 
@@ -197,12 +206,11 @@ def _kernel_transpose(
     return lax.platform_dependent(images, cotangent, cpu=cpu, default=by_convolution)
 
 
-def _abstract(images: Any, kernel: Any, **params: Any) -> Any:
-    out = jax.eval_shape(
-        partial(_native, **params),
-        jax.ShapeDtypeStruct(images.shape, images.dtype),
-        jax.ShapeDtypeStruct(kernel.shape, kernel.dtype),
-    )
+def _abstract(
+    images: jax.core.ShapedArray, kernel: jax.core.ShapedArray, **params: Any
+) -> jax.core.ShapedArray:
+    given = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (images, kernel)]
+    out = jax.eval_shape(partial(_native, **params), *given)
     return jax.core.ShapedArray(out.shape, out.dtype)
 
 

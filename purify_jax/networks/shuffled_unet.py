@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from purify_jax.arrays import per_image
 from purify_jax.networks.convolution import Conv
 from purify_jax.networks.precision import compute_dtype
-from purify_jax.networks.unet import group_norm
+from purify_jax.networks.small import group_norm
 from purify_jax.types import Array
 
 #: The frequencies at which a level's ln(σ)/4 is shown to the network.

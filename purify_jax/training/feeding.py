@@ -27,8 +27,8 @@ class Dispatch(NamedTuple):
       the thread that reads ahead is already further.
     """
 
-    images: Array
-    labels: Array
+    images: Array | np.ndarray
+    labels: Array | np.ndarray
     indices: np.ndarray
     state: str | None = None
 

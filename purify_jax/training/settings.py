@@ -21,9 +21,6 @@ from purify_jax.models.versions import versions
 from purify_jax.training.optimizers import KERNELS, scale_by_muon
 from purify_jax.types import Json
 
-SCHEDULES = ("cosine", "constant")
-RULES = ("adamw", "muon")
-
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
@@ -93,8 +90,8 @@ class Settings(RunSettings):
         if self.clip_norm is not None:
             check_at_least("clip_norm", self.clip_norm, 1e-12)
         check_number("ema_decay", self.ema_decay, 0.0, 1.0, open_high=True)
-        check_choice("schedule", self.schedule, SCHEDULES)
-        check_choice("rule", self.rule, RULES)
+        check_choice("schedule", self.schedule, ("cosine", "constant"))
+        check_choice("rule", self.rule, ("adamw", "muon"))
         if self.schedule == "cosine" and self.warmup_steps >= self.num_steps:
             raise InputError(
                 f"warmup_steps: got {self.warmup_steps}, expected fewer than num_steps = {self.num_steps}"
