@@ -76,8 +76,14 @@ class TrainingCheckpoints:
         return None
 
     def _restore(self, step: int, abstract: ArrayTree) -> ArrayTree:
+        import orbax.checkpoint as ocp
+
+        def attempt() -> ArrayTree:
+            self._check_form(step, abstract)
+            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+
         try:
-            return self._attempt(step, abstract)
+            return attempt()
         except InputError:
             raise
         except Exception:  # once more, after every file has been read without an error
@@ -85,15 +91,9 @@ class TrainingCheckpoints:
                 if path.is_file():
                     path.read_bytes()
         try:
-            return self._attempt(step, abstract)
+            return attempt()
         except FileNotFoundError as error:  # the one OSError that is damage
             raise ValueError(str(error)) from error
-
-    def _attempt(self, step: int, abstract: ArrayTree) -> ArrayTree:
-        import orbax.checkpoint as ocp
-
-        self._check_form(step, abstract)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
 
     def _check_form(self, step: int, abstract: ArrayTree) -> None:
         """Raises InputError if a checkpoint's own description differs from what is expected."""
@@ -117,13 +117,9 @@ class TrainingCheckpoints:
         self._manager.close()
         # One process renames; the others, and any that came first, find it done.
         if jax.process_index() == 0:
-            damaged = self.folder / f"{step}.damaged"
-            suffix = 0
-            while damaged.exists():
-                suffix += 1
-                damaged = self.folder / f"{step}.damaged{suffix}"
+            before = len(list(self.folder.glob(f"{step}.damaged*")))
             with suppress(FileNotFoundError):
-                os.rename(self.folder / str(step), damaged)
+                os.rename(self.folder / str(step), self.folder / f"{step}.damaged{before or ''}")
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"set aside {step}")
         self._manager = self._open()

@@ -5,7 +5,8 @@ variance. Layers are numbered as in the published ``state_dict``.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from functools import partial
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -61,11 +62,13 @@ class ADM(nn.Module):
     @nn.compact
     def __call__(self, images: Array, condition: Array, labels: Array | None = None) -> Array:
         dtype = compute_dtype(self.dtype, images)
-        norm: dict[str, Any] = {"smallest_group": 1, "epsilon": 1e-5}
+        norm = partial(GroupNorm, smallest=1, epsilon=1e-5)
+        residual = partial(
+            ResidualBlock, scale_shift=True, project_resampled=False, group_norm=norm
+        )
 
         def block(name: str, x: Array, width: int, resample: Resampling | None = None) -> Array:
-            form = {"scale_shift": True, "project_resampled": False, **norm}
-            return ResidualBlock(width, dtype, resample, name=name, **form)(x, embedding)
+            return residual(width, dtype, resample, name=name)(x, embedding)
 
         def attend(name: str, x: Array) -> Array:
             if self.num_heads is None and x.shape[-1] % self.head_channels:
@@ -74,7 +77,7 @@ class ADM(nn.Module):
                 )
             heads = self.num_heads or x.shape[-1] // self.head_channels
             axis = 1 if self.joint_heads else 0
-            return Attention(heads, dtype, kinds_axis=axis, name=name, **norm)(x)
+            return Attention(heads, dtype, kinds_axis=axis, group_norm=norm, name=name)(x)
 
         embedding = self._embedding(condition, labels, dtype)
         widths = [int(self.features * m) for m in self.multipliers]
@@ -102,7 +105,7 @@ class ADM(nn.Module):
                 if level > 0 and index == self.num_blocks:
                     x = block(f"{at}_{part}", x, width, double)
                 count += 1
-        x = nn.silu(GroupNorm(dtype, smallest=1, epsilon=1e-5, name="out_0")(x))
+        x = nn.silu(norm(dtype, name="out_0")(x))
         channels = images.shape[-1] * (2 if self.learned_variance else 1)
         return conv(channels, dtype, "out_2", small=True)(x).astype(images.dtype)
 

@@ -88,7 +88,7 @@ class ResidualBlock(nn.Module):
       norm); otherwise it is added before it.
     project_resampled: a 1×1 convolution on the skip path of a resampling block even where the
       channels stay the same. Where they change there always is one.
-    smallest_group, epsilon: of the group norms.
+    group_norm: (dtype, name) → a :class:`GroupNorm`.
     """
 
     features: int
@@ -97,14 +97,11 @@ class ResidualBlock(nn.Module):
     scale_shift: bool = False
     project_resampled: bool = True
     gain: float = 1.0
-    smallest_group: int = 4
-    epsilon: float = 1e-6
+    group_norm: Callable[..., GroupNorm] = GroupNorm
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array) -> Array:
-        norm = lambda y, name: GroupNorm(self.dtype, self.smallest_group, self.epsilon, name=name)(
-            y
-        )
+        norm = lambda y, name: self.group_norm(self.dtype, name=name)(y)
         y = nn.silu(norm(x, "norm0"))
         project = x.shape[-1] != self.features
         if self.resample is not None:
@@ -137,13 +134,12 @@ class Attention(nn.Module):
     dtype: DTypeLike
     kinds_axis: int | None = None
     gain: float = 1.0
-    smallest_group: int = 4
-    epsilon: float = 1e-6
+    group_norm: Callable[..., GroupNorm] = GroupNorm
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
-        y = GroupNorm(self.dtype, self.smallest_group, self.epsilon, name="norm")(x)
+        y = self.group_norm(self.dtype, name="norm")(x)
         y = y.reshape(batch, height * width, channels)
         axes = [self.heads, channels // self.heads]
         if self.kinds_axis is None:
