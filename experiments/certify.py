@@ -57,11 +57,8 @@ def main(argv: list[str]) -> None:
         for label, model in models.items()
     }
     join = lambda place: [shards.merge(place, f"records_{m}.jsonl", _units) for m in models]
-    made_with = pj.evaluation.identity(models=loaded.models, data=dataset)
-    done = shards.run(work, join, settings, made_with)
-    if done is not None:
-        _write(*done, len(dataset), settings)
-        shards.finish()
+    write = lambda place, found: _write(place, found, len(dataset), settings)
+    shards.run(work, join, write, settings, models=loaded.models, data=dataset)
 
 
 def _units(header: Mapping[str, Any]) -> list[list[tuple[str, int]]]:

@@ -34,13 +34,16 @@ flags.DEFINE_list("only", None, "Only these purifiers.")
 flags.DEFINE_bool("transfer", True, "Score every purifier's attacked images on every other.")
 shards.define()
 FLAGS = flags.FLAGS
+_OPTIONS = (
+    "norm", "epsilon", "steps", "eot", "draws", "chain_steps", "diffusion_steps", "severity",
+)  # fmt: skip
 
 NOTE = (
     "All purifiers share one score network; their settings follow from its noise scale and were not tuned on "
     "these images. Accuracy of one draw with Wilson's 95% interval."
 )
 TERMS = (
-    ("worst", "the lowest of the three attacks that follow: the one to believe"),
+    ("worst", "the lowest of the three attacks that follow: the number to quote"),
     ("blind", "PGD on the bare classifier"),
     ("BPDA+EOT", "the purifier's gradient taken as the identity"),
     ("exact+EOT", "the gradient through everything"),
@@ -51,7 +54,7 @@ TERMS = (
 
 TRANSFER = (
     "Accuracy of one draw, averaged over all: the images that exact+EOT made on one purifier (column), "
-    "scored on another (row). The lowest of a row is the one to believe."
+    "scored on another (row). The lowest number of a row is the one to quote."
 )
 
 
@@ -94,55 +97,38 @@ def main(argv: list[str]) -> None:
     """Flags in, a table and a plot out."""
     del argv
     flagging.check_chosen("only")
-    transfer = pj.evaluation.transfer
     check_count("severity", FLAGS.severity, 1, 5)
     loaded = loading.load()
     dataset = loaded.dataset.take(FLAGS.images)
-    options = [
-        "norm",
-        "epsilon",
-        "steps",
-        "eot",
-        "draws",
-        "chain_steps",
-        "diffusion_steps",
-        "severity",
-    ]
     everything = _purifiers(loaded.score_model, FLAGS.chain_steps)
     chosen = list(everything) if FLAGS.only is None else FLAGS.only
     for name in chosen:
         if name not in everything:
             raise InputError(f"only: got {name!r}, expected some of {list(everything)}")
     work = lambda place, shard: _rows(loaded, dataset, everything, chosen, place, shard)
-    join = lambda place: shards.gather(
-        place, [[f"{transfer.file_name(n)}.json", str(_kept("", n))] for n in chosen]
-    )
-    made_with = pj.evaluation.identity(models=loaded.models, data=dataset)
-    done = shards.run(work, join, loading.settings(*options), made_with)
-    if done is None:
-        return
-    workdir, rows = done
-    matrix = None
-    if FLAGS.transfer:
-        images = {}
-        for name in chosen:
-            with np.load(_kept(workdir, name)) as archive:
-                images[name] = archive["images"]
-        matrix = transfer.measure(
-            loading.key(),
-            {n: loaded.undefended.replace(purifier=everything[n]) for n in chosen},
-            images,
-            dataset.labels,
-            draws=FLAGS.draws,
-            execution=shards.execution(workdir),
-        )
-    _write(workdir, rows, options, matrix)
-    shards.finish()
+    join = lambda place: shards.gather(place, [list(map(str, _files(Path(), n))) for n in chosen])
+
+    def write(workdir: Path, rows: dict) -> None:
+        matrix = None
+        if FLAGS.transfer:
+            matrix = pj.evaluation.transfer.measure(
+                loading.key(),
+                {n: loaded.undefended.replace(purifier=everything[n]) for n in chosen},
+                {n: pj.evaluation.adversarial.read_npz(_files(workdir, n)[1]) for n in chosen},
+                dataset.labels,
+                draws=FLAGS.draws,
+                execution=shards.execution(workdir),
+            )
+        _write(workdir, rows, matrix)
+
+    settings = loading.settings(*_OPTIONS)
+    shards.run(work, join, write, settings, models=loaded.models, data=dataset)
 
 
-def _kept(workdir: str | Path, name: str) -> Path:
-    """The file of the images that exact+EOT made on a purifier."""
-    return Path(workdir) / "adversarial" / f"{pj.evaluation.transfer.file_name(name)}.npz"
+def _files(workdir: Path, name: str) -> tuple[Path, Path]:
+    """The files of a purifier: its row, and the images that exact+EOT made on it."""
+    stem = pj.evaluation.transfer.file_name(name)
+    return workdir / f"{stem}.json", workdir / "adversarial" / f"{stem}.npz"
 
 
 def _rows(loaded, dataset, everything, chosen, workdir, shard) -> dict:
@@ -155,21 +141,23 @@ def _rows(loaded, dataset, everything, chosen, workdir, shard) -> dict:
     for name in pj.devices.progress.bar(
         mine, desc="purifiers", unit="purifier", disable=not FLAGS.progress
     ):
-        path = workdir / f"{pj.evaluation.transfer.file_name(name)}.json"
+        path, place = _files(workdir, name)
         if not path.exists():
             defense = loaded.undefended.replace(purifier=everything[name])
             saved = pj.evaluation.AdversarialImages()
             row = _measure(name, defense, dataset, changed, saved)
             images = pj.evaluation.adversarial.npz(images=saved.of("exact+EOT"))
-            write_atomically(_kept(workdir, name), images)
-            row["passes"] = _passes(type(loaded.score_model.network), everything[name], dataset)
+            write_atomically(place, images)
+            network = type(loaded.score_model.network)
+            first = _batch(dataset, 1)
+            row["passes"] = pj.costs.network_passes(network, everything[name], *first)
             write_atomically(path, json.dumps(row, indent=2) + "\n")
         try:
             rows[name] = json.loads(path.read_text())
         except ValueError as error:
             raise InputError(
-                f"workdir: {path} is damaged ({error}), expected it as written; without it, "
-                "this purifier is measured again"
+                f"workdir: {path} is damaged ({error}), expected a file as written; delete it to "
+                "measure this purifier again"
             ) from error
     return rows
 
@@ -202,17 +190,14 @@ def _measure(name, defense, dataset, changed, saved) -> dict:
     return row
 
 
-def _passes(network, purifier, dataset) -> int:
-    images, _ = dataset.batch(np.arange(1))
-    keys = pj.image_keys(loading.key(), np.arange(1))
-    return pj.costs.network_passes(network, purifier, keys, images)
+def _batch(dataset, count: int):
+    """Keys and images of the first images."""
+    return pj.image_keys(loading.key(), np.arange(count)), dataset.batch(np.arange(count))[0]
 
 
 def _seconds(defense, dataset) -> float:
     """Median seconds of one batch, compiled."""
-    count = min(FLAGS.batch_size, len(dataset))
-    images, _ = dataset.batch(np.arange(count))
-    keys = pj.image_keys(loading.key(), np.arange(count))
+    keys, images = _batch(dataset, min(FLAGS.batch_size, len(dataset)))
     compiled = pj.devices.memory.divided(defense, None)
     compiled(keys, images)  # it waits for the device
     times = []
@@ -223,7 +208,7 @@ def _seconds(defense, dataset) -> float:
     return float(np.median(times))
 
 
-def _write(workdir, rows: dict, options, matrix: pj.evaluation.transfer.Matrix | None) -> None:
+def _write(workdir, rows: dict, matrix: pj.evaluation.transfer.Matrix | None) -> None:
     transfer = pj.evaluation.transfer
     shares = ("clean", "blind", "BPDA+EOT", "exact+EOT")
     interval = lambda cell: f"{cell[0]:.3f} [{cell[1]:.3f}, {cell[2]:.3f}]"
@@ -286,7 +271,7 @@ def _write(workdir, rows: dict, options, matrix: pj.evaluation.transfer.Matrix |
         columns=columns,
         rows=body,
         sections=sections,
-        content={"settings": loading.settings(*options), "purifiers": rows, **found},
+        content={"settings": loading.settings(*_OPTIONS), "purifiers": rows, **found},
         notes=[f"RED FLAG: {flag}" for flag in flags],
         seed=FLAGS.seed,
         figures={"accuracy_against_cost": figure},

@@ -51,12 +51,9 @@ def main(argv: list[str]) -> None:
     join = lambda place: [
         shards.merge(place, f"records_{m}.jsonl", lambda header: units) for m in loaded.models
     ]
-    made_with = pj.evaluation.identity(models=loaded.models, data=dataset)
+    write = lambda place, found: _write(place, found, _sheet(load, dataset, names))
     settings = loading.settings("corruptions", "corruptions_dir")
-    done = shards.run(work, join, settings, made_with)
-    if done is not None:
-        _write(*done, _sheet(load, dataset, names))
-        shards.finish()
+    shards.run(work, join, write, settings, models=loaded.models, data=dataset)
 
 
 def _sheet(load, dataset, names) -> bytes:

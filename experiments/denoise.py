@@ -15,7 +15,7 @@ from absl import flags
 import purify_jax as pj
 from experiments.common import cli, flagging, loading
 from experiments.common.workdirs import claim_workdir
-from purify_jax.checks import InputError, check_count
+from purify_jax.checks import InputError
 
 loading.define_score_model()
 flags.DEFINE_string("dataset", None, "Data set (default: the model's).")
@@ -35,13 +35,11 @@ _SHOWN = 6
 def main(argv: list[str]) -> None:
     """Flags in, a table and a sheet out."""
     del argv
-    for name in ("images", "batch_size"):
-        check_count(name, FLAGS[name].value)
     sigmas = _sigmas()
     model = loading.read_score_model()
     dataset = loading.load_dataset(model, "model").take(FLAGS.images)
     names = ("score_model", "model", "dataset", "split", "images", "batch_size", "seed", "sigmas")
-    settings = {name: FLAGS[name].value for name in names}
+    settings = loading.values(*names)
     workdir = claim_workdir(FLAGS.workdir, settings, "settings.json")
     images, _ = dataset.batch(np.arange(len(dataset)))
     denoise = pj.Partial(_denoise, pj.models.noise_score(model))

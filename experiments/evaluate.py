@@ -90,15 +90,22 @@ def main(argv: list[str]) -> None:
     shared = ["shared_keys"] if run.has_shared_keys(models[label]) else []
     names = [f"records_{m}.jsonl" for m in [*models, *shared]]
     join = lambda place: [shards.merge(place, name, _units) for name in names]
-    made_with = pj.evaluation.identity(models=loaded.models, data=dataset)
-    done = shards.run(work, join, _settings(), made_with, "evaluation.json")
-    if done is None:
-        return
-    workdir, result = done
-    for m, kept in files.items():
-        written = kept.finish(result.records[m])
-        if FLAGS.save_images:
-            _save_pictures(workdir / "images" / m, models[m], written)
+
+    def write(workdir: Path, result: pj.evaluation.suite_runs.SuiteResult) -> None:
+        for m, kept in files.items():
+            written = kept.finish(result.records[m])
+            if FLAGS.save_images:
+                _save_pictures(workdir / "images" / m, models[m], written)
+        pj.reporting.robustness.write_robustness(
+            workdir, result, _summary(), _settings(), FLAGS.seed
+        )
+
+    shards.run(
+        work, join, write, _settings(), models=loaded.models, data=dataset, name="evaluation.json"
+    )
+
+
+def _summary() -> str:
     summary = (
         f"Suite {FLAGS.suite}, {FLAGS.norm} ε = {FLAGS.epsilon:g}, {FLAGS.images} images, "
         f"{FLAGS.draws} scoring draws."
@@ -109,8 +116,7 @@ def main(argv: list[str]) -> None:
         summary += (
             f" Restarts in the surrogate that attacks optimise on: {FLAGS.surrogate_restarts}."
         )
-    pj.reporting.robustness.write_robustness(workdir, result, summary, _settings(), FLAGS.seed)
-    shards.finish()
+    return summary
 
 
 def _units(header: Mapping[str, Any]) -> list[list[tuple[str, int]]]:

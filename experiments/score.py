@@ -1,4 +1,4 @@
-"""Scores saved adversarial images again: the average over fresh draws, and the worst of them.
+"""Scores saved adversarial images again: the average over fresh draws, and the worst of M draws.
 
 python -m experiments.score --images=FILE.npz --model=digits
 
@@ -69,9 +69,8 @@ def _settings() -> dict[str, Any]:
         "batch_size",
         "seed",
     )
-    purifier = ("num_steps", "num_restarts", "noise_scale")
     given = ("rate",) if FLAGS.rate is not None else ()
-    return {name: FLAGS[name].value for name in (*names, *purifier, *given)}
+    return loading.values(*names, *loading.PURIFIER, *given)
 
 
 def _write(

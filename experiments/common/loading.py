@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import flags
 
 import purify_jax as pj
 from experiments.common import flagging
-from experiments.common.workdirs import claim_workdir
 from purify_jax.checks import InputError
 
 FLAGS = flags.FLAGS
-
+#: Which models a binary requires beside the classifier.
+_needs = {"score_model": False}
+#: The purifier's flags that settings always name.
+PURIFIER = ("num_steps", "num_restarts", "noise_scale")
 MODEL_HELP = "A model that ships, a folder or hf:OWNER/NAME."
 
 
@@ -71,10 +72,6 @@ def read_models(needs_score_model: bool) -> tuple[pj.models.Model | None, pj.mod
             f"{classifier.image_shape}"
         )
     return score_model, classifier
-
-
-#: Which models a binary cannot do without, beside the classifier.
-_needs = {"score_model": False}
 
 
 def define_ball() -> None:
@@ -200,12 +197,10 @@ def settings(*more: str) -> dict[str, Any]:
         "batch_size",
         "seed",
     )
-    purifier = ("num_steps", "num_restarts", "noise_scale")
-    # Named only where given: records of before these flags belong to the same settings.
     given = [name for name in ("image_size", "method", "rate") if FLAGS[name].value is not None]
-    return {name: FLAGS[name].value for name in (*common, *purifier, *given, *more)}
+    return values(*common, *PURIFIER, *given, *more)
 
 
-def claim(*more: str) -> Path:
-    """The work directory, claimed for these settings."""
-    return claim_workdir(FLAGS.workdir, settings(*more), "settings.json")
+def values(*names: str) -> dict[str, Any]:
+    """Flag → its value."""
+    return {name: FLAGS[name].value for name in names}

@@ -57,7 +57,7 @@ def chosen() -> tuple[int, int]:
 
 
 def mesh() -> Mesh | None:
-    """This process's own devices where there are several: each of several processes works for itself."""
+    """This process's own devices if there are several: each of several processes works by itself."""
     import jax
 
     return pj.sharding.data_mesh(jax.local_devices()) if jax.device_count() > 1 else None
@@ -77,51 +77,51 @@ def execution(workdir: str | Path | None = None, shard: tuple[int, int] = (0, 1)
 def run(
     work: Callable[[Path, tuple[int, int]], Found],
     join: Callable[[Path], Any],
+    write: Callable[[Path, Found], None],
     settings: Mapping[str, Any],
-    made_with: Mapping[str, Any],
+    *,
+    models: Mapping[str, pj.defense.Defense],
+    data: pj.data.Dataset,
     name: str = "settings.json",
-) -> tuple[Path, Found] | None:
-    """Does this process's share of the work; (work directory, what was found) where all of it is there.
+) -> None:
+    """Does this process's share of the work, and writes the results once all shares exist.
 
-    ``work(workdir, (i, n))`` must continue from what lies in its folder; ``join(workdir)`` brings the
-    shards' files there. A shard works in a folder of its own inside ``--workdir`` and returns None, and
-    so do all of several processes but the last. ``made_with`` identifies models and data. Call
-    :func:`finish` when everything is written.
+    Args:
+      work: (folder, (i, n)) → the results of shard i of n. It continues from the files in its folder. A
+        shard has a folder of its own inside ``--workdir``.
+      join: brings the shards' files to a work directory.
+      write: (work directory, results) → the report. Called in one process, and not by a shard.
+      settings, models, data: what the results depend on.
+      name: the file of the work directory that keeps them.
     """
+    import jax
+    from jax.experimental import multihost_utils
+
+    made_with = pj.evaluation.identity(models=models, data=data)
     shard, settings = chosen(), {**settings, "made_with": made_with}
     workdir = claim_workdir(_folder(Path(FLAGS.workdir), shard), settings, name)
     if FLAGS.merge:
         join(workdir)
     found = work(workdir, shard)
-    if shard == (0, 1):
-        return workdir, found
-    if FLAGS.shard is not None:
+    if FLAGS.shard is not None and shard != (0, 1):
         print(f"shard {FLAGS.shard}: written to {workdir}; --merge joins the shards")
-        return None
-    import jax
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices("every share is written")
-    if jax.process_index() > 0:
-        finish()
-        return None
-    workdir = claim_workdir(FLAGS.workdir, settings, name)
-    join(workdir)
-    return workdir, work(workdir, (0, 1))
+        return
+    several = jax.process_count() > 1
+    if several:
+        multihost_utils.sync_global_devices("every share is written")
+    if jax.process_index() == 0:
+        if several:
+            workdir = claim_workdir(FLAGS.workdir, settings, name)
+            join(workdir)
+            found = work(workdir, (0, 1))
+        write(workdir, found)
+    if several:
+        multihost_utils.sync_global_devices("the merge is done")
 
 
 def _folder(workdir: Path, shard: tuple[int, int]) -> Path:
     index, count = shard
     return workdir if count == 1 else workdir / f"shard-{index}-of-{count}"
-
-
-def finish() -> None:
-    """Lets the processes that wait for process 0 end."""
-    import jax
-    from jax.experimental import multihost_utils
-
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("the merge is done")
 
 
 def merge(

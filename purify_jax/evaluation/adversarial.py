@@ -1,10 +1,10 @@
-"""The adversarial images of an evaluation: kept in memory, or as files that anybody can score again."""
+"""The adversarial images of an evaluation: kept in memory, or as files that can be scored again."""
 
 import io
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -36,8 +36,8 @@ class AdversarialImages:
 class AdversarialFiles(AdversarialImages):
     """Keeps adversarial images in a folder, batch by batch, so that a killed evaluation loses none.
 
-    :meth:`finish` makes one file of each attack, and ``strongest.npz``: of each image the candidate that
-    the attacker's own draws prefer.
+    :meth:`finish` writes one file per attack, and ``strongest.npz`` with each image's strongest candidate
+    by the attacker's own draws.
     """
 
     def __init__(self, folder: str | Path, dataset: Dataset, norm: str, epsilon: float):
@@ -112,7 +112,19 @@ class AdversarialFiles(AdversarialImages):
         return self._path(attack).with_suffix(".parts")
 
 
-def npz(**arrays: Any) -> bytes:
+def read_npz(path: Path) -> np.ndarray:
+    """The array "images" of an .npz file; InputError if it is damaged."""
+    try:
+        with np.load(path) as archive:
+            return archive["images"]
+    except (ValueError, EOFError, LookupError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"workdir: {path} is damaged ({error}), expected a file as written; delete it to compute "
+            "the images again"
+        ) from error
+
+
+def npz(**arrays: np.ndarray) -> bytes:
     """The content of an .npz file of these arrays."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
