@@ -36,20 +36,18 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
                 dataset, draws=1, execution=pj.Execution(batch_size=64),
             )  # fmt: skip
         for attack in ("clean", "blind PGD"):
-            right = {
-                curvature: np.array(
-                    [r["one_draw"] for r in records.of_attack(rows_, attack)], float
-                )
-                for curvature, rows_ in found.items()
-            }
-            change = right["secant"] - right["finite_difference"]
+            right = lambda curvature, attack=attack: np.array(
+                [r["one_draw"] for r in records.of_attack(found[curvature], attack)], float
+            )
+            first, second = right("finite_difference"), right("secant")
+            change = second - first
             half = 1.96 * change.std() / np.sqrt(len(change))
             rows.append(
                 {
                     "what": f"{name}, {attack}" + (f" {epsilon:.3g}" if attack != "clean" else ""),
                     "images": len(dataset),
-                    "finite difference": right["finite_difference"].mean(),
-                    "secant": right["secant"].mean(),
+                    "finite difference": first.mean(),
+                    "secant": second.mean(),
                     "difference, points": 100 * change.mean(),
                     "95% interval": [100 * (change.mean() - half), 100 * (change.mean() + half)],
                 }

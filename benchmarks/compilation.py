@@ -36,14 +36,10 @@ def main(argv: list[str]) -> None:
         child.report(_exact_gradient(FLAGS.measure))
     else:
         wanted = ["arguments", "constants", *(["large"] if FLAGS.gigabytes else [])]
-        rows = [{"parameters": name, **_child(name)} for name in wanted]
-        for row in rows:
-            print(json.dumps(row))
-
-
-def _child(name: str) -> dict:
-    more = [f"--features={FLAGS.features}", f"--gigabytes={FLAGS.gigabytes}"]
-    return child.run("benchmarks.compilation", [f"--measure={name}", *more])[0]
+        sizes = [f"--features={FLAGS.features}", f"--gigabytes={FLAGS.gigabytes}"]
+        for name in wanted:
+            found, _ = child.run("benchmarks.compilation", [f"--measure={name}", *sizes])
+            print(json.dumps({"parameters": name, **found}))
 
 
 def _exact_gradient(how: str) -> dict:
@@ -51,9 +47,8 @@ def _exact_gradient(how: str) -> dict:
     network = pj.networks.NCSNv2(features=FLAGS.features)
     images = jnp.zeros((1, 32, 32, 3))
     shapes = jax.eval_shape(network.init, jax.random.key(0), images)["params"]
-    draws = np.random.default_rng(
-        0
-    )  # a constant of one repeated value would be stored as one value
+    # Random, since a constant of one repeated value is stored as one value.
+    draws = np.random.default_rng(0)
     params = jax.tree.map(lambda s: jnp.asarray(draws.normal(0, 0.01, s.shape), s.dtype), shapes)
     score_fn = pj.energy.NetworkScore(network, params)
     purifier = pj.ADP(score_fn, num_steps=2, num_restarts=1)

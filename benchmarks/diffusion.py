@@ -1,7 +1,7 @@
 """Memory of exact gradients through DiffPure: against steps, beside PyTorch's graph, and at ADM's size.
 
-JAX's figure is the temporary memory of XLA's compiled program; PyTorch's, the bytes of the tensors
-that autograd keeps. Nothing runs, and no weights are made: neither depends on them.
+For JAX, the temporary memory of XLA's compiled program; for PyTorch, the bytes of the tensors that
+autograd keeps. Neither depends on the weights, so nothing runs and no weights are made.
 """
 
 import os
@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 import purify_jax as pj
-from benchmarks.settings import Settings, torch_or_none
+from benchmarks.memory.gradients import temporary_bytes, torch_graph
+from benchmarks.settings import Settings
 from purify_jax import attacks, diffusions, networks, purifiers
 from purify_jax.networks.diffusion import ADM
 
@@ -34,24 +35,10 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
                 "that without stored images": (megabytes - stored) / first,
             }
         )
-    if torch := torch_or_none():
-        from benchmarks.peers import torch_published
-
-        module = settings.torch_network(torch)
-        x = settings.torch_images(torch, settings.images)
-        for steps in (1, 2, 4, 10):
-            leaf = x.clone().requires_grad_(True)
-            run = lambda leaf=leaf, steps=steps: torch_published.diffpure(module, leaf, steps)
-            megabytes = torch_published.stored_bytes(run) / 1e6
-            rows.append(
-                {
-                    "what": f"PyTorch graph, the same, {settings.images} images",
-                    "steps": steps,
-                    "MB": megabytes,
-                    "times the first row": megabytes / rows[0]["MB"],
-                }
-            )
-    return rows
+    run = lambda published, module, x, steps: published.diffpure(module, x, steps)
+    graph = torch_graph(settings, f"the same, {settings.images} images", run)
+    ratio = lambda row: {"times the first row": row["MB"] / rows[0]["MB"]}
+    return [*rows, *({**row, **ratio(row)} for row in graph)]
 
 
 def published_adm(settings: Settings) -> list[dict[str, Any]]:
@@ -88,8 +75,7 @@ def gradient_bytes(network: Any, variables: Any, shape: tuple[int, ...], steps: 
     keys = jax.eval_shape(lambda: pj.image_keys(jax.random.key(0), jnp.arange(shape[0])))
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     labels = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
-    compiled = jax.jit(gradient).lower(variables, keys, images, labels).compile()
-    return int(compiled.memory_analysis().temp_size_in_bytes)
+    return temporary_bytes(gradient, variables, keys, images, labels)
 
 
 def device_bytes() -> int:

@@ -88,14 +88,11 @@ def _torch(settings: Settings, kind: str = "purification") -> dict[str, Callable
         if kind == "purification":
             function, arguments = torch_published.purify_restarts, (module, x, settings.restarts)
         else:
-            function = {
-                "BPDA+EOT": torch_published.bpda_gradient,
-                "exact+EOT": torch_published.exact_gradient,
-            }[kind]
             classifier = variant.prepare(WideResNet(settings.depth, settings.width))
             labels = torch.zeros(settings.images, dtype=torch.long, device=x.device)
-            arguments = (module, classifier, x, labels)
+            function, arguments = torch_published.gradient, (module, classifier, x, labels)
             options |= {"restarts": settings.surrogate_restarts, "samples": settings.eot}
+            options["exact"] = kind == "exact+EOT"
 
         def run(function=function, arguments=arguments, options=options) -> None:
             function(*arguments, **options)

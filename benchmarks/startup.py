@@ -15,10 +15,7 @@ from benchmarks import timing
 from benchmarks.settings import Settings
 from purify_jax import attacks, energy, networks, noise, training
 
-_FLOOR = ("-c", "import jax")
-_IMPORT = ("-c", "import purify_jax")
-_ROOMS = ("-c", "import purify_jax as pj; [getattr(pj, name) for name in pj.__all__]")
-_HELP = ("-m", "experiments.evaluate", "--help")
+_ALL_NAMES = "import purify_jax as pj; [getattr(pj, name) for name in pj.__all__]"
 _FIRST = (
     "-c",
     """
@@ -34,8 +31,8 @@ jax.block_until_ready(jax.jit(model.defense)(keys, images))
 def measure(settings: Settings) -> list[dict[str, Any]]:
     """Rows with seconds of whole Python processes, and counts of compilations.
 
-    ``processor_seconds`` is the process's own time on the processor: on a shared machine the steadier of
-    the two. The first row is the floor of the others that use JAX.
+    ``processor_seconds`` is the process's own time on the processor, which varies less on a shared machine.
+    The first row is the least that any process with JAX takes.
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -45,10 +42,10 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
         }
         _seconds(_FIRST, cached)
         cases = {
-            "start Python, import jax": (_FLOOR, {}),
-            "start Python, import purify_jax": (_IMPORT, {}),
-            "the same, all that it names": (_ROOMS, {}),
-            "evaluate --help": (_HELP, {}),
+            "start Python, import jax": (("-c", "import jax"), {}),
+            "start Python, import purify_jax": (("-c", "import purify_jax"), {}),
+            "the same, all public names": (("-c", _ALL_NAMES), {}),
+            "evaluate --help": (("-m", "experiments.evaluate", "--help"), {}),
             "the same, first purified images, no cache": (_FIRST, {}),
             "the same, first purified images, programs in the cache": (_FIRST, cached),
         }

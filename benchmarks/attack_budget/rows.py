@@ -8,8 +8,8 @@ from purify_jax.attacks import suites
 from purify_jax.defense import Defense, undefended
 from purify_jax.types import Attack, GradientFn
 
-#: A defense → attack by name. Several attacks of one row run one after the other, on the images that
-#: still stand, and of each image the strongest candidate counts.
+#: A defense → attack by name. Several attacks of one row run one after the other, on the images that no
+#: earlier one turned, and the strongest candidate of each image counts.
 Build = Callable[[Defense], Mapping[str, Attack]]
 
 
@@ -21,21 +21,21 @@ def table(epsilon: float, norm: str, budget: int) -> dict[str, Build]:
     ball: dict[str, Any] = {"norm": norm, "epsilon": epsilon}
     reach = epsilon / 4  # of the common step that weights look ahead: the first step's length
 
+    def mean(gradient: GradientFn, eot: int) -> GradientFn:
+        return attacks.EOT(gradient, num_samples=eot, samples_at_once=4)
+
     def alone(build: Callable[[Defense], Attack]) -> Build:
         return lambda defense: {"attack": build(defense)}
 
     def momentum(
-        loss=losses.cross_entropy, eot=4, mean=False, warm=False, share=1.0, **more
+        loss=losses.cross_entropy, eot=4, of_mean=False, warm=False, share=1.0, **more
     ) -> Build:
         def build(defense: Defense) -> Attack:
-            if mean:
-                gradient = attacks.ExactGradient(
-                    attacks.MeanPrediction(defense, num_samples=eot, samples_at_once=4), loss
-                )
+            if of_mean:
+                predict = attacks.MeanPrediction(defense, num_samples=eot, samples_at_once=4)
+                gradient = attacks.ExactGradient(predict, loss)
             else:
-                gradient = attacks.EOT(
-                    attacks.ExactGradient(defense, loss), num_samples=eot, samples_at_once=4
-                )
+                gradient = mean(attacks.ExactGradient(defense, loss), eot)
             steps = max(1, int(share * budget) // eot)
             start = None
             if warm:
@@ -46,15 +46,11 @@ def table(epsilon: float, norm: str, budget: int) -> dict[str, Build]:
         return alone(build)
 
     def plain(eot: int, steps: int) -> Build:
-        gradient = lambda d: attacks.EOT(
-            attacks.ExactGradient(d), num_samples=eot, samples_at_once=4
-        )
+        gradient = lambda d: mean(attacks.ExactGradient(d), eot)
         return alone(lambda d: attacks.PGD(gradient(d), num_steps=max(1, steps), **ball))
 
     def auto(eot: int, loss) -> Build:
-        gradient = lambda d: attacks.EOT(
-            attacks.ExactGradient(d, loss), num_samples=eot, samples_at_once=4
-        )
+        gradient = lambda d: mean(attacks.ExactGradient(d, loss), eot)
         return alone(lambda d: attacks.APGD(gradient(d), num_steps=max(1, budget // eot), **ball))
 
     def follow(gradient: Callable[[Defense], GradientFn], backward: int) -> Build:
@@ -95,7 +91,7 @@ def table(epsilon: float, norm: str, budget: int) -> dict[str, Build]:
         "momentum, margin, EOT 4": momentum(losses.margin),
         "momentum, smooth error, EOT 4": momentum(losses.smooth_error),
         "momentum, smooth error, EOT 1": momentum(losses.smooth_error, eot=1),
-        "momentum, margin of the mean, EOT 4": momentum(losses.margin, mean=True),
+        "momentum, margin of the mean, EOT 4": momentum(losses.margin, of_mean=True),
         "momentum, smooth error, EOT 4, from the transfer attack": momentum(losses.smooth_error, warm=True),
         "momentum, smooth error, EOT 4, three times the passes": momentum(losses.smooth_error, share=3.0),
         "momentum, cross-entropy, EOT 4, three times the passes": momentum(share=3.0),

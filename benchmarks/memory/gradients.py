@@ -1,7 +1,7 @@
 """Memory of exact gradients against steps, EOT samples and chunk: compiled JAX, PyTorch's graph.
 
-JAX's figure is the temporary memory of XLA's compiled program; PyTorch's, the bytes of the tensors
-that autograd keeps. Neither depends on the weights.
+For JAX, the temporary memory of XLA's compiled program; for PyTorch, the bytes of the tensors that
+autograd keeps. Neither depends on the weights.
 """
 
 from collections.abc import Callable
@@ -27,8 +27,34 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
         shape = (settings.images, 32, 32, 3)
         label = f"NCSNv2, {settings.features} features"
         rows += _compiled(label, make, shape, name, 1, [(10, 1, 1), (100, 1, 1), (10, 4, 1)])
-    if torch := torch_or_none():
-        rows += _torch_graph(settings, torch)
+    what = f"NCSNv2, {settings.images} images, finite difference"
+    purify = lambda published, module, x, steps: published.purify(
+        module, x, steps=steps, noise_scale=0.25
+    )
+    graph = torch_graph(settings, what, purify)
+    more = lambda row: {"EOT": 1, "at once": 1, "times the first row": row["MB"] / graph[0]["MB"]}
+    return [*rows, *({**row, **more(row)} for row in graph)]
+
+
+def temporary_bytes(function: Callable, *arguments: Any) -> int:
+    """Temporary bytes of a function's compiled program."""
+    compiled = jax.jit(function).lower(*arguments).compile()
+    return int(compiled.memory_analysis().temp_size_in_bytes)
+
+
+def torch_graph(settings: Settings, what: str, run: Callable) -> list[dict[str, Any]]:
+    """Rows of the bytes that PyTorch keeps for ``run(torch_published, module, images, steps)``; none without it."""
+    if (torch := torch_or_none()) is None:
+        return []
+    from benchmarks.peers import torch_published
+
+    module = settings.torch_network(torch)
+    x = settings.torch_images(torch, settings.images)
+    rows: list[dict[str, Any]] = []
+    for steps in (1, 2, 4, 10):
+        leaf = x.clone().requires_grad_(True)
+        kept = torch_published.stored_bytes(lambda: run(torch_published, module, leaf, steps))
+        rows.append({"what": f"PyTorch graph, {what}", "steps": steps, "MB": kept / 1e6})
     return rows
 
 
@@ -67,8 +93,7 @@ def _compiled(
         gradient = attacks.EOT(
             attacks.ExactGradient(model), num_samples=samples, samples_at_once=chunk
         )
-        compiled = jax.jit(gradient).lower(keys, images, labels).compile()
-        megabytes = compiled.memory_analysis().temp_size_in_bytes / 1e6
+        megabytes = temporary_bytes(gradient, keys, images, labels) / 1e6
         # The carried images of a step are kept: one for finite differences, three for the secant.
         kept = 3 if name == "secant" else 1
         stored = steps * restarts * chunk * images.nbytes * kept / 1e6
@@ -83,31 +108,6 @@ def _compiled(
                 "of it stored images, MB": stored,
                 "times the first row": megabytes / (rows[0]["MB"] if rows else megabytes),
                 "that without stored images": (megabytes - stored) / first,
-            }
-        )
-    return rows
-
-
-def _torch_graph(settings: Settings, torch: Any) -> list[dict[str, Any]]:
-    from benchmarks.peers import torch_published
-
-    module = settings.torch_network(torch)
-    x = settings.torch_images(torch, settings.images)
-    rows: list[dict[str, Any]] = []
-    for steps in (1, 2, 4, 10):
-        leaf = x.clone().requires_grad_(True)
-        run = lambda leaf=leaf, steps=steps: torch_published.purify(
-            module, leaf, steps=steps, noise_scale=0.25
-        )
-        megabytes = torch_published.stored_bytes(run) / 1e6
-        rows.append(
-            {
-                "what": f"PyTorch graph, NCSNv2, {settings.images} images, finite difference",
-                "steps": steps,
-                "EOT": 1,
-                "at once": 1,
-                "MB": megabytes,
-                "times the first row": megabytes / (rows[0]["MB"] if rows else megabytes),
             }
         )
     return rows

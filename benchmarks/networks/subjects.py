@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,17 +17,27 @@ from purify_jax import networks
 class Subject:
     """A network, its PyTorch peer and how much goes through them at once.
 
-    make: dtype → the library's network.
-    peer: makes the same network in PyTorch.
+    network: the library's class; the peer in ``benchmarks.peers.module`` has the same name.
+    sizes: what both are made with.
     levels: of a score network, (largest σ, smallest σ, how many) of its training; None: a classifier.
     """
 
     label: str
-    make: Callable[[str], nn.Module]
-    peer: Callable[[], Any]
+    network: type[nn.Module]
+    module: str
+    sizes: Mapping[str, Any]
     batch: int
     train_batch: int
     levels: tuple[float, float, int] | None = None
+
+    def make(self, dtype: str) -> nn.Module:
+        """The library's network."""
+        return self.network(**self.sizes, dtype=dtype)
+
+    def peer(self) -> Any:
+        """The same network in PyTorch."""
+        module = importlib.import_module(f"benchmarks.peers.{self.module}")
+        return getattr(module, self.network.__name__)(**self.sizes)
 
     def variables(self) -> Any:
         """Untrained parameters and statistics; times do not depend on them."""
@@ -43,61 +53,26 @@ class Subject:
 
 def chosen(settings: Settings) -> list[Subject]:
     """The networks that ``settings.networks`` names."""
-    makers = {
-        "ncsnv2": _ncsnv2,
-        "wide_resnet": _wide_resnet,
-        "whitened_convnet": _whitened_convnet,
-        "shuffled_unet": _shuffled_unet,
-    }
-    return [makers[name](settings) for name in settings.networks]
-
-
-def _peer(module: str, name: str, *arguments: Any, **settings: Any) -> Callable[[], Any]:
-    """Makes a network of ``benchmarks.peers``, which is imported where PyTorch is."""
-    return lambda: getattr(importlib.import_module(f"benchmarks.peers.{module}"), name)(
-        *arguments, **settings
-    )
-
-
-def _ncsnv2(settings: Settings) -> Subject:
-    return Subject(
-        f"NCSNv2, {settings.features} features",
-        lambda dtype: networks.NCSNv2(features=settings.features, dtype=dtype),
-        _peer("torch_ncsnv2", "NCSNv2", settings.features),
-        settings.network_batch,
-        settings.train_batch,
-        levels=(50.0, 0.01, 232),
-    )
-
-
-def _wide_resnet(settings: Settings) -> Subject:
-    return Subject(
-        f"WideResNet-{settings.depth}-{settings.width}",
-        lambda dtype: networks.WideResNet(depth=settings.depth, width=settings.width, dtype=dtype),
-        _peer("torch_wide_resnet", "WideResNet", settings.depth, settings.width),
-        settings.network_batch,
-        settings.train_batch,
-    )
-
-
-def _whitened_convnet(settings: Settings) -> Subject:
-    features = settings.convnet_features
-    return Subject(
-        f"WhitenedConvNet {features}",
-        lambda dtype: networks.WhitenedConvNet(features=features, dtype=dtype),
-        _peer("torch_whitened_convnet", "WhitenedConvNet", features),
-        settings.small_batch,
-        settings.small_batch,
-    )
-
-
-def _shuffled_unet(settings: Settings) -> Subject:
-    features = settings.unet_features
-    return Subject(
-        f"ShuffledUNet {features}",
-        lambda dtype: networks.ShuffledUNet(features=features, blocks=1, dtype=dtype),
-        _peer("torch_shuffled_unet", "ShuffledUNet", features, blocks=1),
-        settings.small_batch,
-        settings.small_batch,
-        levels=(0.5, 0.05, 10),
-    )
+    large = (settings.network_batch, settings.train_batch)
+    small = (settings.small_batch, settings.small_batch)
+    features, convnet, unet = settings.features, settings.convnet_features, settings.unet_features
+    wide = {"depth": settings.depth, "width": settings.width}
+    subjects = {
+        "ncsnv2": Subject(
+            f"NCSNv2, {features} features", networks.NCSNv2, "torch_ncsnv2",
+            {"features": features}, *large, levels=(50.0, 0.01, 232),
+        ),
+        "wide_resnet": Subject(
+            f"WideResNet-{settings.depth}-{settings.width}", networks.WideResNet,
+            "torch_wide_resnet", wide, *large,
+        ),
+        "whitened_convnet": Subject(
+            f"WhitenedConvNet {convnet}", networks.WhitenedConvNet, "torch_whitened_convnet",
+            {"features": convnet}, *small,
+        ),
+        "shuffled_unet": Subject(
+            f"ShuffledUNet {unet}", networks.ShuffledUNet, "torch_shuffled_unet",
+            {"features": unet, "blocks": 1}, *small, levels=(0.5, 0.05, 10),
+        ),
+    }  # fmt: skip
+    return [subjects[name] for name in settings.networks]

@@ -69,42 +69,31 @@ def _loss(logits: list[Tensor], labels: Tensor) -> Tensor:
     return F.nll_loss(log_probs, labels, reduction="sum")
 
 
-def bpda_gradient(
+def gradient(
     score: Score,
     classifier: nn.Module,
     images: Tensor,
     labels: Tensor,
     *,
+    exact: bool,
     restarts: int,
     samples: int,
     **settings: float,
 ) -> Tensor:
-    """BPDA+EOT: the classifier's gradient at the purified images, averaged over samples."""
+    """Exact+EOT or BPDA+EOT, averaged over samples.
+
+    exact: the gradient through every step, step sizes included, whose graph is kept whole. Otherwise the
+    classifier's gradient at the purified images.
+    """
     total = torch.zeros_like(images)
     for _ in range(samples):
-        leaf = torch.zeros_like(images, requires_grad=True)
-        purified = purify_restarts(score, images, restarts, **settings)
-        loss = _loss([classifier(p + leaf) for p in purified], labels)
+        leaf = (images.clone() if exact else torch.zeros_like(images)).requires_grad_(True)
+        if exact:
+            purified = [purify(score, leaf, **settings) for _ in range(restarts)]
+        else:
+            purified = [p + leaf for p in purify_restarts(score, images, restarts, **settings)]
+        loss = _loss([classifier(p) for p in purified], labels)
         total += torch.autograd.grad(loss, leaf)[0]
-    return total / samples
-
-
-def exact_gradient(
-    score: Score,
-    classifier: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    restarts: int,
-    samples: int,
-    **settings: float,
-) -> Tensor:
-    """Exact+EOT: the gradient through every step, step sizes included; the graph is kept whole."""
-    total = torch.zeros_like(images)
-    for _ in range(samples):
-        leaf = images.clone().requires_grad_(True)
-        logits = [classifier(purify(score, leaf, **settings)) for _ in range(restarts)]
-        total += torch.autograd.grad(_loss(logits, labels), leaf)[0]
     return total / samples
 
 
@@ -122,11 +111,7 @@ def dsm_step(
     noise = torch.randn_like(images)
     error = network(images + sigma * noise) / sigma + noise / sigma
     loss = (0.5 * (error * sigma) ** 2).flatten(1).sum(1).mean()
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-    optimizer.step()
-    _follow(average, network)
+    _update(network, average, optimizer, loss, largest=1.0)
 
 
 def classifier_step(
@@ -137,23 +122,24 @@ def classifier_step(
     labels: Tensor,
 ) -> None:
     """One step of cross-entropy that updates the batch statistics, and a moving average."""
-    images = _randomly_flipped(images)
-    loss = F.cross_entropy(network(images), labels)
+    loss = F.cross_entropy(network(_randomly_flipped(images)), labels)
+    _update(network, average, optimizer, loss)
+
+
+def _update(network, average, optimizer, loss: Tensor, largest: float | None = None) -> None:
     optimizer.zero_grad()
     loss.backward()
+    if largest is not None:
+        nn.utils.clip_grad_norm_(network.parameters(), largest)
     optimizer.step()
-    _follow(average, network)
+    with torch.no_grad():
+        for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
+            slow.lerp_(fast, 0.001)
 
 
 def _randomly_flipped(images: Tensor) -> Tensor:
     flipped = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
     return torch.where(flipped, images.flip(-1), images)
-
-
-def _follow(average: nn.Module, network: nn.Module) -> None:
-    with torch.no_grad():
-        for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
-            slow.lerp_(fast, 0.001)
 
 
 def stored_bytes(run: Callable[[], object]) -> int:
