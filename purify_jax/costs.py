@@ -17,10 +17,10 @@ from jax.extend.core import Jaxpr, JaxprEqn
 
 from purify_jax.checks import InputError
 from purify_jax.defense import Defense
-from purify_jax.purifiers import is_deterministic, score_of
 from purify_jax.purifiers.filters import identity
+from purify_jax.purifiers.loop import WrappedPurifier
 from purify_jax.pytrees import Pytree, as_pytree
-from purify_jax.types import Array, Attack, Keys, LogitsFn, PurifyFn, PurifyInfo, ScoreFn
+from purify_jax.types import Array, Attack, Keys, LogitsFn, PurifyInfo
 
 _MARK = "purify_jax_pass_"
 
@@ -227,17 +227,7 @@ class _Classifier(Pytree):
         return _mark("classifier", int(np.prod(logits.shape[1:])), logits)
 
 
-class _Purifier(Pytree):
-    purifier: PurifyFn
-
-    @property
-    def score_fn(self) -> ScoreFn | None:
-        return score_of(self.purifier)
-
-    @property
-    def is_deterministic(self) -> bool:
-        return is_deterministic(self.purifier)
-
+class _Purifier(WrappedPurifier):
     def __call__(self, keys: Keys, images: Array) -> tuple[Array, PurifyInfo]:
         purified, info = self.purifier(keys, images)
         # One call for all restarts of an image.

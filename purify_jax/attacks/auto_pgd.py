@@ -3,6 +3,7 @@
 Croce & Hein 2020, arXiv 2003.01690, algorithm 1, with the constants of the published code.
 """
 
+import functools
 from dataclasses import KW_ONLY
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify_jax.arrays import per_image
-from purify_jax.attacks.norms import Norm, check_epsilon, get, l2
+from purify_jax.attacks.norms import Norm, check_epsilon, get, l2, project_into
 from purify_jax.checks import InputError, check_at_least, check_count, check_images
 from purify_jax.keys import fold_keys
 from purify_jax.pytrees import Pytree, static
@@ -107,7 +108,7 @@ class APGD(Pytree):
     def _one_start(self, keys: Keys, images: Array, labels: Array) -> tuple[Array, Array, Array]:
         norm, epsilon, num_steps = get(self.norm), self.epsilon, self.num_steps
         review, length = _checkpoints(num_steps)
-        inside = _linf_inside if norm.name == "linf" else _l2_inside
+        inside = _linf_inside if norm.name == "linf" else functools.partial(project_into, norm)
         start_keys, first_keys = fold_keys(keys, num_steps + 1), fold_keys(keys, num_steps)
         start = _start(norm, start_keys, images, epsilon)
         grads, loss = self.gradient(first_keys, start, labels)
@@ -190,10 +191,6 @@ def _start(norm: Norm, keys: Keys, images: Array, epsilon: float) -> Array:
 
 def _linf_inside(images: Array, moved: Array, epsilon: float) -> Array:
     return jnp.clip(jnp.clip(moved, images - epsilon, images + epsilon), *BOUNDS)
-
-
-def _l2_inside(images: Array, moved: Array, epsilon: float) -> Array:
-    return jnp.clip(images + l2.project(moved - images, epsilon), *BOUNDS)
 
 
 def _where(condition: Array, yes: Array, no: Array) -> Array:

@@ -5,6 +5,7 @@ exact gradients of a changed defense, so that what is attacked stays the deploye
 :class:`~purify_jax.defense.Defense`.
 """
 
+from collections.abc import Callable
 from dataclasses import KW_ONLY
 
 import jax
@@ -16,7 +17,8 @@ from purify_jax.checks import InputError, check_at_least, check_count
 from purify_jax.defense import Defense, undefended
 from purify_jax.keys import fold_keys, stream
 from purify_jax.losses import cross_entropy
-from purify_jax.purifiers import ADP, HeldConstant, is_deterministic, score_of
+from purify_jax.purifiers import ADP, HeldConstant
+from purify_jax.purifiers.loop import WrappedPurifier
 from purify_jax.pytrees import Pytree, static
 from purify_jax.types import (
     Array,
@@ -40,12 +42,17 @@ class ExactGradient(Pytree):
     loss_fn: LossFn = cross_entropy
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> tuple[Array, Array]:
-        def total(x: Array) -> tuple[Array, Array]:
-            loss = self.loss_fn(self.defense(keys, x), labels)
-            return jnp.sum(loss), loss
+        return loss_gradient(lambda x: self.loss_fn(self.defense(keys, x), labels), images)
 
-        grads, loss = jax.grad(total, has_aux=True)(images)
-        return grads, loss
+
+def loss_gradient(loss_of: Callable[[Array], Array], at: Array) -> tuple[Array, Array]:
+    """(the gradient of each image's loss, the losses) of a function that returns one loss per image."""
+
+    def total(x: Array) -> tuple[Array, Array]:
+        loss = loss_of(x)
+        return jnp.sum(loss), loss
+
+    return jax.grad(total, has_aux=True)(at)
 
 
 def exact_held_steps(defense: Defense, loss_fn: LossFn = cross_entropy) -> ExactGradient:
@@ -62,23 +69,11 @@ def exact_held_steps(defense: Defense, loss_fn: LossFn = cross_entropy) -> Exact
     return ExactGradient(defense.replace(purifier=held), loss_fn)
 
 
-class IdentityBackward(Pytree):
+class IdentityBackward(WrappedPurifier):
     """The same purifier, whose backward pass pretends it were the identity (BPDA).
 
     Athalye, Carlini & Wagner 2018, arXiv 1802.00420, section 4.1. The forward value is the purifier's own.
     """
-
-    purifier: PurifyFn
-
-    @property
-    def score_fn(self) -> ScoreFn | None:
-        """The purifier's own."""
-        return score_of(self.purifier)
-
-    @property
-    def is_deterministic(self) -> bool:
-        """As the purifier."""
-        return is_deterministic(self.purifier)
 
     def __call__(self, keys: Keys, images: Array) -> tuple[Array, PurifyInfo]:
         return _straight_through(self.purifier, keys, images)
@@ -149,12 +144,7 @@ def at_purified(
 
     Taken as the gradient with respect to the images, it is that of :func:`bpda`.
     """
-
-    def total(x: Array) -> tuple[Array, Array]:
-        loss = loss_fn(defense.classify(x), labels)
-        return jnp.sum(loss), loss
-
-    grads, loss = jax.grad(total, has_aux=True)(purified)
+    grads, loss = loss_gradient(lambda x: loss_fn(defense.classify(x), labels), purified)
     return jnp.sum(grads, axis=0), loss
 
 

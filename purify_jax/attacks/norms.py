@@ -54,10 +54,12 @@ def _l2_steepest(x: Array) -> Array:
 def _l2_random(keys: Keys, like: Array, epsilon: float) -> Array:
     # Uniform in the ball: uniform direction, radius ε·u^(1/d).
     direction = _l2_steepest(_draw(jax.random.normal, stream(keys, "direction"), like))
-    radius_keys = stream(keys, "radius")
-    uniform = jax.vmap(lambda key: jax.random.uniform(key, (), like.dtype))(radius_keys)
-    radius = epsilon * uniform ** (1 / _flat(like).shape[1])
-    return direction * per_image(radius, like)
+    return direction * per_image(_radius(keys, like, epsilon), like)
+
+
+def _radius(keys: Keys, like: Array, epsilon: float) -> Array:
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (), like.dtype))(stream(keys, "radius"))
+    return epsilon * uniform ** (1 / _flat(like).shape[1])
 
 
 def _linf_random(keys: Keys, like: Array, epsilon: float) -> Array:
@@ -89,9 +91,7 @@ def _l1_steepest(x: Array) -> Array:
 
 def _l1_random(keys: Keys, like: Array, epsilon: float) -> Array:
     draw = _draw(jax.random.laplace, stream(keys, "direction"), like)
-    radius_keys = stream(keys, "radius")
-    uniform = jax.vmap(lambda key: jax.random.uniform(key, (), like.dtype))(radius_keys)
-    radius = epsilon * uniform ** (1 / _flat(like).shape[1])
+    radius = _radius(keys, like, epsilon)
     return draw * per_image(radius / jnp.maximum(_l1_size(draw), _TINY), like)
 
 

@@ -5,6 +5,7 @@ import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -124,7 +125,7 @@ def read_npz(path: Path) -> np.ndarray:
         ) from error
 
 
-def npz(**arrays: np.ndarray) -> bytes:
+def npz(**arrays: Any) -> bytes:
     """The content of an .npz file of these arrays."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)

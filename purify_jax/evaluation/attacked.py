@@ -1,13 +1,12 @@
 """Evaluation: attack every image, score with fresh keys, one record per image and attack."""
 
+import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy
@@ -17,7 +16,7 @@ from purify_jax.attacks import norms
 from purify_jax.checks import InputError, check_count, check_images, check_labels
 from purify_jax.costs import Passes
 from purify_jax.data import Dataset
-from purify_jax.devices import memory, progress, sharding
+from purify_jax.devices import memory, progress
 from purify_jax.devices.batches import batches, completed, of_shard, padded_size
 from purify_jax.devices.execution import Execution
 from purify_jax.evaluation.adversarial import AdversarialImages
@@ -29,7 +28,7 @@ from purify_jax.evaluation.predictions import (
     check_log_probs,
 )
 from purify_jax.evaluation.protocol import PROTOCOL, own_draws
-from purify_jax.evaluation.records import Record, RecordFile
+from purify_jax.evaluation.records import Record, open_records
 from purify_jax.keys import fold_keys, image_keys, stream_key
 from purify_jax.pytrees import Partial
 from purify_jax.types import Array, Attack, Keys, PredictFn
@@ -106,56 +105,48 @@ class Evaluation:
             raise InputError("attacks: the name 'clean' is taken, expected another")
         execution = completed(execution, 128)
         mesh, dataset, split = execution.mesh, self.dataset, execution.shard_parameters
-        path = None if execution.workdir is None else Path(execution.workdir, f"{self.name}.jsonl")
-        sharding.check_one_writer(path, mesh)
         size = padded_size(execution.batch_size or 128, len(dataset), mesh)
         blocks = shard_blocks(len(dataset), execution.block, execution.shard)
         scorer = memory.divided(Draws(self.defense, draws=self.draws), mesh, 1, split)
         attacks: dict[str, Attack] = {"clean": Partial(_unchanged), **self.attacks}
         runs = {n: memory.divided(attack, mesh, 0, split) for n, attack in attacks.items()}
-        file = RecordFile(path, self._identify(size, execution) if path is not None else {})
+        header = lambda: self._identify(size, execution.block)
+        file = open_records(execution, self.name, self.key, header)
         total = len(self.attacks) * sum(len(block) for block in blocks)
         records: list[Record] = []
-        with progress.bar(total=total, unit="image", disable=not execution.progress) as bar:
+        bar = progress.bar(total=total, unit="image", disable=not execution.progress)
+        with bar, contextlib.closing(file):
             shown = _Shown(bar, self.name.removeprefix("records").strip("_"))
-            try:
-                for block in blocks:
-                    fallen: set[int] = set()
-                    for name in attacks:
-                        shown.starting(name)
-                        left = [i for i in block if not (self.drop_fallen and i in fallen)]
-                        for chosen, padded in batches(left, size):
-                            compute = functools.partial(
-                                self._batch, name, chosen, padded, runs[name], scorer
-                            )
-                            batch = file.batch(name, chosen, compute)
-                            records += batch
-                            fallen |= {r["index"] for r in batch if r["own_correct"] == 0}
-                            shown.add(name, batch)
-                        if skipped := sorted(set(block) - set(left)):
-                            compute = functools.partial(self._skipped, name, skipped)
-                            batch = file.batch(name, skipped, compute)
-                            records += batch
-                            shown.add(name, batch)
-            finally:
-                file.close()
+            for block in blocks:
+                fallen: set[int] = set()
+                for name in attacks:
+                    shown.starting(name)
+                    left = [i for i in block if not (self.drop_fallen and i in fallen)]
+                    units: list[tuple[Any, Callable[[], list[Record]]]] = [
+                        (chosen, partial(self._batch, name, chosen, padded, runs[name], scorer))
+                        for chosen, padded in batches(left, size)
+                    ]
+                    if skipped := sorted(set(block) - set(left)):
+                        units.append((skipped, partial(self._skipped, name, skipped)))
+                    for indices, compute in units:
+                        batch = file.batch(name, indices, compute)
+                        records += batch
+                        fallen |= {r["index"] for r in batch if r.get("own_correct") == 0}
+                        shown.add(name, batch)
         return records
 
-    def _identify(self, batch_size: int, execution: Execution) -> dict[str, Any]:
-        shard = {} if execution.shard == (0, 1) else {"shard": list(execution.shard)}
+    def _identify(self, batch_size: int, block: int | None) -> dict[str, Any]:
         return {
             "protocol": PROTOCOL,
             "dataset": self.dataset.name,
             "split": self.dataset.split,
             "images": len(self.dataset),
-            "key": np.asarray(jax.random.key_data(self.key)).tolist(),
             "draws": self.draws,
             "batch_size": batch_size,
             "drop_fallen": self.drop_fallen,
             "shared_keys": self.shared_keys,
             "attacks": list(self.attacks),
-            "block": execution.block,
-            **shard,
+            "block": block,
             **identity(defense=self.defense, data=self.dataset, attack_settings=self.attacks),
             **self.header,
         }

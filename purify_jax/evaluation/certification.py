@@ -6,9 +6,9 @@ answer does not change within an L2 ball of the certified radius. f may be rando
 with fresh noise for every sample): what is certified is the answer averaged over all randomness.
 """
 
+import contextlib
 import functools
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,12 +25,12 @@ from purify_jax.checks import (
     check_number,
 )
 from purify_jax.data import Dataset
-from purify_jax.devices import memory, progress, sharding
+from purify_jax.devices import memory, progress
 from purify_jax.devices.batches import batches, completed, of_shard, padded_size
 from purify_jax.devices.execution import Execution
 from purify_jax.evaluation.identity import identity
 from purify_jax.evaluation.predictions import is_finite
-from purify_jax.evaluation.records import Record, RecordFile
+from purify_jax.evaluation.records import Record, open_records
 from purify_jax.evaluation.statistics import Interval, wilson
 from purify_jax.keys import fold_keys, image_keys, normal_like, stream_key
 from purify_jax.pytrees import Pytree, static
@@ -164,29 +164,23 @@ def certify(
     execution.refuse("certification", "block")
     execution = completed(execution, 10)
     mesh, name = execution.mesh, f"records_{label}" if label else "records"
-    path = None if execution.workdir is None else Path(execution.workdir, f"{name}.jsonl")
-    sharding.check_one_writer(path, mesh)
     batch_size = padded_size(execution.batch_size or 10, len(dataset), mesh)
     described = f"{len(dataset)} images in batches of {batch_size}"
     every = list(batches(range(len(dataset)), batch_size))
     mine = of_shard(every, execution.shard, described)
-    header: dict[str, Any] = {
+    header: Callable[[], dict[str, Any]] = lambda: {
         "dataset": dataset.name,
         "split": dataset.split,
         "images": len(dataset),
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
         "sigma": sigma,
         "n0": n0,
         "n": n,
         "alpha": alpha,
         "batch_size": batch_size,
         "model": label,
+        **identity(defense=predict, data=dataset),
     }
-    if execution.shard != (0, 1):
-        header["shard"] = list(execution.shard)
-    if path is not None:
-        header |= identity(defense=predict, data=dataset)
-    file = RecordFile(path, header)
+    file = open_records(execution, name, key, header)
     counter = lambda total: memory.divided(
         ClassCounts(predict, sigma, num_samples=total, samples_at_once=samples_at_once),
         mesh,
@@ -225,16 +219,14 @@ def certify(
         return found
 
     total = sum(len(chosen) for chosen, _ in mine)
-    with progress.bar(
+    bar = progress.bar(
         total=total, desc=label or "certify", unit="image", disable=not execution.progress
-    ) as bar:
-        try:
-            for chosen, padded in mine:
-                batch = file.batch("certify", chosen, functools.partial(compute, chosen, padded))
-                records += batch
-                bar.update(len(batch))
-        finally:
-            file.close()
+    )
+    with bar, contextlib.closing(file):
+        for chosen, padded in mine:
+            batch = file.batch("certify", chosen, functools.partial(compute, chosen, padded))
+            records += batch
+            bar.update(len(batch))
     return records
 
 

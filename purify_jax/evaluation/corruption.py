@@ -1,21 +1,21 @@
 """Accuracy under corruptions: computed or read from CIFAR-10-C files; mCE."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from purify_jax.checks import InputError, check_count
 from purify_jax.corruptions import BENCHMARK, NAMES, SEVERITIES, check_name, corrupt
 from purify_jax.data import Dataset
-from purify_jax.devices import progress, sharding
+from purify_jax.devices import progress
 from purify_jax.devices.batches import completed, map_images, of_shard
 from purify_jax.devices.execution import Execution
 from purify_jax.evaluation.identity import identity
 from purify_jax.evaluation.predictions import check_classes, predicted_class
-from purify_jax.evaluation.records import Record, RecordFile
+from purify_jax.evaluation.records import Record, open_records
 from purify_jax.evaluation.statistics import Interval, wilson
 from purify_jax.keys import stream_key
 from purify_jax.pytrees import Partial, as_pytree
@@ -104,19 +104,25 @@ def evaluate_corrupted(
         check_count("severities", severity, 0, 5)
     execution.refuse("corruptions", "block")
     execution = completed(execution, 128)
-    sharding.check_one_writer(execution.workdir, execution.mesh)
     every = [(name, severity) for name in names for severity in severities]
     described = f"{len(every)} pairs of a corruption and a severity"
     mine = of_shard(every, execution.shard, described)
-    files = {
-        m: _file(m, predict, key, list(severities), execution) for m, predict in models.items()
-    }
     found: dict[str, dict[str, dict[int, Interval]]] = {m: {n: {} for n in names} for m in models}
     inside = dataclasses.replace(execution, progress=False)
     bar = progress.bar(
         total=len(mine), desc="corruptions", unit="set", disable=not execution.progress
     )
-    try:
+    with bar, contextlib.ExitStack() as stack:
+        files = {}
+        for model, predict in models.items():
+            header = lambda model=model, predict=predict: {
+                "batch_size": execution.batch_size,
+                "severities": list(severities),
+                "model": model,
+                **identity(defense=predict),
+            }
+            file = open_records(execution, f"records_{model}", key, header)
+            files[model] = stack.enter_context(contextlib.closing(file))
         for name, severity in mine:
             dataset = load(name, severity)
             label = f"{name} {severity}"
@@ -129,28 +135,7 @@ def evaluate_corrupted(
                 right = sum(bool(r["one_draw"]) for r in batch)
                 found[model][name][severity] = wilson(right, len(batch))
             bar.update(1)
-    finally:
-        bar.close()
-        for file in files.values():
-            file.close()
     return found
-
-
-def _file(
-    model: str, predict: PredictFn, key: Array, severities: list[int], execution: Execution
-) -> RecordFile:
-    if execution.workdir is None:
-        return RecordFile(None, {})
-    header = {
-        "batch_size": execution.batch_size,
-        "severities": severities,
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "model": model,
-        **identity(defense=predict),
-    }
-    if execution.shard != (0, 1):
-        header["shard"] = list(execution.shard)
-    return RecordFile(Path(execution.workdir) / f"records_{model}.jsonl", header)
 
 
 def _predictions(

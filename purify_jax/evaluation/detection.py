@@ -15,6 +15,7 @@ import scipy
 
 from purify_jax import energy, losses
 from purify_jax.arrays import dot, l2_norm, per_image
+from purify_jax.attacks.gradients import loss_gradient
 from purify_jax.checks import InputError, check_at_least, check_number, is_traced
 from purify_jax.evaluation.predictions import check_classes, predicted_class
 from purify_jax.evaluation.statistics import Interval, wilson
@@ -94,10 +95,14 @@ def roc(clean: np.ndarray, attacked: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """(false-positive rates, true-positive rates) of every threshold, by scikit-learn."""
     from sklearn import metrics
 
-    clean, attacked = _checked(clean, "clean statistics"), _checked(attacked, "attacked statistics")
-    truth = np.r_[np.zeros(clean.size), np.ones(attacked.size)]
-    false_positive, true_positive, _ = metrics.roc_curve(truth, np.r_[clean, attacked])
+    false_positive, true_positive, _ = metrics.roc_curve(*_labelled(clean, attacked))
     return false_positive, true_positive
+
+
+def _labelled(clean: np.ndarray, attacked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(1 for an attacked image, its statistic) of all images."""
+    clean, attacked = _checked(clean, "clean statistics"), _checked(attacked, "attacked statistics")
+    return np.r_[np.zeros(clean.size), np.ones(attacked.size)], np.r_[clean, attacked]
 
 
 def auroc(clean: np.ndarray, attacked: np.ndarray, confidence: float = 0.95) -> Interval:
@@ -109,9 +114,9 @@ def auroc(clean: np.ndarray, attacked: np.ndarray, confidence: float = 0.95) -> 
     """
     from sklearn import metrics
 
-    clean, attacked = _checked(clean, "clean statistics"), _checked(attacked, "attacked statistics")
-    truth = np.r_[np.zeros(clean.size), np.ones(attacked.size)]
-    area = float(metrics.roc_auc_score(truth, np.r_[clean, attacked]))
+    truth, values = _labelled(clean, attacked)
+    area = float(metrics.roc_auc_score(truth, values))
+    clean, attacked = values[truth == 0], values[truth == 1]
     above = attacked[:, None] > clean
     equal = attacked[:, None] == clean
     wins = above + 0.5 * equal
@@ -236,16 +241,9 @@ class Evading(Pytree):
             raise InputError(f"threshold: got {self.threshold}, expected a positive number")
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> tuple[Array, Array]:
-        def fooling(x: Array) -> tuple[Array, Array]:
-            margin = losses.margin(self.defense(stream(keys, "predict"), x), labels)
-            return jnp.sum(margin), margin
-
-        def detecting(x: Array) -> tuple[Array, Array]:
-            value = self.statistic(keys, x) / self.threshold
-            return jnp.sum(value), value
-
-        up, margin = jax.grad(fooling, has_aux=True)(images)
-        away, relative = jax.grad(detecting, has_aux=True)(images)
+        fooling = lambda x: losses.margin(self.defense(stream(keys, "predict"), x), labels)
+        up, margin = loss_gradient(fooling, images)
+        away, relative = loss_gradient(lambda x: self.statistic(keys, x) / self.threshold, images)
         along = dot(up, away) / jnp.maximum(dot(away, away), 1e-20)
         sideways = up - per_image(along, up) * away
         unit = lambda g: g / per_image(jnp.maximum(l2_norm(g), 1e-20), g)

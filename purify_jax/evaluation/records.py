@@ -7,11 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from purify_jax.checks import InputError
+from purify_jax.devices import sharding
+from purify_jax.devices.execution import Execution
 from purify_jax.evaluation.identity import difference
 from purify_jax.evaluation.statistics import Interval, wilson
+from purify_jax.types import Array
 
 #: One record: attack, index, label and, unless the image was skipped, what scoring found.
 Record = dict[str, Any]
@@ -168,6 +172,22 @@ class RecordFile:
         """Closes the file, if there is one."""
         if self._file is not None:
             self._file.close()
+
+
+def open_records(
+    execution: Execution, name: str, key: Array, header: Callable[[], Mapping[str, Any]]
+) -> RecordFile:
+    """``NAME.jsonl`` in the work directory; without a work directory no records are kept.
+
+    header: what the records belong to, beside the run's key and the shard. It is computed only for a file.
+    """
+    if execution.workdir is None:
+        return RecordFile(None, {})
+    path = Path(execution.workdir, f"{name}.jsonl")
+    sharding.check_one_writer(path, execution.mesh)
+    shard = {} if execution.shard == (0, 1) else {"shard": list(execution.shard)}
+    about = {"key": np.asarray(jax.random.key_data(key)).tolist(), **shard}
+    return RecordFile(path, {**about, **header()})
 
 
 def first_line(header: Mapping[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ from purify_jax.arrays import l2_norm
 from purify_jax.checks import check_count, check_images
 from purify_jax.keys import fold_keys
 from purify_jax.pytrees import Pytree, static
-from purify_jax.types import BOUNDS, Array, Keys, PurifyInfo, ScoreFn
+from purify_jax.types import BOUNDS, Array, Keys, PurifyFn, PurifyInfo, ScoreFn
 
 #: (carry, index of the step) → (carry, (step size, score norm) of each image).
 Step: TypeAlias = Callable[[Any, Array], tuple[Any, tuple[Array, Array]]]
@@ -46,6 +46,22 @@ def score_of(purifier: Any) -> ScoreFn | None:
 def is_deterministic(purifier: Any) -> bool:
     """Whether a purifier says that it draws nothing."""
     return bool(getattr(purifier, "is_deterministic", False))
+
+
+class WrappedPurifier(Pytree):
+    """Another purifier with its score and randomness; a subclass changes what a call does."""
+
+    purifier: PurifyFn
+
+    @property
+    def score_fn(self) -> ScoreFn | None:
+        """The purifier's own."""
+        return score_of(self.purifier)
+
+    @property
+    def is_deterministic(self) -> bool:
+        """As the purifier."""
+        return is_deterministic(self.purifier)
 
 
 class SteppedPurifier(Pytree):

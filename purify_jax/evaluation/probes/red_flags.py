@@ -170,9 +170,8 @@ def _from_records(records: Sequence[Record]) -> list[RedFlag]:
     standing = [i for i in images if right["clean"].get(i) and all(right[n][i] for n in strong)]
     for weak in family("transfer", "black-box", "approximate"):
         # An image that an exact attack missed and a weaker attacker turned.
-        turned = [i for i in standing if not right[weak].get(i, True)]
-        attacked = {r["index"] for r in of_attack(records, weak) if "mean" in r}
-        turned = [i for i in turned if i in attacked]
+        attacked = {r["index"]: r["mean"] for r in of_attack(records, weak) if "mean" in r}
+        turned = [i for i in standing if not attacked.get(i, True)]
         if len(turned) > max(2, FEW * len(images)):
             flags.append(
                 RedFlag(

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -111,10 +111,10 @@ def attacked_accuracy(
     The gradient is the exact one unless another is given. ε is a leaf of the attack, so that a
     whole curve over it compiles once. ``options.steps`` and ``options.eot`` default to 20 and 4.
     """
-    right = functools.partial(
-        _right, key, defense, dataset, options, execution, draws=draws, gradient=gradient
-    )
-    return [_share(right(epsilon=float(e))) for e in epsilons or (options.epsilon,)]
+    right = functools.partial(_right, key, defense, dataset, options, execution)
+    return [
+        _share(right(float(epsilon), draws, gradient)) for epsilon in epsilons or (options.epsilon,)
+    ]
 
 
 def _right(
@@ -123,7 +123,6 @@ def _right(
     dataset: Dataset,
     options: Options,
     execution: Execution,
-    *,
     epsilon: float,
     draws: int = 4,
     gradient: GradientFn | None = None,
@@ -172,15 +171,11 @@ def grid(
     for name, values in (("steps", steps), ("samples", samples)):
         if not values or values[0] < 1 or any(np.diff(values) <= 0):
             raise InputError(f"{name}: got {list(values)}, expected increasing numbers from 1")
-    one = lambda n, m: _right(
-        key,
-        defense,
-        dataset,
-        dataclasses.replace(options, steps=n, eot=m),
-        execution,
-        epsilon=options.epsilon,
-    )
-    right = [[one(n, m) for m in samples] for n in steps]
+    pair = lambda n, m: dataclasses.replace(options, steps=n, eot=m)
+    right = [
+        [_right(key, defense, dataset, pair(n, m), execution, options.epsilon) for m in samples]
+        for n in steps
+    ]
     changes = {}
     if len(steps) > 1 and len(dataset) > 1:
         changes["steps"] = paired_difference(right[-1][-1], right[-2][-1])
@@ -188,14 +183,6 @@ def grid(
         changes["eot"] = paired_difference(right[-1][-1], right[-1][-2])
     accuracies = [[_share(each) for each in row] for row in right]
     return Grid(list(steps), list(samples), accuracies, changes)
-
-
-def _changed(options: Options, name: str, value: int) -> Options:
-    return (
-        dataclasses.replace(options, eot=value)
-        if name == "eot"
-        else dataclasses.replace(options, steps=value)
-    )
 
 
 def sweep(
@@ -214,8 +201,7 @@ def sweep(
     points = SWEEPS[name]
     if name == "epsilon":
         epsilons = tuple(options.epsilon * factor for factor in points)
-        found = accuracy(options, epsilons=epsilons)
-        return Curve(name, list(epsilons), found)
-    changed = [_changed(options, name, int(point)) for point in points]
-    found = [accuracy(changed_options)[0] for changed_options in changed]
+        return Curve(name, list(epsilons), accuracy(options, epsilons=epsilons))
+    varied: list[dict[str, Any]] = [{name: int(point)} for point in points]
+    found = [accuracy(dataclasses.replace(options, **each))[0] for each in varied]
     return Curve(name, list(points), found)
