@@ -69,7 +69,7 @@ def _mean(each: np.ndarray) -> str:
 
 
 def _ours(suite: str, key, defense, dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Of each image: right in one draw before and after every attack; the share of right draws."""
+    """For each image: whether one draw is right before and after every attack, and the share of right draws."""
     options = suites.Options(norm=FLAGS.norm, epsilon=FLAGS.epsilon)
     table = suites.build(suite, defense, options)
     execution = pj.Execution(batch_size=FLAGS.batch_size)

@@ -239,7 +239,7 @@ def _write(workdir, rows: dict, matrix: pj.evaluation.transfer.Matrix | None) ->
     verdict = [
         f"{best} keeps most under the worst of three short attacks: {kept}, at "
         f"{rows[best]['milliseconds']:.2g} ms per image.",
-        "Purifiers whose intervals overlap are not told apart by so few images. This is a screening: "
+        "So few images do not separate purifiers whose intervals overlap. This is a screening: "
         "confirm the winner with evaluate --suite=honest.",
     ]
     summary = (

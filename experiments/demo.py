@@ -3,9 +3,9 @@
 python -m experiments.demo --model=cifar10
 
 Writes results.json, report.html (self-contained) and figures/*.png; purification.png shows some images clean,
-attacked and purified, with what the classifier says of each. The attacks are short, so that a minute is enough:
-as many images and steps as the model's size allows, unless --images, --steps and --eot say how many. The
-figure to quote is that of python -m experiments.evaluate --suite=honest.
+attacked and purified, with the classifier's prediction for each. The attacks are short, so that a minute is
+enough: the model's size decides the number of images and steps, unless --images, --steps and --eot are given.
+To measure robust accuracy, run python -m experiments.evaluate --suite=honest.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _words(size: budget.Size) -> str:
 
 
 def _limits(size: budget.Size, card: Any, ball: Any) -> str:
-    """What this figure is not, and the one to quote where the model's card has it."""
+    """The limits of a demo, and the accuracy of the whole evaluation if the model's card has it."""
     text = f"This is a demo: {_words(size)}; longer attacks leave fewer images right."
     whole = f"honest_{ball.norm}_{ball.epsilon:.3g}"
     try:
@@ -117,7 +117,7 @@ def _limits(size: budget.Size, card: Any, ball: Any) -> str:
             f"{text} The whole evaluation left {share} ({quoted.images} images, the model's card)."
         )
     except (LookupError, TypeError):
-        return f"{text} python -m experiments.evaluate --suite=honest gives the figure to quote."
+        return f"{text} python -m experiments.evaluate --suite=honest measures robust accuracy."
 
 
 if __name__ == "__main__":

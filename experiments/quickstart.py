@@ -27,7 +27,7 @@ flagging.define_data()
 FLAGS = flags.FLAGS
 SUMMARY = (
     "An energy-based model, trained by denoising score matching, cleans attacked images in a few "
-    "steps along its score; then a classifier that knows nothing of it predicts. "
+    "steps along its score. Then a classifier that was trained without it predicts. "
 )
 
 

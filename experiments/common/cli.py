@@ -51,7 +51,7 @@ def _use_compilation_cache() -> None:
 
 
 def _configure(option: str, value: Any) -> None:
-    """JAX reads its options from the environment when it is loaded: after the flags, if at all."""
+    """Sets a JAX option whether JAX is loaded already or will be loaded later."""
     os.environ[option.upper()] = str(value)
     if "jax" in sys.modules:
         sys.modules["jax"].config.update(option, value)
@@ -106,7 +106,7 @@ _FULL = {
 
 
 def _leave_failed_saves_to_their_line() -> None:
-    """orbax's threads log pages about a checkpoint that failed; the line of the SaveError says it."""
+    """Drops the tracebacks that orbax's threads log for a failed checkpoint; SaveError reports it in one line."""
     is_no_page = lambda record: "orbax" not in record.pathname or not record.exc_info
     logging.get_absl_logger().addFilter(is_no_page)
 

@@ -1,4 +1,4 @@
-"""What a config may say: its fields and sections, checked before data are read or anything is trained."""
+"""The fields and sections of a config, checked before data are read or a model is trained."""
 
 from __future__ import annotations
 

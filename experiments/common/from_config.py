@@ -69,7 +69,7 @@ def train_ebm(
 
 
 def training_purifier(config: ConfigDict, score_model: pj.models.Model) -> pj.purifiers.Purifier:
-    """What purifies images that ``config.classifier`` trains on: one restart of the model's purifier.
+    """The purifier of the images that ``config.classifier`` trains on: one restart of the model's purifier.
 
     ``config.classifier.purification``, where it is given, replaces settings of the model.
     """

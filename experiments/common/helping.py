@@ -42,7 +42,7 @@ def answer(arguments: Sequence[str]) -> bool:
 
 
 def drop_output() -> None:
-    """What Python still holds for a reader who left goes nowhere, else it complains at its end."""
+    """Discards buffered output after its reader has closed the pipe; Python would report an error at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

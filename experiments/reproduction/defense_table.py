@@ -157,7 +157,7 @@ def _differences(defense: Parts, control: Parts) -> Iterator[str]:
 
 
 def _shares(part: Result) -> list[float]:
-    """Of each image the share of its draws that were right; empty where that was not kept."""
+    """Each image's share of right draws; empty for a result without them."""
     if "per_image" not in part:
         return []
     found = part["per_image"][judged(part["rows"])]

@@ -16,9 +16,9 @@ from purify_jax.reporting.verdicts import exact_against_flattering
 from purify_jax.types import Array, Attack
 
 THREE_ATTACKS = (
-    "The same defense is attacked three ways: by someone who does not know of the purifier (blind), by "
-    "someone who pretends that it were the identity (BPDA+EOT), and by the exact gradient through all of it, "
-    "averaged over the defense's randomness (exact+EOT). The last row is the one to believe."
+    "The same defense is attacked in three ways: without knowledge of the purifier (blind), with the purifier's "
+    "gradient taken as the identity (BPDA+EOT), and with the exact gradient through the whole defense, averaged "
+    "over its randomness (exact+EOT). Quote the last row."
 )
 
 
@@ -174,7 +174,7 @@ def _replaced(dataset: pj.data.Dataset, images: np.ndarray) -> pj.data.Dataset:
 
 def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the accuracy table."""
-    # What counts comes first: a narrow screen shows three columns or four.
+    # The most important columns come first: a narrow screen shows three or four.
     columns = ["attack", "defended", "undefended", "images", "ε", "steps", "EOT", "s"]
     defended = lambda row: str(records.Interval(row["defended"], *row["defended_ci95"], 0))
     clean = results["clean"]

@@ -61,7 +61,7 @@ def sections(
 
 def _browser(defense, keys, images, labels, named, adversarial, class_names) -> Section:
     few = slice(0, MOST_IMAGES)
-    # The attack to believe comes first; the blind one shows what purification can do.
+    # The strongest attack comes first; the blind one shows what purification can do.
     attacked = {entry.name: adversarial[entry.name][few] for entry in (named[-1], named[0])}
     content = gallery(
         defense, keys[few], images[few], labels[few], attacked, class_names=class_names or None

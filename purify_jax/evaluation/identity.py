@@ -1,7 +1,7 @@
-"""What a run was made with: the weights, the data and the settings that its records belong to.
+"""Identifies what the records of a run belong to: the weights, the data and the settings.
 
-Records are read back when a run continues, so they must say of which model they are. A file name does
-not: the file may have been written again since.
+A run that continues reads its records back, so the records must identify the model. A file name does not
+identify a model, since the file may have been overwritten.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ def identity(**parts: Any) -> dict[str, Any]:
     - A defense, an attack, or a mapping of them: path → setting. Numbers and static fields are there by
       value, other arrays by the SHA-256 over their dtype, shape and bytes, in the order of their paths.
       Fields that end with ``_at_once`` change no result and are left out.
-    - "unhashed": paths of plain functions. Nothing can be said of the weights that such a function uses:
-      keep the work directories of different models apart yourself.
+    - "unhashed": paths of plain functions. The weights that such a function uses are unknown: give different
+      models different work directories.
 
     >>> from purify_jax.attacks import PGD
     >>> attack = PGD(lambda keys, images, labels: images, epsilon=0.1, num_steps=5)

@@ -1,14 +1,14 @@
-"""The accuracy to quote: of each image the candidate that the attacker prefers, judged by fresh draws.
+"""The accuracy to quote: fresh draws judge the candidate that the attacker prefers for each image.
 
-Every attack leaves one candidate image (and the clean image is one). The attacker keeps the candidate
-that looks strongest in draws of *its own*, which scoring never sees: with the scoring draws it would
-choose its luck. The N scoring draws of that candidate then give
+Every attack yields one candidate image; the clean image is a candidate too. The attacker keeps the candidate
+that looks strongest in draws of *its own*. Scoring uses other draws: a choice by the scoring draws themselves
+would select by chance. The N scoring draws of that candidate then give
 
 - the average: accuracy of one fresh draw;
 - the worst of M ≤ N: all of M fresh draws are right, for an attacker who may submit M times.
 
 A union over attacks with one scoring draw each (:func:`~purify_jax.evaluation.records.union_accuracy`) is
-random itself and falls with the number of attacks, whether they are any good or not.
+random itself and falls with the number of attacks, however weak they are.
 """
 
 from collections.abc import Sequence
@@ -29,15 +29,15 @@ OWN_DRAWS_PER_DRAW = 2
 
 
 def own_draws(draws: int) -> int:
-    """How many draws of its own an attacker takes for each candidate: none hidden if there is one."""
+    """How many draws of its own an attacker takes for each candidate; one for a model of one draw."""
     return draws if draws == 1 else OWN_DRAWS_PER_DRAW * draws
 
 
 def strongest(records: Sequence[Record]) -> list[Record]:
-    """Of each image, by index, the record that is strongest in the attacker's own draws.
+    """Each image's strongest record by the attacker's own draws, in the order of the indices.
 
-    That is the fewest right, and the highest mean loss among equals. Raises InputError without
-    records.
+    The strongest record has the fewest right draws and, among equals, the highest mean loss. Raises
+    InputError without records.
     """
     if not records:
         raise InputError("records: got none, expected at least one")
@@ -59,7 +59,7 @@ def rank(record: Record) -> tuple[int, float]:
 def cost(records: Sequence[Record], attack: str | None = None) -> Passes:
     """Mean passes per image of one attack, or of all with the attacker's own draws.
 
-    Over all images, of which an attack that skips the fallen ones has seen a part.
+    The mean is over all images, also where an attack skipped those that had fallen before.
     """
     chosen = [r for r in records if attack is None or r["attack"] == attack]
     images = {r["index"] for r in chosen}

@@ -115,7 +115,7 @@ class RecordFile:
             offset = self._valid_to = len(head)
             for line in complete[len(head) :].splitlines(keepends=True):
                 record = _record(line)
-                # Damaged, or not as it was written: it, and what follows, is computed again.
+                # A damaged or changed line, and all lines after it, are computed again.
                 if record is None or _line(record) != line:
                     break
                 offset += len(line)

@@ -52,7 +52,7 @@ class SuiteResult(NamedTuple):
         return union_accuracy(self.records[label or self.label], scoring)
 
     def summary(self, label: str | None = None) -> Summary:
-        """The average, which is the number to quote, the worst of N draws, and what it cost."""
+        """The average (the number to quote), the worst of N draws, and the cost."""
         return summary(self.records[label or self.label])
 
 
