@@ -1,7 +1,6 @@
 """Projected gradient descent: one loop for every gradient, norm and number of steps."""
 
 from dataclasses import KW_ONLY
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +75,7 @@ class PGD(Pytree):
         return _keep_better(best, best_loss, last, loss)[0]
 
 
-def default_step_size(epsilon: Any, num_steps: int) -> Any:
+def default_step_size(epsilon: float, num_steps: int) -> float:
     """2.5 ε/T with at most T = 40: far enough to cross the ball (Madry et al. 2018, section 5.1), and
     steps of ε/16 and more, so that a mean gradient means something."""
     return 2.5 * epsilon / min(num_steps, 40)

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -32,6 +32,9 @@ from purify_jax.evaluation.records import Record, open_records
 from purify_jax.keys import fold_keys, image_keys, stream_key
 from purify_jax.pytrees import Partial
 from purify_jax.types import Array, Attack, Keys, PredictFn
+
+#: Indices of images.
+Indices = Sequence[int] | np.ndarray
 
 
 def _unchanged(keys: Keys, images: Array, labels: Array) -> Array:
@@ -122,7 +125,7 @@ class Evaluation:
                 for name in attacks:
                     shown.starting(name)
                     left = [i for i in block if not (self.drop_fallen and i in fallen)]
-                    units: list[tuple[Any, Callable[[], list[Record]]]] = [
+                    units: list[tuple[Indices, Callable[[], list[Record]]]] = [
                         (chosen, partial(self._batch, name, chosen, padded, runs[name], scorer))
                         for chosen, padded in batches(left, size)
                     ]

@@ -1,7 +1,5 @@
 """Predictions that may be counted: an answer that is not a number is an error, never a class."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +24,7 @@ def predicted_class(log_probs: Array) -> Array:
     return jnp.where(is_finite(log_probs), log_probs.argmax(-1), NOT_FINITE)
 
 
-def check_classes(predicted: Any, name: str) -> None:
+def check_classes(predicted: np.ndarray | Array, name: str) -> None:
     """Raises InputError that names ``name`` if some prediction is :data:`NOT_FINITE`."""
     _refuse(np.asarray(predicted) == NOT_FINITE, name)
 
@@ -77,7 +75,10 @@ def ball_of(attack: Attack | None) -> tuple[str, float] | None:
 
 
 def check_adversarial(
-    name: str, adversarial: Any, images: np.ndarray, ball: tuple[str, float] | None = None
+    name: str,
+    adversarial: np.ndarray | Array,
+    images: np.ndarray,
+    ball: tuple[str, float] | None = None,
 ) -> None:
     """Raises InputError, which names the attack, for images that may not be scored.
 
