@@ -109,6 +109,14 @@ def golden_classifier(golden):
 
 
 @pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    """The smallest models and data that every binary can work with (tests/faults/workplace.py)."""
+    from tests.faults import workplace
+
+    return workplace.make(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture(scope="session")
 def run_binary():
     """Runs ``python -m experiments.NAME`` (or a module by its full name); the completed process.
 
@@ -131,6 +139,20 @@ def run_binary():
         return subprocess.CompletedProcess([name, *args], done.code, done.out, done.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def refusal(run_binary):
+    """Runs a binary that ends with status 1 and one error line; the line."""
+
+    def refuse(name, *args):
+        done = run_binary(name, *args, check=False)
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert (done.returncode, len(lines)) == (1, 1), done.stderr[-3000:]
+        assert "Traceback" not in done.stderr
+        return lines[0]
+
+    return refuse
 
 
 def environment():

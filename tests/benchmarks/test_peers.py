@@ -13,6 +13,9 @@ from purify_jax.networks.convolution import convolve
 torch = pytest.importorskip("torch")
 from twins import check_close, input_gradient, nchw, nhwc, randomised  # noqa: E402
 
+from benchmarks.peers.torch_shuffled_unet import ShuffledUNet  # noqa: E402
+from benchmarks.peers.torch_whitened_convnet import WhitenedConvNet  # noqa: E402
+
 
 def _kernel(weight, rows=None, columns=None):
     """A PyTorch weight as a linen kernel: OIHW → HWIO, or OI → IO; outputs and inputs reordered."""
@@ -36,8 +39,6 @@ def images():
 @pytest.fixture(scope="module")
 def whitened(images):
     """The same random classifier in PyTorch and in JAX (network, variables)."""
-    from benchmarks.peers.torch_whitened_convnet import WhitenedConvNet
-
     features = (4, 6, 8)
     module, network = (
         randomised(WhitenedConvNet(features)),
@@ -123,8 +124,6 @@ def _unet_variables(module, features):
 
 
 def test_the_shuffled_unet_is_the_librarys(images):
-    from benchmarks.peers.torch_shuffled_unet import ShuffledUNet
-
     features = (4, 8, 12)
     module = randomised(ShuffledUNet(features, blocks=1))
     network = networks.ShuffledUNet(features=features, blocks=1)

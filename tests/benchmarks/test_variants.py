@@ -10,6 +10,10 @@ from benchmarks import settings as sizes
 torch = pytest.importorskip("torch")
 from twins import check_close, input_gradient, nchw, nhwc, randomised  # noqa: E402
 
+from benchmarks.peers import torch_published, variants  # noqa: E402
+from benchmarks.peers.torch_shuffled_unet import ShuffledUNet  # noqa: E402
+from benchmarks.peers.torch_whitened_convnet import WhitenedConvNet  # noqa: E402
+
 
 @pytest.fixture(scope="module")
 def images():
@@ -17,8 +21,6 @@ def images():
 
 
 def test_variants_are_labelled_arranged_and_left_out_with_a_reason():
-    from benchmarks.peers import variants
-
     found, left_out = variants.choose(("eager",), "cpu")
     assert [v.label for v in found] == ["torch", "torch, channels last"]
     assert left_out["torch, compiled, channels last"] == variants.NOT_CHOSEN
@@ -32,8 +34,6 @@ def test_variants_are_labelled_arranged_and_left_out_with_a_reason():
 
 
 def test_without_instructions_or_a_compiler_there_are_fewer_variants(monkeypatch):
-    from benchmarks.peers import variants
-
     def refuse(*arguments, **options):
         raise RuntimeError("No working C++ compiler found\nmore")
 
@@ -53,9 +53,6 @@ def test_without_instructions_or_a_compiler_there_are_fewer_variants(monkeypatch
 
 
 def test_bfloat16_modules_take_and_return_float32(images):
-    from benchmarks.peers import variants
-    from benchmarks.peers.torch_shuffled_unet import ShuffledUNet
-
     module = randomised(ShuffledUNet((4, 4, 4), blocks=1))
     x = nchw(images[:, :16, :16])
     expected = module(x).detach()
@@ -71,9 +68,6 @@ def test_bfloat16_modules_take_and_return_float32(images):
 
 @pytest.mark.slow
 def test_compiled_modules_compute_what_eager_ones_compute(images):
-    from benchmarks.peers import variants
-    from benchmarks.peers.torch_whitened_convnet import WhitenedConvNet
-
     if problem := variants.compiler_problem("cpu"):
         pytest.skip(problem)
     eager, x = randomised(WhitenedConvNet((4, 4, 4))).eval(), nchw(images)
@@ -90,9 +84,6 @@ def test_compiled_modules_compute_what_eager_ones_compute(images):
 
 @pytest.mark.slow
 def test_a_compiled_training_step_is_the_eager_one(images):
-    from benchmarks.peers import torch_published, variants
-    from benchmarks.peers.torch_whitened_convnet import WhitenedConvNet
-
     if problem := variants.compiler_problem("cpu"):
         pytest.skip(problem)
     trained = []

@@ -109,36 +109,6 @@ def test_evaluate_paper_suite_and_resume(run_binary, model_files, tmp_path):
     assert records.read_bytes() == content
 
 
-@pytest.mark.parametrize(
-    ("binary", "arguments", "message"),
-    [
-        ("train_ebm", ["--workdir=W", "--config.ebm.steps=0"], "config.ebm.steps: got 0"),
-        ("train_ebm", ["--workdir=W", "--config.dataset=nope"], "data_dir: not given"),
-        ("train_classifier", ["--workdir=W", "--config.dataset=mnist", "--data_dir=W"], "is not a folder"),
-        ("evaluate", ["--workdir=W", "--classifier=E", "--epsilon=0.1"], "is a energy, expected classifier"),
-        ("evaluate", ["--workdir=W", "--classifier=C", "--epsilon=-1"], "epsilon: got -1.0"),
-        ("evaluate", ["--workdir=W", "--classifier=C", "--epsilon=1", "--images=0"], "images: got 0"),
-        ("evaluate", ["--workdir=W", "--score_model=E", "--classifier=C", "--epsilon=0", "--method=tweedie", "--rate=0.2"], "rate: got 0.2"),
-        ("purify", ["--workdir=W", "--score_model=C", "--input=W"], "is a classifier, expected energy or score"),
-        ("purify", ["--workdir=W", "--score_model=E", "--input=W"], "input: .* does not exist"),
-        ("purify", ["--workdir=W", "--score_model=E", "--input=E"], "image: .* cannot be read"),
-        ("purify", ["--workdir=W", "--score_model=E", "--input=E", "--num_steps=0"], "num_steps: got 0"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_one_line_and_status_1(
-    run_binary, model_files, tmp_path, binary, arguments, message
-):
-
-    places = {"=W": f"={tmp_path / 'new'}", "=E": f"={model_files[0]}", "=C": f"={model_files[1]}"}
-    for short, path in places.items():
-        arguments = [a.replace(short, path) if a.endswith(short) else a for a in arguments]
-    done = run_binary(binary, *arguments, check=False)
-    assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert re.match(f"error: .*{message}", lines[-1]), done.stderr[-2000:]
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.parametrize("columns", ["80", "120"])
 def test_help_is_readable(run_binary, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
@@ -163,46 +133,3 @@ def test_help_says_values_and_defaults(run_binary):
     )
     version = run_binary("evaluate", "--version", fresh=True).stdout
     assert version.startswith(f"purify-jax {pj.__version__}, jax ")
-
-
-@pytest.mark.slow
-def test_evaluation_killed_five_times_ends_with_identical_bytes(model_files, tmp_path):
-    """A real process, really killed at random moments; the records of a run never killed."""
-    import random
-    import signal
-    import subprocess
-    import sys
-    import time
-
-    from conftest import ROOT, environment
-
-    def start(workdir):
-        return subprocess.Popen(
-            [
-                sys.executable, "-m", "experiments.evaluate", f"--score_model={model_files[0]}",
-                f"--classifier={model_files[1]}", "--suite=honest", "--epsilon=0.15", "--images=24",
-                "--steps=8", "--eot=2", "--draws=2", "--probe_images=8", "--batch_size=4",
-                "--noprogress", f"--workdir={workdir}",
-            ],
-            cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    whole = start(tmp_path / "whole")
-    _, errors = whole.communicate(timeout=400)
-    assert whole.returncode == 0, errors
-    expected = (tmp_path / "whole" / "records_defended.jsonl").read_bytes()
-    chance, killed = random.Random(0), tmp_path / "killed"
-    for attempt in range(5):
-        process, records = start(killed), killed / "records_defended.jsonl"
-        aim = len(expected) * (attempt + 1) / 6
-        while process.poll() is None and not (records.exists() and records.stat().st_size > aim):
-            time.sleep(0.02)
-        time.sleep(chance.uniform(0, 0.5))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    last = start(killed)
-    _, errors = last.communicate(timeout=400)
-    assert last.returncode == 0, errors
-    assert records.read_bytes() == expected
-    names = ["results.json", "report.html"]
-    assert all((killed / name).exists() for name in names)

@@ -35,19 +35,6 @@ def test_demo_needs_no_data_and_no_training(run_binary, tmp_path):
     assert strip.startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--model=mnist"], "model: the images of mnist are not in the package"),
-        (["--model=digits", "--images=400"], "images: got 400, expected 1 to 360"),
-    ],
-)
-def test_bad_input_is_one_line(run_binary, tmp_path, arguments, message):
-    done = run_binary("demo", *arguments, f"--workdir={tmp_path}", check=False)
-    assert done.returncode == 1
-    assert message in done.stderr.strip().splitlines()[-1]
-
-
 def test_a_page_says_how_its_model_was_trained():
     alone = accuracy.what_ships(pj.pretrained.load("digits").card)
     assert alone.startswith("A model that was trained only to remove noise")

@@ -33,25 +33,3 @@ def test_the_table_is_the_librarys_and_has_a_sheet(run_binary, model_files, tmp_
     assert "best blur" in done.stdout
     assert (tmp_path / "figures" / "denoised.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "report.html").read_text().count("data:image/png;base64,") == 1
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        ((), "score_model, model: got neither, expected --score_model=FILE or --model=NAME"),
-        (("--model=digits", "--sigmas=0.1,0"), "sigmas: got 0.1,0, expected positive numbers"),
-        (("--model=digits", "--sigmas=x"), "sigmas: got x, expected positive numbers"),
-        (("--model=digits", "--sigmas="), "sigmas: got '', expected some names"),
-        (("--model=digits", "--images=0"), "images: got 0, expected"),
-        (
-            ("--model=digits", "--dataset=digits", "--image_size=9"),
-            "image_size: the images of digits have one size",
-        ),
-    ],
-)
-def test_bad_input_gets_one_line(run_binary, tmp_path, args, message):
-    done = run_binary("denoise", *args, f"--workdir={tmp_path / 'new'}", check=False)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "new").exists()

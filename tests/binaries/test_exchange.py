@@ -77,18 +77,6 @@ def test_shipped_results_are_exported(run_binary, tmp_path):
         assert row["images"] == 256
 
 
-def test_nothing_to_export_is_one_line(run_binary, tmp_path):
-    done = run_binary(
-        "experiments.reproduction.exchange",
-        f"--out={tmp_path}",
-        f"--results={tmp_path}",
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "holds no attacked evaluation, expected some" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.parametrize(
     ("epsilon", "text"), [(8 / 255, "8/255"), (4 / 255, "4/255"), (0.0313725, "8/255"), (0.15, "0.15"),
                           (0.5, "0.5"), (1.0, "1"), (0.2, "0.2"), (3.0, "3")],

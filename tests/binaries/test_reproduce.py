@@ -246,21 +246,6 @@ def test_a_budget_scales_steps_and_images():
     assert "30 of 60 minutes" in half.note
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (("--budget=0",), "budget: got 0.0, expected a positive number"),
-        (("--budget=inf",), "budget: got inf, expected a positive number"),
-        (("--suite=digits", "--parts=nothing"), "parts: got ['nothing'], expected some of"),
-    ],
-)
-def test_bad_input_gets_one_line(run_binary, tmp_path, args, message):
-    done = run_binary("reproduce", *args, f"--workdir={tmp_path}", check=False)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_fewer_images_change_nothing_else():
     full = plans.plan("cifar10_defense", None, tables.ROOT / "runs", None)
     fewer = plans.with_fewer_images(full, 300)

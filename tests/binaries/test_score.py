@@ -84,24 +84,11 @@ def test_a_plain_file_and_the_bare_classifier(run_binary, tmp_path):
         ({"labels": np.array([0, 1, 10])}, "labels: values lie in [0, 10], expected [0, 9]"),
     ],
 )  # fmt: skip
-def test_bad_files_end_in_one_line(run_binary, tmp_path, change, message):
+def test_bad_files_end_in_one_line(refusal, tmp_path, change, message):
     grey = np.full((3, 8, 8, 1), 0.5, np.float32)
     arrays = {"adversarial": grey, "labels": np.arange(3), "clean": grey, "epsilon": 0.1}
     np.savez(tmp_path / "a.npz", **{**arrays, "norm": "linf", **change})
-    done = run_binary("score", "--model=digits", f"--images={tmp_path / 'a.npz'}", check=False)
-    assert done.returncode == 1
-    (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
-    assert message in line
-    assert "Traceback" not in done.stderr
-
-
-def test_a_number_out_of_range_is_one_line(run_binary, tmp_path):
-    np.savez(tmp_path / "a.npz", adversarial=np.zeros((1, 8, 8, 1), "f"), labels=np.zeros(1, int))
-    file = f"--images={tmp_path / 'a.npz'}"
-    done = run_binary("score", "--model=digits", file, f"--seed={2**70}", check=False)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert f"error: seed: got {2**70}" in done.stderr
+    assert message in refusal("score", "--model=digits", f"--images={tmp_path / 'a.npz'}")
 
 
 def _record(attack, index, right, loss=1.0):

@@ -7,22 +7,17 @@ import sys
 import time
 
 import pytest
-import workplace
-from harness import ROOT
 
 from experiments.common import locks, workdirs
 from purify_jax.atomic import remove_unfinished, write_atomically
 from purify_jax.checks import InputError
+from tests.faults import workplace
+from tests.faults.harness import ROOT
 
 HOLD = (
     "import sys, time; from experiments.common.workdirs import claim_workdir; "
     "claim_workdir(sys.argv[1], {}); print('held', flush=True); time.sleep(100)"
 )
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return workplace.make(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +88,7 @@ def test_a_file_is_written_again_where_a_process_died_writing_it(tmp_path):
 def test_every_binary_that_writes_a_folder_asks_for_it(place, tmp_path):
     commands = workplace.commands(place, tmp_path)
     names = [name for name in commands if name not in ("export", "import_weights")]  # one file each
-    workplace.prepare(place, tmp_path / "held")
+    workplace.prepare("reproduce", place, tmp_path / "held")
     for folder in (tmp_path / "held" / "runs", tmp_path / "held", ROOT / "results"):
         locks.hold("workdir", folder)
     before = sorted(p for p in (tmp_path / "held").rglob("*"))

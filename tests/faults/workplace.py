@@ -5,14 +5,14 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness import ROOT
 from PIL import Image
 
 from purify_jax import models, networks
+from tests.faults import harness
+from tests.faults.harness import ROOT
 
 PURIFICATION = {
     "method": "adp", "curvature": "secant", "rate": 0.3, "max_step": 1.0, "num_steps": 2,
@@ -68,6 +68,16 @@ def make(folder: Path) -> Workplace:
     return place
 
 
+#: Reads results/ and writes the checkout's own pages.
+TABLES = "experiments.reproduction.tables"
+PAGES = ("README.md", "docs/results.md")
+#: Binaries that write into a folder of their own.
+BINARIES = (
+    "train_ebm", "train_classifier", "train_defense", "evaluate", "detect", "certify", "corruptions",
+    "compare", "denoise", "purify", "score", "export", "import_weights", "reproduce",
+    "experiments.reproduction.exchange",
+)  # fmt: skip
+
 _TRAIN = ("steps=40", "steps_per_dispatch=5", "checkpoint_every=10", "batch_size=16")
 #: Purifies by few steps, attacks few images: each a second or two.
 _FEW = ("--images=4", "--batch_size=2", "--noprogress")
@@ -78,7 +88,9 @@ def start(name: str, place: Workplace, out: Path, **faults: object) -> harness.R
 
     reproduce keeps its folders in what it writes: it works inside ``out``, so that they are the same.
     """
-    cwd = ROOT if name not in ("reproduce", "experiments.reproduction.tables") else out
+    cwd = ROOT if name not in ("reproduce", TABLES) else out
+    if name == TABLES:
+        faults["checkout"] = out
     return harness.start(name, *commands(place, out)[name], cwd=cwd, **faults)
 
 
@@ -119,7 +131,7 @@ def commands(place: Workplace, out: Path) -> dict[str, list[str]]:
             "--results=results", "--noprogress",
         ],
         "experiments.reproduction.exchange": [f"--out={out}"],
-        "experiments.reproduction.tables": [],
+        TABLES: [],
         "quickstart": [
             *train("ebm"), *train("classifier")[:-2], "--config.ebm.network.features=(8,)",
             "--config.classifier.network.hidden=8", "--images=4", "--steps=2", "--eot=2",
@@ -127,13 +139,26 @@ def commands(place: Workplace, out: Path) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def prepare(place: Workplace, out: Path) -> None:
-    """What ``reproduce`` expects of the part before the one that it runs."""
-    demo = out / "runs" / "demo"
-    demo.mkdir(parents=True)
-    (out / "results").mkdir()
-    shutil.copy(place.score_model, demo)
-    shutil.copy(place.classifier, demo)
+def prepare(name: str, place: Workplace, out: Path) -> Path:
+    """Makes the folder that a binary writes into, with what it expects there; returns it.
+
+    reproduce: the networks of the part before the one that it runs. tables: a checkout that holds no more
+    than it needs, with pages that differ from what results/ says.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if name == "reproduce":
+        demo = out / "runs" / "demo"
+        demo.mkdir(parents=True)
+        (out / "results").mkdir()
+        shutil.copy(place.score_model, demo)
+        shutil.copy(place.classifier, demo)
+    elif name == TABLES:
+        for part in ("experiments", "results"):
+            shutil.copytree(ROOT / part, out / part)
+        (out / "docs").mkdir()
+        for page in PAGES:
+            (out / page).write_text((ROOT / page).read_text().replace("0.9", "0.0"))
+    return out
 
 
 #: Fields that say how long something took, or when and where: they differ between equal runs.

@@ -99,10 +99,6 @@ def test_a_shipped_model_by_name_needs_no_file(tmp_path):
         PYTHONPATH=str(ROOT),
     )
     assert done.returncode == 0, done.stderr
-    both = _command("export", "--model=digits", "--score_model=x", "--output=y")
-    assert "expected one or the other" in both.stderr
-    neither = _command("export", "--output=y")
-    assert "expected --classifier=FILE, or --model=NAME" in neither.stderr
 
 
 @pytest.mark.slow

@@ -1,13 +1,11 @@
-"""Flags and configs for the binaries, each with one thing that is not what it should be."""
+"""Flags and fields of configs, each with a value that it may not have: the binary says so in one line."""
 
-import random
-from collections.abc import Iterator
-from pathlib import Path
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
-import fuzz_files
-import workplace
-from fuzz_files import Case
-from harness import ROOT
+from tests.faults import workplace
+from tests.faults.harness import ROOT, run
 
 _COUNT = ["0", "-1", "-4", "2.5", "abc", "", "nan", "1e3", "inf"]
 _NUMBER = ["nan", "inf", "-inf", "-1", "-1e-9", "abc", ""]
@@ -34,7 +32,7 @@ _FLAGS = {
 }
 _EVALUATED = {
     **_FLAGS, "images": [*_COUNT, "361", "100000"], "classifier": _FILE, "split": _SPLIT,
-    "dataset": ["mnist", "../x", "", "a b", "/"], "image_size": ["8", "0", "-1", "x"], "model": ["nope", "../x", "."],
+    "dataset": ["mnist", "../x", "", "a b", "/"], "image_size": ["9", "0", "-1", "x"], "model": ["nope", "../x", "."],
 }  # fmt: skip
 _BALL = {"norm": ["l3", "", "2"], "epsilon": _NUMBER, "steps": _COUNT, "eot": _COUNT}
 FLAGS = {
@@ -62,7 +60,7 @@ FLAGS = {
     },
     "reproduce": {"suite": ["nope", ""], "images": _COUNT, "budget": ["0", "-1", "nan", "inf", "x"], "parts": ["nope", "", "certification,nope"]},
     "experiments.reproduction.exchange": {"results": _FILE[:1] + _FILE[2:], "out": ["/dev/null/x", str(ROOT / "README.md")]},
-    "train_ebm": {"data_dir": [], "config": ["nope.py", "/", str(ROOT / "README.md"), ""], "image_size": ["9", "0", "x"]},
+    "train_ebm": {"config": ["nope.py", "/", str(ROOT / "README.md"), ""], "image_size": ["9", "0", "x"]},
     "train_classifier": {"score_model": [str(ROOT / "pretrained/digits_score_model.safetensors")], "config": ["nope.py", ""]},
     "train_defense": {"classifier": _FILE, "score_model": _FILE, "config": ["digits", "nope.py"]},
 }  # fmt: skip
@@ -101,50 +99,27 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def cases(chance: random.Random, place: workplace.Workplace, scratch: Path) -> Iterator[Case]:
-    """Cases without end; each writes into a folder of its own in ``scratch``."""
-    makers = [_flag, _flag, _flag, _config, *fuzz_files.MAKERS, _plain]
-    number = 0
-    while True:
-        number += 1
-        folder = scratch / str(number)
-        folder.mkdir(parents=True)
-        case = chance.choice(makers)(chance, place, folder)
-        if case is not None:
-            yield case
+CHANGES = [
+    (binary, f"{prefix}{name}", value)
+    for table, prefix in ((FLAGS, "--"), (CONFIGS, "--config."))
+    for binary, values in table.items()
+    for name, all_of_it in values.items()
+    for value in all_of_it
+]
 
 
-def _plain(chance, place, folder) -> Case | None:
-    """Nothing is wrong, or the command as a whole is."""
-    binary = chance.choice(["purify", "score", "certify", "export", "train_ebm"])
-    arguments = workplace.commands(place, folder / "out")[binary]
-    extra = chance.choice([None, "--nonsense", "something", "--seed", "--=", "-", "--no"])
-    if extra is None:
-        return Case(binary, arguments, "accepted", "as it should be")
-    return Case(binary, [*arguments, extra], "refused", f"and {extra}")
-
-
-def _flag(chance, place, folder) -> Case | None:
-    binary = chance.choice(sorted(FLAGS))
-    flag = chance.choice(sorted(FLAGS[binary]))
-    if not FLAGS[binary][flag]:
-        return None
-    return _changed(place, folder, binary, f"--{flag}", chance.choice(FLAGS[binary][flag]))
-
-
-def _config(chance, place, folder) -> Case:
-    binary = chance.choice(sorted(CONFIGS))
-    field = chance.choice(sorted(CONFIGS[binary]))
-    return _changed(
-        place, folder, binary, f"--config.{field}", chance.choice(CONFIGS[binary][field])
-    )
-
-
-def _changed(place, folder, binary: str, flag: str, value: str) -> Case:
-    if binary == "reproduce":
-        workplace.prepare(place, folder / "out")
-    arguments = workplace.commands(place, folder / "out")[binary]
+@pytest.mark.slow
+@settings(
+    max_examples=40,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.sampled_from(CHANGES))
+def test_a_value_that_a_flag_may_not_have_is_one_line(place, tmp_path_factory, change):
+    binary, flag, value = change
+    out = workplace.prepare(binary, place, tmp_path_factory.mktemp("out"))
+    arguments = workplace.commands(place, out)[binary]
     kept = [a for a in arguments if not a.startswith(f"{flag}=")]
-    if flag == "--image_size":
-        value = value if value != "8" else "9"
-    return Case(binary, [*kept, f"{flag}={value}"], "refused", f"{flag}={value}"[:80])
+    done = run(binary, *kept, f"{flag}={value}")
+    assert done.outcome == "refused", (change, done.err)
