@@ -88,16 +88,16 @@ def test_a_file_is_written_again_where_a_process_died_writing_it(tmp_path):
 def test_every_binary_that_writes_a_folder_asks_for_it(place, tmp_path):
     commands = workplace.commands(place, tmp_path)
     names = [name for name in commands if name not in ("export", "import_weights")]  # one file each
-    workplace.prepare("reproduce", place, tmp_path / "held")
-    for folder in (tmp_path / "held" / "runs", tmp_path / "held", ROOT / "results"):
+    held = tmp_path / "held"
+    for name in (workplace.TABLES, "reproduce"):
+        workplace.prepare(name, place, held)
+    for folder in (held / "runs", held, held / "results"):
         locks.hold("workdir", folder)
-    before = sorted(p for p in (tmp_path / "held").rglob("*"))
+    before = sorted(held.rglob("*"))
     for first in range(0, len(names), 2):
-        running = {
-            n: workplace.start(n, place, tmp_path / "held") for n in names[first : first + 2]
-        }
+        running = {n: workplace.start(n, place, held) for n in names[first : first + 2]}
         for name, process in running.items():
             done = process.wait()
             assert (done.outcome, name) == ("refused", name), done.err
             assert f"is in use by process {os.getpid()} on " in done.line
-    assert sorted(p for p in (tmp_path / "held").rglob("*")) == before
+    assert sorted(held.rglob("*")) == before

@@ -149,7 +149,7 @@ def prepare(name: str, place: Workplace, out: Path) -> Path:
     if name == "reproduce":
         demo = out / "runs" / "demo"
         demo.mkdir(parents=True)
-        (out / "results").mkdir()
+        (out / "results").mkdir(exist_ok=True)
         shutil.copy(place.score_model, demo)
         shutil.copy(place.classifier, demo)
     elif name == TABLES:
