@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 
 from purify_jax.atomic import check_output, write_atomically
 from purify_jax.checks import InputError, check_file_name, shown
@@ -202,9 +202,7 @@ def save(
     for role, model in roles.items():
         known = dict(card.get("files", {}).get(role, {}))
         path = folder / _NAMES[role]
-        save_model(
-            path, model, ml_dtypes.bfloat16 if known.get("stored_as") == "bfloat16" else None
-        )
+        save_model(path, model, jnp.bfloat16 if known.get("stored_as") == "bfloat16" else None)
         files[role] = {
             **known,
             "name": path.name,
