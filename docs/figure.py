@@ -7,21 +7,21 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "purify_jax"
 PAGE = ROOT / "docs" / "architecture.md"
-#: What every room uses; drawn, it would hide the rest.
-GROUND = {"arrays", "atomic", "checks", "keys", "pytrees", "types"}
+#: What every package uses; drawn, it would hide the rest.
+BASE = {"arrays", "atomic", "checks", "keys", "pytrees", "types"}
 
 
 def arrows() -> set[tuple[str, str]]:
-    """(room, room that imports it), without the ground floor and the package's face."""
+    """(package, package that imports it), without the base modules and `__init__`."""
     found = set()
     for path in PACKAGE.rglob("*.py"):
-        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        package = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("purify_jax"):
                 named = [f"{node.module}.{alias.name}" for alias in node.names]
-                found |= {(name.split(".")[1], room) for name in named}
-    rooms = GROUND | {"__init__"}
-    return {(a, b) for a, b in found if a != b and a not in rooms and b not in rooms}
+                found |= {(name.split(".")[1], package) for name in named}
+    packages = BASE | {"__init__"}
+    return {(a, b) for a, b in found if a != b and a not in packages and b not in packages}
 
 
 def reduced(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:

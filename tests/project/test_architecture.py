@@ -1,4 +1,4 @@
-"""The house keeps its plan: one import direction, no circles, small files, small folders."""
+"""The structure of the code: one import direction, no circles, small files, small folders."""
 
 import ast
 import graphlib
@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "purify_jax"
-#: A room imports only from rooms before it (and from itself).
+#: A package imports only from packages before it (and from itself).
 ORDER = [
     "xla", "arrays", "checks", "keys", "types", "pytrees", "atomic",
     "data", "noise", "corruptions", "networks", "diffusions", "energy", "losses",
@@ -18,7 +18,7 @@ ORDER = [
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "__pycache__" not in p.parts)
 
 
-def room(path):
+def package(path):
     part = path.relative_to(PACKAGE).parts[0]
     return part.removesuffix(".py")
 
@@ -37,14 +37,14 @@ def imports(path):
             yield from (a.name for a in node.names if a.name.startswith("purify_jax."))
 
 
-def test_every_room_has_a_place():
-    rooms = {room(p) for p in MODULES} - {"__init__"}
-    assert rooms <= set(ORDER)
+def test_every_package_has_a_place():
+    packages = {package(p) for p in MODULES} - {"__init__"}
+    assert packages <= set(ORDER)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_import_against_the_flow(path):
-    own = room(path)
+    own = package(path)
     if own == "__init__":
         return
     for imported in imports(path):

@@ -12,7 +12,7 @@ MODULES = [
     "purify_jax",
     *(m.name for m in pkgutil.walk_packages(purify_jax.__path__, "purify_jax.")),
 ]
-#: Rooms in which at least one example is expected: a test that found none would prove nothing.
+#: Packages in which at least one example is expected: a test that found none would prove nothing.
 WITH_EXAMPLES = {
     "costs",
     "keys",
@@ -49,5 +49,5 @@ def test_examples_in_docstrings_are_true(found):
 
 
 def test_the_rooms_that_a_stranger_opens_have_examples(found):
-    rooms = {name.split(".")[1] for name in found if "." in name}
-    assert rooms >= WITH_EXAMPLES
+    packages = {name.split(".")[1] for name in found if "." in name}
+    assert packages >= WITH_EXAMPLES

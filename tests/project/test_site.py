@@ -34,14 +34,14 @@ def listed():
     """(names in the pages' autosummary lists, modules that a page documents with all their members)."""
     names, modules = set(), set()
     for path in API:
-        room = ""
+        package = ""
         for line in path.read_text().splitlines():
             if found := re.match(r"\.\. (?:current|auto)module:: (\S+)", line):
-                room = found[1]
+                package = found[1]
             elif line.strip() == ":members:":
-                modules.add(room)
+                modules.add(package)
             elif re.fullmatch(r" {3}\w+", line):
-                names.add(f"{room}.{line.strip()}")
+                names.add(f"{package}.{line.strip()}")
     return names, modules
 
 
