@@ -91,7 +91,7 @@ def test_from_a_pytorch_file_to_a_figure(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pj.pretrained, "load", lambda name: SimpleNamespace(purifier=blur))
     short = functools.partial(pj.attacks.PGD, num_steps=2)
     monkeypatch.setattr(
-        pj.attacks, "pgd", lambda gradient, epsilon, num_steps: short(gradient, epsilon=epsilon)
+        pj.attacks, "PGD", lambda gradient, epsilon, num_steps: short(gradient, epsilon=epsilon)
     )
     found = run_block('torch.load("classifier.pt"')
     block = (ROOT / "docs" / "own_model.md").read_text().split("import jax, torch")[1]
