@@ -4,7 +4,6 @@ The paper's (:class:`ADP`), Markov chains, ladders of noise levels, diffusions, 
 share one loop over restarts and steps, and are pytrees.
 """
 
-from purify_jax.purifiers import guidance
 from purify_jax.purifiers.adp import ADP, PublishedPixelScaling
 from purify_jax.purifiers.chains import MALA, Langevin
 from purify_jax.purifiers.compression import jpeg
@@ -77,7 +76,6 @@ __all__ = [
     "SteppedPurifier",
     "VPPurifier",
     "gaussian_blur",
-    "guidance",
     "identity",
     "is_deterministic",
     "jpeg",

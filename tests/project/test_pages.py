@@ -2,7 +2,6 @@
 
 import re
 
-import jax
 import matplotlib
 import numpy as np
 import pytest
@@ -82,7 +81,7 @@ def test_read_the_numbers(run):
     names = run("docs/evaluation.md")
     found = names["found"]
     assert sum(found.by.values()) == found.average.images == 8
-    assert found.worst.value <= found.average.value
+    assert found.all_draws.value <= found.average.value
     assert set(names["attacks"]) == {r["attack"] for r in names["records"]} - {"clean"}
 
 
@@ -90,7 +89,7 @@ def test_scale_out(run):
     names = run("docs/scale_out.md")
     np.testing.assert_allclose(np.exp(names["log_probs"]).sum(-1), 1, rtol=1e-5)
     assert (names["log_probs"].argmax(-1) == names["labels"]).mean() > 0.9
-    assert jax.device_count() > 1 or names["mesh"] is None
+    assert names["execution"].batch_size == 16
 
 
 def test_no_page_has_python_that_nothing_runs():
