@@ -39,7 +39,7 @@ class Pytree:
 
     Fields are leaves or further pytrees unless they are :func:`static`. A field that is given a plain
     function keeps it by :func:`as_pytree`. ``__post_init__`` checks the fields, and :meth:`fill` completes
-    them. Both run when a user constructs an object or calls :meth:`replace`, not when a transformation of
+    them. Both run when a user constructs an object or calls ``replace``, not when a transformation of
     JAX rebuilds one from its leaves.
 
     Equality is identity, as of functions, so that ``jax.jit(defense)`` works too (with the arrays as

@@ -63,7 +63,7 @@ class Grafted(Pytree):
 
     loss_fn: the margin by default, whose sign says whether a draw is fooled.
     step: None for equal weights and the first draw's Jacobian. Otherwise the length of a common step, for
-      which :func:`vulnerability` chooses the weights and the draw: DiffHammer.
+      which ``vulnerability`` chooses the weights and the draw: DiffHammer.
     norm: of that step.
     num_samples: draws, ≥ 1.
     samples_at_once: draws side by side, as in :class:`~purify_jax.attacks.EOT`.

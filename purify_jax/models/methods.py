@@ -128,7 +128,7 @@ def model_purifier(model: Model, **overrides: Any) -> Purifier:
     Settings, with defaults :data:`PUBLISHED`: method (one of :data:`METHODS`), curvature, rate,
     max_step, num_steps, noise_scale, num_restarts, stop_threshold. An override of None leaves a
     setting as it is. The method "adp" gives an ``ADP``. Raises InputError for a setting outside its
-    range or that the method does not use, and for more steps or restarts in the file than :data:`MOST`
+    range or that the method does not use, and for more steps or restarts in the file than ``MOST``
     that no override replaces.
     """
     settings = {**PUBLISHED, **chosen_settings(model, **overrides)}

@@ -1,6 +1,6 @@
 """Published PyTorch weights ↔ this package's variables, strictly: every key used, every one filled.
 
-Kinds are those of :data:`KINDS`: NCSNv2, classifiers, and the diffusion networks of EDM ("edm"), score_sde and
+Kinds are those of ``KINDS``: NCSNv2, classifiers, and the diffusion networks of EDM ("edm"), score_sde and
 guided-diffusion. Sizes are read off the weights.
 """
 

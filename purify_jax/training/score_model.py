@@ -151,7 +151,7 @@ def displacement(network: nn.Module, params: Params, images: Array, sigmas: Arra
 
 
 class EDMLoss(Pytree):
-    """:func:`denoising_loss` of a network → displacement; the mean over the batch, a ``TrainLoss``.
+    """``denoising_loss`` of a network → displacement; the mean over the batch, a ``TrainLoss``.
 
     draw_sigmas: keys → σ ``[batch]``, a :class:`LogNormal` for one.
     network: called with (images, σ) if it is ``noise_conditional``, else with images alone. The weights'

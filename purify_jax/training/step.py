@@ -69,7 +69,7 @@ def start_state(
 class DSMLoss(Pytree):
     """Denoising score matching of a scalar energy or a score network; mean over the batch.
 
-    A :data:`TrainLoss`; see :func:`purify_jax.losses.denoising_score_matching`.
+    A ``TrainLoss``; see :func:`purify_jax.losses.denoising_score_matching`.
 
     sigmas: noise levels ``[L]``, in units of a pixel's range.
     perturb: (keys, images) → noise beside the Gaussian one; None for none.
@@ -186,7 +186,7 @@ def train_step(
 
 
 def flip_at_random(keys: Keys, images: Array, indices: Array, step: Array) -> Array:
-    """:func:`random_flip` as an :data:`Augmentation`."""
+    """:func:`random_flip` as an ``Augmentation``."""
     del indices, step
     return random_flip(fold_keys(keys, FLIP), images)
 
