@@ -1,6 +1,6 @@
 """Purifies an image file or a folder of images.
 
-python -m experiments.purify --score_model=runs/quickstart/score_model.safetensors --input=images/ --workdir=out
+python -m experiments.purify --model=digits --input=images/ --workdir=out
 
 Writes purified/<name>.png (the mean over restarts), sheet.png (before and after), and lists
 images that could not be read.

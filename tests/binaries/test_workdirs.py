@@ -14,7 +14,7 @@ def test_workdir_of_another_config_is_refused_and_kept(tmp_path):
     claim_workdir(tmp_path / "run", {"ebm": {"steps": 5, "rate": 0.1}})
     claim_workdir(tmp_path / "run", {"ebm": {"steps": 5, "rate": 0.1}})
     with pytest.raises(
-        InputError, match=r"belongs to another config \(score_model.steps: 5 there, 6 now\)"
+        InputError, match=r"belongs to another config \(ebm.steps: 5 there, 6 now\)"
     ):
         claim_workdir(tmp_path / "run", {"ebm": {"steps": 6, "rate": 0.1}})
     assert json.loads((tmp_path / "run" / "config.json").read_text())["ebm"]["steps"] == 5
