@@ -211,9 +211,9 @@ def test_without_pytorch_it_is_one_line():
     program = (
         "import builtins, purify_jax as pj\n"
         "real = builtins.__import__\n"
-        "def without(name, *more):\n"
+        "def without(name, *more, **named):\n"
         "    if name == 'torch': raise ImportError(name)\n"
-        "    return real(name, *more)\n"
+        "    return real(name, *more, **named)\n"
         "builtins.__import__ = without\n"
         "try: pj.bridges.as_torch_module(lambda keys, images: images)\n"
         "except pj.InputError as error: print(error)\n"

@@ -49,7 +49,12 @@ def test_what_cannot_be_written_is_one_line(place, tmp_path, fault):
         assert (name, done.outcome) == (name, "refused"), done.err
         wanted = ("cannot be written", "too large", "the disk is full")
         assert any(text in done.line for text in wanted), done.line
-        assert files(outs[name]) - before[name] <= {".lock", "runs/.lock", "results/.lock"}
+        locks = {
+            f"{folder}{lock}"
+            for folder in ("", "runs/", "results/")
+            for lock in (".lock", ".lock-holder")
+        }
+    assert files(outs[name]) - before[name] <= locks
 
 
 @pytest.mark.parametrize(
