@@ -16,6 +16,11 @@ from tests.faults.workplace import BINARIES, PAGES, TABLES
 #: In bytes: nothing can be written; then a later and later file is the one that fails.
 SIZES = (300, 1500, 5000, 12000, 30000)
 
+#: What a process that ended leaves beside its results.
+LOCKS = {
+    f"{folder}{lock}" for folder in ("", "runs/", "results/") for lock in (".lock", ".lock-holder")
+}
+
 
 def folders(place, parent):
     """Binary → a folder for its output, with what it expects to find there."""
@@ -49,12 +54,7 @@ def test_what_cannot_be_written_is_one_line(place, tmp_path, fault):
         assert (name, done.outcome) == (name, "refused"), done.err
         wanted = ("cannot be written", "too large", "the disk is full")
         assert any(text in done.line for text in wanted), done.line
-        locks = {
-            f"{folder}{lock}"
-            for folder in ("", "runs/", "results/")
-            for lock in (".lock", ".lock-holder")
-        }
-    assert files(outs[name]) - before[name] <= locks
+        assert files(outs[name]) - before[name] <= LOCKS
 
 
 @pytest.mark.parametrize(
