@@ -194,7 +194,7 @@ def test_bad_images_are_named(images, message):
 @pytest.mark.parametrize(
     ("score_fn", "keys", "message"),
     [
-        (lambda x: x[..., :1], keys_for(1), "equal shape"),
+        (lambda x: x[..., :1], keys_for(1), "equal_shape"),
         (lambda x: x, keys_for(2), "unexpected shape|shape"),
         (lambda x: x, jax.random.key(0), "unexpected shape|shape"),
     ],
