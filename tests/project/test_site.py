@@ -123,7 +123,7 @@ def test_lists_of_fields_and_constants(extension):
     assert made == ["How.", "", "- **a**: one", "  more", "- **b, c**: two", *text[5:]]
     lines = ["dict() -> new empty dictionary"]
     docstrings.rewrite(None, "data", "purify_jax.models.METHODS", pj.models.METHODS, None, lines)
-    assert lines[0].startswith("method → (model, settings) → purifier")
+    assert lines[0].startswith("Every method by name. What each setting means")
     said = ["Called with (images, condition): see below."]
     docstrings.rewrite(None, "attribute", "purify_jax.networks.ADM.takes", True, None, said)
     assert said == ["..", "", "Called with (images, condition): see below."]
