@@ -1,9 +1,26 @@
-"""Bridges: a defense as other frameworks take it, a classifier of another framework as JAX takes it.
+"""Bridges: a defense as other frameworks take it, and defenses of another framework as JAX takes them.
 
 None of them is imported before it is used.
 """
 
-from purify_jax.bridges.torch_classifier import logits_from_torch
+from purify_jax.bridges.from_torch import (
+    TorchDefense,
+    TorchLogits,
+    TorchPurifier,
+    defense_from_torch,
+    logits_from_torch,
+    purifier_from_torch,
+)
 from purify_jax.bridges.torch_module import as_torch_module
+from purify_jax.bridges.traits import Traits
 
-__all__ = ["as_torch_module", "logits_from_torch"]
+__all__ = [
+    "TorchDefense",
+    "TorchLogits",
+    "TorchPurifier",
+    "Traits",
+    "as_torch_module",
+    "defense_from_torch",
+    "logits_from_torch",
+    "purifier_from_torch",
+]

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from purify_jax.bridges.from_torch import Bridge
 from purify_jax.data import Dataset
 from purify_jax.defense import Defense
 from purify_jax.pytrees import Partial
@@ -31,6 +32,7 @@ def identity(**parts: Any) -> dict[str, Any]:
     - A defense, an attack, or a mapping of them: path → setting. Numbers and static fields are there by
       value, other arrays by the SHA-256 over their dtype, shape and bytes, in the order of their paths.
       Fields that end with ``_at_once`` change no result and are left out.
+    - A PyTorch module: the SHA-256 of its weights, settings and code.
     - "unhashed": paths of plain functions. The weights that such a function uses are unknown: give different
       models different work directories.
 
@@ -97,6 +99,11 @@ class _Walk:
             for field in dataclasses.fields(value):
                 if field.repr and not field.name.endswith("_at_once"):
                     yield from inside(getattr(value, field.name, None), field.name)
+        elif isinstance(value, Bridge):
+            found, has_weights = value.fingerprint()
+            if not has_weights:
+                self.unhashed.add(f"{name}.{path}")
+            yield path, found
         elif isinstance(value, (Mapping, list, tuple)):
             if _holds_arrays_alone(value):
                 yield path, self._weights(jax.tree.leaves(value))

@@ -1,0 +1,98 @@
+"""Calls of PyTorch code as operations of JAX programs, with their own rules for ``vmap`` and the backward pass.
+
+The keys are operands of the callback, so XLA computes as many draws as there are keys.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+
+from purify_jax.bridges.torch_calls import Plan, TorchCalls
+from purify_jax.types import Array
+
+
+class JaxCalls:
+    """The calls as functions of JAX, for one plan: :meth:`__call__` is vmapped and differentiated as it says.
+
+    Keys are ``[batch, words]`` uint32, images and answers NCHW or ``[batch, classes]``, float32.
+    """
+
+    def __init__(self, calls: TorchCalls, plan: Plan):
+        self.calls, self.plan = calls, plan
+
+        def shaped(images: Array) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((images.shape[0], *plan.shape), jnp.float32)
+
+        def call(keys: Array, images: Array) -> Array:
+            return jax.pure_callback(self._on_call, shaped(images), keys, images)
+
+        def kept_call(keys: Array, images: Array) -> tuple[Array, Array]:
+            tokens = jax.ShapeDtypeStruct((images.shape[0], 2), jnp.uint32)
+            return jax.pure_callback(self._on_kept_call, (shaped(images), tokens), keys, images)
+
+        def backward(tokens: Array, keys: Array, images: Array, cotangents: Array) -> Array:
+            shape = jax.ShapeDtypeStruct(images.shape, jnp.float32)
+            return jax.pure_callback(self._on_backward, shape, tokens, keys, images, cotangents)
+
+        vmapped_call, vmapped_kept_call = self._vmapped(call), self._vmapped(kept_call)
+        vmapped_backward = custom_vmap(backward)
+
+        @vmapped_backward.def_vmap
+        def fold_backward(size: int, batched: list[bool], *given: Array) -> tuple[Array, bool]:
+            # The tokens say which rows were one call.
+            return unfolded(size, vmapped_backward(*folded(size, batched, given))), True
+
+        self.function = jax.custom_vjp(vmapped_call)
+        self.function.defvjp(
+            lambda keys, images: _with_residuals(vmapped_kept_call(keys, images), keys, images),
+            lambda residuals, cotangents: (None, vmapped_backward(*residuals, cotangents)),
+        )
+
+    def _on_call(self, *given: Any) -> Any:
+        return self.calls.on_call(self.plan, *given)
+
+    def _on_kept_call(self, *given: Any) -> Any:
+        return self.calls.on_kept_call(self.plan, *given)
+
+    def _on_backward(self, *given: Any) -> Any:
+        return self.calls.on_backward(self.plan, *given)
+
+    def _vmapped(self, function: Any) -> Any:
+        vmapped, plan = custom_vmap(function), self.plan
+
+        @vmapped.def_vmap
+        def rule(size: int, batched: list[bool], keys: Array, images: Array) -> tuple[Any, Any]:
+            of_keys, of_images = batched
+            if not plan.random and not of_images:  # keys change nothing
+                found = vmapped(keys[0], images)
+                return found, jax.tree.map(lambda _: False, found)
+            # Equal keys have equal draws, which one call for all of them would not give.
+            if plan.folds and (of_keys or not plan.random):
+                found = unfolded(size, vmapped(*folded(size, batched, (keys, images))))
+            else:
+                each = lambda i: vmapped(
+                    keys[i] if of_keys else keys, images[i] if of_images else images
+                )
+                found = jax.lax.map(each, jnp.arange(size))
+            return found, jax.tree.map(lambda _: True, found)
+
+        return vmapped
+
+
+def _with_residuals(found: tuple[Array, Array], *given: Array) -> tuple[Array, tuple[Array, ...]]:
+    answers, tokens = found
+    return answers, (tokens, *given)
+
+
+def folded(size: int, batched: list[bool], arrays: tuple[Array, ...]) -> list[Array]:
+    """Arrays ``[size, batch, ...]`` (or ``[batch, ...]`` for all alike) as ``[size · batch, ...]``."""
+    spread = lambda x, has: x if has else jnp.broadcast_to(x, (size, *x.shape))
+    whole = [spread(x, has) for x, has in zip(arrays, batched, strict=True)]
+    return [x.reshape((-1, *x.shape[2:])) for x in whole]
+
+
+def unfolded(size: int, tree: Any) -> Any:
+    """The reverse of :func:`folded`, of a tree of arrays."""
+    return jax.tree.map(lambda x: x.reshape((size, -1, *x.shape[1:])), tree)
