@@ -111,7 +111,9 @@ def test_what_is_no_classifier_is_refused():
     with pytest.raises(pj.InputError, match="module: got str, expected a torch.nn.Module"):
         pj.bridges.logits_from_torch("classifier.pt", 10)
     flat = torch.nn.Flatten()
-    with pytest.raises(pj.InputError, match="returned 12 numbers per image, expected num_classes = 10"):
+    with pytest.raises(
+        pj.InputError, match="returned 12 numbers per image, expected num_classes = 10"
+    ):
         jax.block_until_ready(pj.bridges.logits_from_torch(flat, 10)(jnp.zeros((1, 2, 2, 3))))
 
 
