@@ -66,7 +66,7 @@ class Bridge:
             nchw = np.ascontiguousarray(images[:8].transpose(0, 3, 1, 2))
             traits = self._declared(measure(self.calls, nchw, self.classifier))
             self.calls.counts = Counts()
-            self._known[shape] = traits, JaxCalls(self.calls, traits.plan)
+            self._known[shape] = traits, JaxCalls(self.calls, traits.plan, nchw.shape[1:])
         return self._known[shape][0]
 
     def functions(self, shape: tuple[int, ...]) -> tuple[Traits, JaxCalls]:
@@ -76,9 +76,9 @@ class Bridge:
         return self._known[shape]
 
     def _declared(self, traits: Traits) -> Traits:
-        if self.num_classes not in (None, traits.shape[0]) and self.classifier:
+        if self.num_classes not in (None, traits.answer_shape[0]) and self.classifier:
             raise InputError(
-                f"module: returned {traits.shape[0]} numbers per image, expected num_classes = {self.num_classes}"
+                f"module: returned {traits.answer_shape[0]} numbers per image, expected num_classes = {self.num_classes}"
             )
         if self.output not in (None, traits.output):
             line = f"output: declared {self.output}, measured {traits.output}"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from purify_jax.bridges.generators import Generators, reachable
+from purify_jax.bridges.generators import LOCK, Generators, reachable
 from purify_jax.bridges.torch_outputs import logarithm, softmax_watch, tensor_of
 from purify_jax.checks import InputError
 
@@ -85,7 +85,13 @@ class TorchCalls:
         self, plan: Plan, source: bytes, used: dict[str, set[bytes]] | None = None
     ) -> Iterator[None]:
         """Generators seeded, modes as asked for, buffers kept; all as before at the end."""
-        with self.generators.seeded(source, used), self._in_mode(), self._kept(plan):
+        with self.generators.seeded(source, used), self.mode_and_buffers(plan):
+            yield
+
+    @contextlib.contextmanager
+    def mode_and_buffers(self, plan: Plan) -> Iterator[None]:
+        """Modes as asked for, buffers kept."""
+        with self._in_mode(), self._kept(plan):
             yield
 
     @contextlib.contextmanager
@@ -186,17 +192,20 @@ class TorchCalls:
     def on_backward(
         self, plan: Plan, tokens: Any, keys: Any, images: Any, cotangents: Any
     ) -> np.ndarray:
-        tokens, keys, images, cotangents = map(np.asarray, (tokens, keys, images, cotangents))
         # Row 0 begins what was one call.
         starts = [int(i) for i in np.flatnonzero(tokens[:, 1] == 0)]
         numbers = [int(tokens[start, 0]) for start in starts]
         found = []
         for i, (start, end) in enumerate(zip(starts, [*starts[1:], len(tokens)], strict=True)):
             rows, number = slice(start, end), numbers[i]
-            with self.inside(plan, _source(keys[rows])):
-                graph = self._graphs.pop(number, None) or self.graph(plan, images[rows])
-                last = number not in numbers[i + 1 :]
-                found.append(self.pull_back(*graph, cotangents[rows], last))
+            last = number not in numbers[i + 1 :]
+            with LOCK:
+                graph = self._graphs.pop(number, None)
+                if graph is None:
+                    with self.inside(plan, _source(keys[rows])):
+                        graph = self.graph(plan, images[rows])
+                with self.mode_and_buffers(plan):
+                    found.append(self.pull_back(*graph, cotangents[rows], last))
                 if not last:
                     self._graphs[number] = graph
         return found[0] if len(found) == 1 else np.concatenate(found)

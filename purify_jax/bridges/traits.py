@@ -18,7 +18,7 @@ PROBES, COPIES, CALLS = 4, 8, 6
 class Traits(NamedTuple):
     """What was measured of a module, or declared.
 
-    shape: of one answer: ``(classes,)``, or ``(channels, height, width)`` of a purifier.
+    answer_shape: of one answer: ``(classes,)``, or ``(channels, height, width)`` of a purifier.
     output: "logits", "log_probabilities" or "probabilities"; "images" of a purifier.
     draws: "none", "per image", or "per call": one draw serves all images of a call, or a part of it does.
     generators: names of the generators that it draws from.
@@ -28,10 +28,10 @@ class Traits(NamedTuple):
     stateful: a call changes buffers or parameters. The bridge restores the buffers after each call.
     gradient: "present", "zero" on all images that were looked at, or "missing": the output is detached.
     grad_inside: it needs PyTorch's gradients inside a forward pass (a score that is a gradient).
-    dtype: of its parameters.
+    precision: the type of its parameters, "float32".
     """
 
-    shape: tuple[int, ...]
+    answer_shape: tuple[int, ...]
     output: str
     draws: str
     generators: tuple[str, ...]
@@ -41,13 +41,13 @@ class Traits(NamedTuple):
     stateful: bool
     gradient: str
     grad_inside: bool
-    dtype: str
+    precision: str
 
     @property
     def plan(self) -> Plan:
         """How calls are made: draws that a call shares, and batches that matter, are not folded."""
         return Plan(
-            shape=self.shape,
+            shape=self.answer_shape,
             logarithm=self.output == "probabilities",
             folds=self.draws != "per call" and self.independent,
             random=self.draws != "none" or not self.repeatable,
@@ -114,8 +114,9 @@ def measure(calls: TorchCalls, images: np.ndarray, classifier: bool) -> Traits:
         spread = np.abs(whole - other).reshape(len(images), -1).max(-1)
         copies = np.repeat(images[[int(spread.argmax())]], COPIES, axis=0)
         draws = _draws(np.stack([answers(copies, 2 + i, plan) for i in range(CALLS)]))
+    calls.generators.measured(used)
     return Traits(
-        shape=whole.shape[1:],
+        answer_shape=whole.shape[1:],
         output=output,
         draws=draws,
         generators=tuple(sorted(used)),
@@ -125,7 +126,7 @@ def measure(calls: TorchCalls, images: np.ndarray, classifier: bool) -> Traits:
         stateful=stateful,
         gradient=gradient,
         grad_inside=grad_inside,
-        dtype=str(calls.dtype).removeprefix("torch."),
+        precision=str(calls.dtype).removeprefix("torch."),
     )
 
 

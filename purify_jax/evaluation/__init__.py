@@ -15,6 +15,8 @@ from purify_jax.evaluation.corruption import evaluate_corrupted
 from purify_jax.evaluation.identity import identity
 from purify_jax.evaluation.predictions import Draws
 from purify_jax.evaluation.probes import red_flags, sweeps, transfer
+from purify_jax.evaluation.probes.examination import examine
+from purify_jax.evaluation.probes.findings import Examination, Finding
 from purify_jax.evaluation.protocol import Summary, cost, strongest, summary
 from purify_jax.evaluation.records import (
     SCORINGS,
@@ -32,6 +34,8 @@ __all__ = [
     "AdversarialImages",
     "Difference",
     "Draws",
+    "Examination",
+    "Finding",
     "Interval",
     "RecordFile",
     "Summary",
@@ -44,6 +48,7 @@ __all__ = [
     "detection",
     "evaluate",
     "evaluate_corrupted",
+    "examine",
     "identity",
     "map_images",
     "paired_difference",

@@ -252,3 +252,34 @@ def test_a_pipeline_that_is_called_by_sample(images):
     defense = defense_from_torch(modules.Pipeline(), images=images)
     assert defense.traits[:3] == ((10,), "logits", "per image")
     assert defense.traits.generators == ("torch generator generator",)
+
+
+def test_records_belong_to_weights_and_settings(images):
+    identify = lambda module: pj.evaluation.identity(
+        defense=defense_from_torch(module, images=images)
+    )
+    first = identify(modules.Noisy())
+    assert identify(modules.Noisy()) == first
+    assert "unhashed" not in first
+    others = [modules.Noisy(sigma=0.2), modules.Noisy(), modules.Noisy().eval()]
+    with torch.no_grad():
+        others[1].classifier[1].bias[3] += 1e-3
+    assert all(identify(other) != first for other in others)
+    without = pj.evaluation.identity(
+        defense=defense_from_torch(lambda x: x.flatten(1), images=images)
+    )
+    assert without["unhashed"] == ["defense.bridge"]
+
+
+def test_a_generator_that_is_used_late_is_said(images):
+    """NumPy's own is watched where no measured call drew from it."""
+    module = modules.Answering(lambda z: z + (0 if late == [] else float(GLOBAL.normal())))
+    late = []
+    defense = defense_from_torch(module, images=images)
+    defense(keys_for(4), images)
+    late.append(True)
+    with pytest.warns(UserWarning, match="drew from numpy, which it did not"):
+        defense(keys_for(4), images)
+    before = GLOBAL.get_state()[1].tolist()
+    np.testing.assert_array_equal(defense(keys_for(4), images), defense(keys_for(4), images))
+    assert GLOBAL.get_state()[1].tolist() == before

@@ -57,7 +57,7 @@ def test_a_softmax_is_not_rounded_before_its_logarithm(images):
 def test_modules_of_other_precisions(images, dtype):
     module = modules.linear().to(getattr(torch, dtype))
     defense = defense_from_torch(module, images=images)
-    assert defense.traits.dtype == dtype
+    assert defense.traits.precision == dtype
     expected = defense_from_torch(modules.linear(), images=images)(keys_for(4), images)
     found, pull = jax.vjp(lambda x: defense(keys_for(4), x), images)
     np.testing.assert_allclose(found, expected, atol=0.03)
