@@ -64,8 +64,10 @@ class Generators:
             self.all.append(Generator(f"torch ({device.type})", read, write, backend.manual_seed))
         self.all.append(_of_numpy("numpy", np.random.mtrand._rand))
         self.all.append(Generator("random", random.getstate, random.setstate, random.seed))
+        shared = (torch.default_generator, np.random.mtrand._rand, random._inst)  # type: ignore[attr-defined]
         for path, found in reachable(function):
-            if (own := _own(path, found)) is not None:
+            own = None if any(found is each for each in shared) else _own(path, found)
+            if own is not None:
                 self.all.append(own)
 
     @contextlib.contextmanager

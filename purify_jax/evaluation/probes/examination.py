@@ -72,7 +72,7 @@ def examine(
 
     Args:
       defense: (keys, images) → log-probabilities (or logits, or probabilities), a
-        :class:`~purify_jax.Defense`, what :func:`~purify_jax.bridges.defense_from_torch` returns, or a
+        :class:`~purify_jax.defense.Defense`, what :func:`~purify_jax.bridges.defense_from_torch` returns, or a
         ``torch.nn.Module``. Give other PyTorch code to ``defense_from_torch`` first.
       images: a few images ``[batch, h, w, c]`` in [0, 1]; the first 32 are used.
       labels: their classes ``[batch]``.
