@@ -1,6 +1,8 @@
 """Auto-PGD: a step size that halves itself, momentum, and restarts from the best point.
 
-Croce & Hein 2020, arXiv 2003.01690, algorithm 1, with the constants of the published code.
+Croce & Hein 2020, arXiv 2003.01690, algorithm 1, with the constants of the published code. For L1 the published
+attack has a schedule of its own for how many pixels move (Croce & Hein 2021, arXiv 2103.01208). Here the step size
+decides that as well: as it halves, fewer pixels reach their bound in a step (:func:`~purify_jax.attacks.norms.climb`).
 """
 
 import functools
@@ -12,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify_jax.arrays import per_image
-from purify_jax.attacks.norms import Norm, check_epsilon, get, l2, project_into
-from purify_jax.checks import InputError, check_at_least, check_count, check_images
+from purify_jax.attacks.norms import Norm, check_epsilon, climb, get, project_into
+from purify_jax.checks import check_at_least, check_count, check_images
 from purify_jax.keys import fold_keys
 from purify_jax.pytrees import Pytree, static
 from purify_jax.types import BOUNDS, Array, GradientFn, Keys, PredictFn
@@ -49,17 +51,8 @@ def _checkpoints(num_steps: int) -> tuple[np.ndarray, np.ndarray]:
     return review, length
 
 
-def check_linf_or_l2(norm: str | Norm, epsilon: float) -> str:
-    """The norm's name. Raises InputError for a norm other than "linf" and "l2", or ε < 0."""
-    name = get(norm).name
-    if name not in ("linf", "l2"):
-        raise InputError(f"norm: got {name!r}, expected linf or l2")
-    check_epsilon(epsilon)
-    return name
-
-
 class APGD(Pytree):
-    """Auto-PGD along a gradient, Linf or L2.
+    """Auto-PGD along a gradient.
 
     For a random defense pass an :class:`~purify_jax.attacks.EOT` gradient; the schedule then follows the
     mean loss.
@@ -70,11 +63,11 @@ class APGD(Pytree):
       there was one, else that of highest loss. Leave it out for a random defense: one lucky draw is not a
       success there, and the attack returns the iterate of highest mean loss.
     rho: share of steps that must improve the loss for the step size to stay.
-    norm: "linf" or "l2".
+    norm: "linf", "l2" or "l1".
     num_steps: gradient steps ≥ 1.
     num_restarts: independent random starts ≥ 1; the one of highest loss is kept.
 
-    Raises InputError for another norm, ε < 0, zero steps or restarts.
+    Raises InputError for an unknown norm, ε < 0, zero steps or restarts.
     """
 
     gradient: GradientFn
@@ -87,7 +80,8 @@ class APGD(Pytree):
     num_restarts: int = static(default=1)
 
     def __post_init__(self) -> None:
-        self.fill(norm=check_linf_or_l2(self.norm, self.epsilon))
+        self.fill(norm=get(self.norm).name)
+        check_epsilon(self.epsilon)
         check_count("num_steps", self.num_steps)
         check_count("num_restarts", self.num_restarts)
         check_at_least("rho", self.rho, 0.0)
@@ -133,7 +127,7 @@ class APGD(Pytree):
             index, reviewed, window = xs
             grads = jnp.where(jnp.isfinite(state.gradient), state.gradient, 0.0)
             size = per_image(state.step_size, images)
-            stepped = inside(images, state.images + size * norm.steepest(grads), epsilon)
+            stepped = inside(images, climb(norm, state.images, grads, size), epsilon)
             momentum = jnp.where(index > 0, 0.75, 1.0)
             moved = (
                 state.images
@@ -180,12 +174,9 @@ def _review(state: _State, reviewed: Array, window: Array, rho: float) -> _State
 
 
 def _start(norm: Norm, keys: Keys, images: Array, epsilon: float) -> Array:
-    # As published: a uniform (Linf) or normal (L2) draw, scaled to lie on the ball's surface.
+    # As published for Linf and L2: a uniform or normal draw, scaled to lie on the ball's surface.
     noise = norm.random(keys, images, 1.0)
-    if norm.name == "linf":
-        noise = noise / per_image(jnp.maximum(norm.size(noise), 1e-12), images)
-    else:
-        noise = l2.steepest(noise)
+    noise = noise / per_image(jnp.maximum(norm.size(noise), 1e-12), images)
     return jnp.clip(images + epsilon * noise, *BOUNDS)
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from purify_jax.arrays import per_image
 from purify_jax.attacks.averages import mean_over
+from purify_jax.attacks.norms import get
 from purify_jax.checks import InputError, check_at_least, check_count
 from purify_jax.defense import Defense, undefended
 from purify_jax.keys import fold_keys, stream
@@ -112,29 +113,50 @@ class JointScore(Pytree):
     """Joint attack (score): mean of sign(classifier gradient) and sign(s(x)) (ADP, section 4.1).
 
     Climbs the purifier's own score, towards images that purification leaves where they are.
+
+    norm: of the attack that follows it. L1 needs to know which pixels matter most, so there each of the two
+      is divided by its mean magnitude in place of its sign.
     """
 
     score_fn: ScoreFn
     logits_fn: LogitsFn
     loss_fn: LossFn = cross_entropy
+    norm: str = static(default="linf")
+
+    def __post_init__(self) -> None:
+        self.fill(norm=get(self.norm).name)
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> tuple[Array, Array]:
         grads, loss = blind(self.logits_fn, self.loss_fn)(keys, images, labels)
-        return 0.5 * (jnp.sign(grads) + jnp.sign(self.score_fn(images))), loss
+        return _mean_direction(self.norm, grads, self.score_fn(images)), loss
 
 
 class JointFull(Pytree):
     """Joint attack (full): mean of sign(classifier gradient at the purified image) and
-    sign(purified − x) (ADP, section 4.1); restarts are averaged in both."""
+    sign(purified − x) (ADP, section 4.1); restarts are averaged in both.
+
+    norm: as in :class:`JointScore`.
+    """
 
     defense: Defense
     loss_fn: LossFn = cross_entropy
+    norm: str = static(default="linf")
+
+    def __post_init__(self) -> None:
+        self.fill(norm=get(self.norm).name)
 
     def __call__(self, keys: Keys, images: Array, labels: Array) -> tuple[Array, Array]:
         purified, _ = self.defense.purifier(keys, images)
         grads, loss = at_purified(self.defense, self.loss_fn, purified, labels)
         displacement = jnp.mean(purified, axis=0) - images
-        return 0.5 * (jnp.sign(grads) + jnp.sign(displacement)), loss
+        return _mean_direction(self.norm, grads, displacement), loss
+
+
+def _mean_direction(norm: str, first: Array, second: Array) -> Array:
+    """The mean of two directions that count alike."""
+    size = lambda x: per_image(jnp.mean(jnp.abs(x), axis=(1, 2, 3)), x)
+    alike = lambda x: x / jnp.maximum(size(x), 1e-30) if norm == "l1" else jnp.sign(x)
+    return 0.5 * (alike(first) + alike(second))
 
 
 def at_purified(

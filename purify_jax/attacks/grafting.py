@@ -18,11 +18,16 @@ from purify_jax.defense import Defense
 from purify_jax.keys import fold_keys
 from purify_jax.losses import margin
 from purify_jax.pytrees import Pytree, static
-from purify_jax.types import Array, Keys, LossFn
+from purify_jax.types import BOUNDS, Array, Keys, LossFn
 
 
 def vulnerability(
-    losses: Array, grads: Array, step: float, norm: str = "linf", rounds: int = 3
+    losses: Array,
+    grads: Array,
+    step: float,
+    norm: str = "linf",
+    rounds: int = 3,
+    images: Array | None = None,
 ) -> tuple[Array, Array]:
     """Which draws one common step can fool: (weights ``[draws, batch]``, index of the best draw ``[batch]``).
 
@@ -36,9 +41,11 @@ def vulnerability(
       step: length of the common step, in units of the norm.
       norm: of the steepest direction.
       rounds: of E- and M-steps, ≥ 1.
+      images: ``[batch, h, w, c]``, whose bounds an L1 step keeps to; None for no bounds.
     """
     check_count("rounds", rounds)
-    along = lambda r: step * get(norm).steepest(r)
+    low, high = (-jnp.inf, jnp.inf) if images is None else (BOUNDS[0] - images, BOUNDS[1] - images)
+    along = lambda r: get(norm).step(r, step, low, high)
     change = lambda r: jnp.sum(along(r)[None] * grads, axis=(2, 3, 4))
     alone = jax.lax.map(lambda g: jnp.sum(jax.nn.elu(losses + change(g)), axis=0), grads)
     best = jnp.argmax(alone, axis=0)
@@ -99,7 +106,7 @@ class Grafted(Pytree):
         if self.step is None:
             weights, best = jnp.ones_like(losses), jnp.zeros(len(images), jnp.int32)
         else:
-            weights, best = vulnerability(losses, grads, self.step, self.norm)
+            weights, best = vulnerability(losses, grads, self.step, self.norm, images=images)
         purified, pull = jax.vjp(
             lambda x: purify(jax.vmap(jax.random.fold_in)(keys, best), x), images
         )

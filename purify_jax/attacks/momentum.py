@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from purify_jax.arrays import per_image
-from purify_jax.attacks.norms import check_epsilon, get, project_into
+from purify_jax.attacks.norms import check_epsilon, climb, get, project_into
 from purify_jax.checks import check_at_least, check_count, check_images, check_number
 from purify_jax.keys import fold_keys
 from purify_jax.pytrees import Pytree, static
@@ -72,7 +72,7 @@ class MomentumPGD(Pytree):
             size = jnp.mean(jnp.abs(grads), axis=(1, 2, 3))
             average = self.momentum * average + grads / per_image(jnp.maximum(size, 1e-30), grads)
             left = 0.5 * (1.0 + jnp.cos(jnp.pi * index / self.num_steps))
-            moved = current + left * step_size * norm.steepest(average)
+            moved = climb(norm, current, average, left * step_size)
             return (project_into(norm, images, moved, epsilon), average), None
 
         carry = (begin, jnp.zeros_like(images))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from purify_jax.arrays import per_image
-from purify_jax.attacks.norms import check_epsilon, get, project_into
+from purify_jax.attacks.norms import check_epsilon, climb, get, project_into
 from purify_jax.checks import check_at_least, check_count, check_images
 from purify_jax.keys import fold_keys
 from purify_jax.pytrees import Pytree, static
@@ -63,9 +63,8 @@ class PGD(Pytree):
             current, best, best_loss = carry
             grads, loss = gradient(fold_keys(keys, index), current, labels)
             best, best_loss = _keep_better(best, best_loss, current, loss)
-            direction = norm.steepest(jnp.where(jnp.isfinite(grads), grads, 0.0))
-            moved = project_into(norm, images, current + step_size * direction, epsilon)
-            return (moved, best, best_loss), None
+            moved = climb(norm, current, jnp.where(jnp.isfinite(grads), grads, 0.0), step_size)
+            return (project_into(norm, images, moved, epsilon), best, best_loss), None
 
         carry = (start, start, jnp.full(images.shape[0], -jnp.inf, images.dtype))
         (last, best, best_loss), _ = jax.lax.scan(step, carry, jnp.arange(self.num_steps))

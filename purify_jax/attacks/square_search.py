@@ -1,7 +1,7 @@
 """Square attack: random search with squares, from predictions alone, no gradient to mask.
 
-Andriushchenko et al. 2020, arXiv 1912.00049, with the schedule of the published code. Every
-image has its own random squares, so results do not depend on the batch.
+Andriushchenko et al. 2020, arXiv 1912.00049, with the schedule of the published code; for L1 Croce & Hein 2021,
+arXiv 2103.01208, section 5. Every image has its own random squares, so results do not depend on the batch.
 """
 
 from dataclasses import KW_ONLY
@@ -12,9 +12,8 @@ import numpy as np
 
 from purify_jax import losses
 from purify_jax.arrays import per_image
-from purify_jax.attacks.auto_pgd import check_linf_or_l2
 from purify_jax.attacks.averages import AT_ONCE, MeanPrediction, check_samples
-from purify_jax.attacks.norms import l2
+from purify_jax.attacks.norms import check_epsilon, get, l1, l2, project_into
 from purify_jax.checks import check_count, check_images, check_number
 from purify_jax.keys import fold_keys, stream
 from purify_jax.pytrees import Pytree, static
@@ -22,12 +21,12 @@ from purify_jax.types import BOUNDS, Array, Keys, LossFn, PredictFn
 
 
 class Square(Pytree):
-    """Square attack, Linf or L2, without early stop.
+    """Square attack, Linf, L2 or L1, without early stop.
 
     defense: (keys, images) → log-probabilities.
     loss_fn: what is ascended; the margin as published.
     epsilon: radius of the ball ≥ 0.
-    norm: "linf" or "l2".
+    norm: "linf", "l2" or "l1".
     num_queries: proposals, ≥ 1; each costs ``num_samples`` predictions.
     num_samples: draws over which the loss of a proposal is averaged (randomised defenses).
     samples_at_once: draws side by side.
@@ -37,7 +36,7 @@ class Square(Pytree):
     published_windows: as in the published code, never place a square at the last row or column (an
       exclusive upper bound there), which on small images leaves much of the border alone.
 
-    Raises InputError for another norm, ε < 0, zero queries or samples, or a share outside (0, 1].
+    Raises InputError for an unknown norm, ε < 0, zero queries or samples, or a share outside (0, 1].
     """
 
     defense: PredictFn
@@ -55,7 +54,8 @@ class Square(Pytree):
     most_at_once = AT_ONCE
 
     def __post_init__(self) -> None:
-        self.fill(norm=check_linf_or_l2(self.norm, self.epsilon))
+        self.fill(norm=get(self.norm).name)
+        check_epsilon(self.epsilon)
         check_count("num_queries", self.num_queries)
         check_samples(self.num_samples, self.samples_at_once)
         check_number("initial_share", self.initial_share, 0.0, 1.0, open_low=True)
@@ -65,12 +65,12 @@ class Square(Pytree):
         shape, epsilon = images.shape[1:], self.epsilon
         budget = self.num_queries if self.rescale_schedule else 10_000
         sides = _sides(self.num_queries, budget, min(shape[:2]), self.initial_share, self.norm)
+        start, propose = _BY_NORM[self.norm]
         if self.norm == "linf":
-            start, propose = _linf_start, _linf_proposal
             tables = jnp.zeros((1, 1, 1))
         else:
-            start, propose = _l2_start, _l2_proposal
-            tables = jnp.asarray(_eta_tables(sides, shape[0], shape[1]), images.dtype)
+            found = _eta_tables(sides, shape[0], shape[1], self.norm)
+            tables = jnp.asarray(found, images.dtype)
         mean = MeanPrediction(
             self.defense, num_samples=self.num_samples, samples_at_once=self.samples_at_once
         )
@@ -95,7 +95,7 @@ class Square(Pytree):
             return (best, jnp.where(better, loss, best_loss)), None
 
         _, rows = np.unique(sides, return_inverse=True)
-        rows = rows if self.norm == "l2" else np.zeros_like(rows)
+        rows = np.zeros_like(rows) if self.norm == "linf" else rows
         xs = (jnp.arange(self.num_queries), jnp.asarray(sides), jnp.asarray(rows))
         (best, _), _ = jax.lax.scan(query, state, xs)
         return best
@@ -107,7 +107,7 @@ def _sides(num_queries: int, budget: int, size: int, share: float, norm: str) ->
     progress = (np.arange(num_queries) / budget * 10000).astype(int)
     shares = share / 2.0 ** (progress[:, None] > points).sum(axis=1)
     sides = np.maximum(np.rint(np.sqrt(shares * size**2)).astype(int), 1)
-    if norm == "l2":
+    if norm != "linf":
         sides = np.maximum(sides, 3)
         sides = sides + (sides % 2 == 0)
     return np.minimum(sides, size)
@@ -145,31 +145,50 @@ def _linf_proposal(
     return jnp.clip(jnp.clip(moved, image - epsilon, image + epsilon), *BOUNDS)
 
 
-def _l2_start(key: Array, image: Array, epsilon: float) -> Array:
+def _tiles(key: Array, image: Array, norm: str) -> Array:
+    """The published start of L2 and L1: tiles of bumps with random signs."""
     height, width, channels = image.shape
     side = max(min(height, width) // 5, 1)
-    tile = _eta(side)
+    tile = _eta(side, norm)
     rows, columns = height // side, width // side
     signs = _signs(key, (rows, 1, columns, 1, channels), image.dtype)
     tiled = (signs * tile[None, :, None, :, None]).reshape(rows * side, columns * side, channels)
-    delta = jnp.zeros_like(image).at[: rows * side, : columns * side].set(tiled)
+    return jnp.zeros_like(image).at[: rows * side, : columns * side].set(tiled)
+
+
+def _l2_start(key: Array, image: Array, epsilon: float) -> Array:
+    delta = _tiles(key, image, "l2")
     return jnp.clip(image + epsilon * l2.steepest(delta[None])[0], *BOUNDS)
+
+
+def _l1_start(key: Array, image: Array, epsilon: float) -> Array:
+    return _l1_inside(image, _tiles(key, image, "l1"), epsilon)
+
+
+def _l1_inside(image: Array, delta: Array, epsilon: float) -> Array:
+    return project_into(l1, image[None], (image + delta)[None], epsilon)[0]
+
+
+def _bump(
+    key: Array, image: Array, side: Array, table: Array, skip: int
+) -> tuple[Array, Array, Array]:
+    """Two random squares, and a bump with a random sign per channel in the first."""
+    window, top, left = _window(jax.random.fold_in(key, 0), image.shape, side, skip)
+    other, _, _ = _window(jax.random.fold_in(key, 1), image.shape, side, skip)
+    signs = _signs(jax.random.fold_in(key, 2), (1, 1, image.shape[-1]), image.dtype)
+    turned = jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 3)), table, table.T)
+    return window, other, jnp.roll(jnp.roll(turned, top, 0), left, 1)[..., None] * signs
 
 
 def _l2_proposal(
     key: Array, image: Array, best: Array, epsilon: float, side: Array, table: Array, skip: int
 ) -> Array:
     delta = best - image
-    channels = image.shape[-1]
-    window, top, left = _window(jax.random.fold_in(key, 0), image.shape, side, skip)
-    other, _, _ = _window(jax.random.fold_in(key, 1), image.shape, side, skip)
+    window, other, bump = _bump(key, image, side, table, skip)
     norm = lambda x: jnp.sqrt(jnp.sum(x**2))
-    signs = _signs(jax.random.fold_in(key, 2), (1, 1, channels), image.dtype)
-    turned = jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 3)), table, table.T)
-    bump = jnp.roll(jnp.roll(turned, top, 0), left, 1)[..., None] * signs
     # What both squares hold, and what the ball still allows, is spent in the first square.
     bump = bump + window * delta / (1e-12 + norm(window * delta))
-    budget = jnp.maximum(epsilon**2 - norm(delta) ** 2, 0.0) / channels
+    budget = jnp.maximum(epsilon**2 - norm(delta) ** 2, 0.0) / image.shape[-1]
     budget = jnp.sqrt(budget + norm((window | other) * delta) ** 2)
     per_channel = jnp.sqrt(jnp.sum(bump**2, axis=(0, 1), keepdims=True))
     bump = bump / (1e-12 + per_channel) * budget
@@ -177,17 +196,42 @@ def _l2_proposal(
     return jnp.clip(image + epsilon * l2.steepest(moved[None])[0], *BOUNDS)
 
 
-def _eta_tables(sides: np.ndarray, height: int, width: int) -> np.ndarray:
+def _l1_proposal(
+    key: Array, image: Array, best: Array, epsilon: float, side: Array, table: Array, skip: int
+) -> Array:
+    delta = best - image
+    window, other, bump = _bump(key, image, side, table, skip)
+    per_channel = lambda x: jnp.sum(jnp.abs(x), axis=(0, 1), keepdims=True)
+    bump = bump + window * delta / (1e-12 + per_channel(window * delta))
+    unspent = jnp.maximum(epsilon - jnp.sum(jnp.abs(delta)), 0.0)
+    budget = unspent + image.shape[-1] * per_channel((window | other) * delta)
+    bump = bump / (1e-12 + per_channel(bump)) * budget
+    return _l1_inside(image, jnp.where(window, bump, jnp.where(other, 0.0, delta)), epsilon)
+
+
+_BY_NORM = {
+    "linf": (_linf_start, _linf_proposal),
+    "l2": (_l2_start, _l2_proposal),
+    "l1": (_l1_start, _l1_proposal),
+}
+
+
+def _eta_tables(sides: np.ndarray, height: int, width: int, norm: str) -> np.ndarray:
     unique = np.unique(sides)
     size = max(height, width)
     tables = np.zeros((len(unique), size, size))
     for row, side in enumerate(unique):
-        tables[row, :side, :side] = _eta(int(side))
+        tables[row, :side, :side] = _eta(int(side), norm)
     return tables[:, :height, :width]
 
 
-def _eta(side: int) -> np.ndarray:
-    """The published bump of the L2 attack: two concentric pyramids of opposite sign, unit norm."""
+def _eta(side: int, norm: str) -> np.ndarray:
+    """The published bump of the L2 and L1 attacks: two concentric pyramids of opposite sign, of unit norm.
+
+    L1's are steeper.
+    """
+    power = {"l2": 2, "l1": 4}[norm]
+    size = lambda bump: np.sqrt((bump**2).sum()) if norm == "l2" else np.abs(bump).sum()
 
     def pyramid(rows: int, columns: int) -> np.ndarray:
         bump = np.zeros((rows, columns))
@@ -195,12 +239,12 @@ def _eta(side: int) -> np.ndarray:
         for ring in range(max(rows // 2 + 1, columns // 2 + 1)):
             low = (max(top - ring, 0), max(left - ring, 0))
             high = (min(top + ring + 1, rows), min(left + ring + 1, columns))
-            bump[low[0] : high[0], low[1] : high[1]] += 1.0 / (ring + 1) ** 2
-        return bump / max(np.sqrt((bump**2).sum()), 1e-12)
+            bump[low[0] : high[0], low[1] : high[1]] += 1.0 / (ring + 1) ** power
+        return bump / max(size(bump), 1e-12)
 
     bump = np.zeros((side, side))
     half = side // 2
     if half:
         bump[:half] = pyramid(half, side)
     bump[half:] = -pyramid(side - half, side)
-    return bump / np.sqrt((bump**2).sum())
+    return bump / size(bump)

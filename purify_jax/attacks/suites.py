@@ -185,8 +185,8 @@ def _paper(defense: Defense, options: Options) -> dict[str, Attack]:
         "BPDA+EOT": _mean(bpda(defense), options, eot),
     }
     if score_fn is not None:  # else there is no score for this attack to climb
-        gradients["joint (score)"] = JointScore(score_fn, defense.logits_fn)
-    gradients["joint (full)"] = _mean(JointFull(defense), options, eot)
+        gradients["joint (score)"] = JointScore(score_fn, defense.logits_fn, norm=options.norm)
+    gradients["joint (full)"] = _mean(JointFull(defense, norm=options.norm), options, eot)
     gradients["SPSA"] = SPSA(defense, num_queries=128)
     pgd = lambda gradient: PGD(
         gradient, step_size=options.epsilon / 4, num_steps=steps, **options.ball

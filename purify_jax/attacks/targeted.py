@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from purify_jax import losses
-from purify_jax.attacks.auto_pgd import APGD, check_linf_or_l2, pick
+from purify_jax.attacks.auto_pgd import APGD, pick
 from purify_jax.attacks.averages import AT_ONCE, EOT, MeanPrediction, check_samples
 from purify_jax.attacks.gradients import ExactGradient
+from purify_jax.attacks.norms import check_epsilon, get
 from purify_jax.checks import check_count
 from purify_jax.keys import stream
 from purify_jax.pytrees import Pytree, static
@@ -24,7 +25,7 @@ class TargetedAPGD(Pytree):
 
     defense: (keys, images) → log-probabilities.
     epsilon: radius of the ball ≥ 0.
-    norm: "linf" or "l2".
+    norm: "linf", "l2" or "l1".
     num_steps: gradient steps towards each target ≥ 1.
     num_targets: ≥ 1; lowered to the number of other classes.
     num_samples: draws ≥ 1 over which gradients and margins are averaged.
@@ -32,7 +33,7 @@ class TargetedAPGD(Pytree):
     loss_fn: labels → a loss that takes the targets in place of labels.
     deterministic: the defense draws nothing, so that one misclassified iterate is a success.
 
-    Raises InputError for another norm, ε < 0, zero steps, targets or samples.
+    Raises InputError for an unknown norm, ε < 0, zero steps, targets or samples.
     """
 
     defense: PredictFn
@@ -50,7 +51,8 @@ class TargetedAPGD(Pytree):
     most_at_once = AT_ONCE
 
     def __post_init__(self) -> None:
-        self.fill(norm=check_linf_or_l2(self.norm, self.epsilon))
+        self.fill(norm=get(self.norm).name)
+        check_epsilon(self.epsilon)
         check_count("num_steps", self.num_steps)
         check_count("num_targets", self.num_targets)
         check_samples(self.num_samples, self.samples_at_once)

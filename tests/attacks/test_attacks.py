@@ -146,8 +146,11 @@ def test_gradients_that_are_not_finite_move_nothing():
 
 
 def test_apgd_needs_a_norm_that_it_knows():
-    with pytest.raises(InputError, match="norm: got 'l1', expected linf or l2"):
-        attacks.APGD(attacks.blind(lambda x: x), norm="l1", epsilon=1.0)
+    for attack in (attacks.APGD, attacks.TargetedAPGD, attacks.Square):
+        with pytest.raises(
+            InputError, match=r"norm: got 'l7', expected one of \['l1', 'l2', 'linf'\]"
+        ):
+            attack(attacks.blind(lambda x: x), norm="l7", epsilon=1.0)
 
 
 def test_square_turns_what_it_can(golden_classifier, stored):
