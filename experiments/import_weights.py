@@ -7,6 +7,7 @@ Prints what went where. A missing, unexpected or misshapen key is an error, and 
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,9 @@ flags.DEFINE_enum(
 flags.DEFINE_string("out", None, "Model file to write (.safetensors).", required=True)
 flags.DEFINE_bool("ema", False, "Take the averaged weights, as a diffusion does by itself.")
 flags.DEFINE_list("image_shape", ["32", "32", "3"], "height,width,channels of the images.")
+flags.DEFINE_string(
+    "class_names", None, "File with the name of a class per line, in the order of the outputs."
+)
 flags.DEFINE_bool("quiet", False, "Print the summary only.")
 FLAGS = flags.FLAGS
 
@@ -51,6 +55,8 @@ def main(argv: list[str]) -> None:
         raise InputError(f"image_shape: got {FLAGS.image_shape}, expected height,width,channels")
     height, width, channels = map(int, FLAGS.image_shape)
     model, table = _import((height, width, channels))
+    if FLAGS.class_names:
+        model = _named(model, Path(FLAGS.class_names))
     if not FLAGS.quiet:
         print(pj.reporting.text_table(["published", "here", "shape there"], table))
     import jax
@@ -70,6 +76,21 @@ def _import(image_shape: tuple[int, int, int]):
     averaged = FLAGS.ema or (None if FLAGS.kind in DIFFUSIONS else False)
     state = pj.models.torch_weights.read(FLAGS.source, averaged)
     return pj.models.torch_weights.import_model(FLAGS.kind, state, image_shape, **fields)
+
+
+def _named(model: pj.models.Model, path: Path) -> pj.models.Model:
+    """The model with the names of its classes, by which folders of images are matched with them."""
+    if model.role != "classifier" or not path.is_file():
+        raise InputError(
+            f"class_names: got {path} for a {model.role}, expected a file, for a classifier"
+        )
+    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    outputs = pj.models.num_outputs(model.network, model.image_shape)
+    if len(names) != outputs:
+        raise InputError(
+            f"class_names: got {len(names)} in {path}, expected one for each of {outputs} outputs"
+        )
+    return dataclasses.replace(model, metadata={**model.metadata, "class_names": names})
 
 
 def _forward(model: pj.models.Model) -> str:

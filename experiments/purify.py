@@ -2,8 +2,8 @@
 
 python -m experiments.purify --model=digits --input=images/ --workdir=out
 
-Writes purified/<name>.png (the mean over restarts), sheet.png (before and after), and lists
-images that could not be read.
+Reads every format that Pillow reads, as an image viewer shows it. Writes purified/<name>.png (the mean over
+restarts), sheet.png (before and after), and lists images that could not be read.
 """
 
 from pathlib import Path
@@ -12,16 +12,17 @@ import numpy as np
 from absl import flags
 
 import purify_jax as pj
-from experiments.common import cli, loading, locks
+from experiments.common import cli, flagging, loading, locks
 from purify_jax.atomic import check_output, write_atomically
 from purify_jax.checks import InputError
 
 loading.define_score_model()
-flags.DEFINE_string("input", None, "Image file, or folder of PNG and JPEG files.", required=True)
+flags.DEFINE_string("input", None, "Image file, or folder of images.", required=True)
 flags.DEFINE_string("workdir", None, "Folder for the purified images.", required=True)
 flags.DEFINE_integer("seed", 0, "Seed of the noise.")
 flags.DEFINE_integer("batch_size", 64, "Images side by side.")
 loading.define_purifier()
+flagging.define_image_size()
 FLAGS = flags.FLAGS
 
 
@@ -67,8 +68,10 @@ def _read(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], np.ndar
     for path in files:
         try:
             image = pj.data.read_image(path, channels=shape[2])
+            image = pj.data.central_square(image, FLAGS.image_size)
             if image.shape != tuple(shape):
-                raise InputError(f"image: {path} is {image.shape}, expected {tuple(shape)}")
+                hint = f"; --image_size={shape[0]} resizes it" if shape[0] == shape[1] else ""
+                raise InputError(f"image: {path} is {image.shape}, expected {tuple(shape)}{hint}")
         except InputError as error:
             if not source.is_dir():
                 raise

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,8 @@ def _check_array(array: Any, name: str) -> None:
 def check_labels(labels: Any, num_classes: int, name: str = "labels") -> None:
     """Raises InputError unless concrete ``labels`` are integers in ``[0, num_classes)``."""
     if np.ndim(labels) != 1:
-        raise InputError(f"{name}: got rank {np.ndim(labels)}, expected [batch]")
+        hint = " (one-hot? take argmax(-1))" if np.ndim(labels) == 2 else ""
+        raise InputError(f"{name}: got rank {np.ndim(labels)}, expected [batch]{hint}")
     _check_array(labels, name)
     if labels.dtype.kind not in "iu":
         raise InputError(f"{name}: got dtype {labels.dtype}, expected integers")
@@ -78,7 +79,34 @@ def check_labels(labels: Any, num_classes: int, name: str = "labels") -> None:
     values = np.asarray(labels)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= num_classes:
-        raise InputError(f"{name}: values lie in [{low}, {high}], expected [0, {num_classes - 1}]")
+        hint = ""
+        if (low, high) == (1, num_classes):
+            hint = " (counted from 1? subtract 1)"
+        elif low == high == -1:
+            hint = " (-1 says that a split has no labels)"
+        raise InputError(
+            f"{name}: values lie in [{low}, {high}], expected [0, {num_classes - 1}]{hint}"
+        )
+
+
+def check_outputs(name: str, shape: Sequence[int], num_classes: int | None = None) -> None:
+    """Raises InputError unless a classifier's outputs ``[batch, classes]`` are one for each class.
+
+    Every command and training calls it. ``num_classes`` is that of the data; where it is not known, there must be
+    two outputs at least.
+    """
+    if len(shape) != 2:
+        raise InputError(f"{name}: output shape {tuple(shape)}, expected [batch, classes]")
+    outputs, wanted = shape[-1], f"one for each of {num_classes or 'two or more'} classes"
+    if outputs < 2:
+        raise InputError(
+            f"{name}: got {outputs} output per image, expected {wanted} (a sigmoid's logit z is the logits [0, z])"
+        )
+    if num_classes is not None and outputs != num_classes:
+        raise InputError(
+            f"{name}: got {outputs} outputs per image, expected {wanted} of the data (where the data hold some "
+            "of the classifier's classes: models.match_classes, or labels and num_classes of the classifier)"
+        )
 
 
 def check_number(
@@ -148,6 +176,12 @@ def check_file_name(name: str, value: Any) -> None:
     fine = isinstance(value, str) and value.isprintable() and 0 < len(value) <= 100
     if not fine or value.startswith(".") or "/" in value or "\\" in value:
         raise InputError(f"{name}: got {shown(value)}, expected a name without a folder")
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Names as a message lists them, and how many more there are."""
+    few = ", ".join(names[:most])
+    return f"{few} and {len(names) - most} more" if len(names) > most else few
 
 
 def shown(value: Any) -> str:

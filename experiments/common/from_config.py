@@ -90,6 +90,8 @@ def train_classifier(
 
     With a purifier, a share ``config.classifier.purified`` of the images is purified first.
     """
+    if start is not None:
+        dataset = pj.models.match_classes(start, dataset)
     description = {**config.classifier.network.to_dict(), "num_outputs": dataset.num_classes}
     network = pj.networks.build(description)
     given = settings(config, "classifier", **run)

@@ -118,7 +118,7 @@ def load() -> Loaded:
     """The models and the whole split that the flags name; InputError where they do not fit."""
     score_model, classifier = read_models(_needs["score_model"])
     defense = make_defense(score_model, classifier)
-    dataset = load_dataset(classifier, "classifier")
+    dataset = pj.models.match_classes(classifier, load_dataset(classifier, "classifier"))
     bare = pj.undefended(pj.models.logits_fn(classifier))
     return Loaded(score_model, classifier, bare, defense, dataset)
 
@@ -131,7 +131,10 @@ def load_dataset(model: pj.models.Model, called: str) -> pj.data.Dataset:
             f"dataset: not given, and the {called}'s file names none, expected --dataset"
         )
     FLAGS.dataset = name  # results and work directories name it, whether it was given or not
-    dataset = pj.data.load_split(name, FLAGS.split, FLAGS.data_dir, image_size=FLAGS.image_size)
+    channels = model.image_shape[2] if model.image_shape[2] in (1, 3) else None
+    dataset = pj.data.load_split(
+        name, FLAGS.split, FLAGS.data_dir, image_size=FLAGS.image_size, channels=channels
+    )
     if dataset.image_shape != tuple(model.image_shape):
         raise InputError(
             f"dataset: images are {dataset.image_shape}, expected the model's {model.image_shape}"

@@ -1,7 +1,6 @@
 """Adversarial images as a file (.npz), checked when it is written and when it is read."""
 
 import io
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 from purify_jax.atomic import write_atomically
 from purify_jax.attacks import norms
 from purify_jax.checks import InputError, check_images
+from purify_jax.data.array_files import as_labels, load_npz
 
 #: Rounding that a pixel of a float32 image is allowed beyond the ball.
 ROUNDING = 1e-6
@@ -114,18 +114,7 @@ def load(path: str | Path, image_shape: tuple[int, ...] | None = None) -> SavedI
     path = Path(path)
     if not path.is_file():
         raise InputError(f"images: {path} is not a file, expected an .npz of adversarial images")
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise InputError(f"images: {path} is a single array, expected an .npz with names")
-        with archive:
-            found = {name: archive[name] for name in archive.files if name in SavedImages._fields}
-            held = sorted(archive.files)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"images: {path} is not a readable .npz: {reason}") from error
+    found, held = load_npz(path, "images", SavedImages._fields)
     missing = [name for name in ("adversarial", "labels") if name not in found]
     if missing:
         raise InputError(
@@ -134,7 +123,7 @@ def load(path: str | Path, image_shape: tuple[int, ...] | None = None) -> SavedI
         )
     saved = SavedImages(
         found["adversarial"],
-        found["labels"],
+        as_labels(found["labels"], "labels"),
         found.get("clean"),
         _scalar(found, "epsilon", float),
         _scalar(found, "norm", lambda value: str(value).lower()),
@@ -143,7 +132,6 @@ def load(path: str | Path, image_shape: tuple[int, ...] | None = None) -> SavedI
     as_float = lambda images: None if images is None else images.astype(np.float32)
     return saved._replace(
         adversarial=saved.adversarial.astype(np.float32),
-        labels=saved.labels.astype(np.int32),
         clean=as_float(saved.clean),
     )
 

@@ -14,6 +14,7 @@ from purify_jax.data.images import read_image
 #: Data set → its splits.
 BUILT_IN = {"digits": ("train", "test"), "cifar10_photos": ("test",)}
 _SIDE = 32
+_FOLDER = resources.files(__package__) / "photographs"
 
 
 def load(name: str, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -52,11 +53,20 @@ def _digits_table() -> tuple[np.ndarray, np.ndarray]:
 
 def _photographs() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """The sheet's squares, row by row; cifar10.json beside it says where they come from."""
-    folder = resources.files(__package__) / "photographs"
-    with resources.as_file(folder / "cifar10.png") as path:
+    with resources.as_file(_FOLDER / "cifar10.png") as path:
         sheet = read_image(path, channels=3)
-    card = json.loads((folder / "cifar10.json").read_text(encoding="utf-8"))
+    card = _card()
     rows, columns = (size // _SIDE for size in sheet.shape[:2])
     squares = sheet.reshape(rows, _SIDE, columns, _SIDE, 3).swapaxes(1, 2)
     labels = np.array(card["labels"], np.int32)
-    return squares.reshape(-1, _SIDE, _SIDE, 3), labels, tuple(card["class_names"])
+    return squares.reshape(-1, _SIDE, _SIDE, 3), labels, photograph_classes()
+
+
+def photograph_classes() -> tuple[str, ...]:
+    """The names of CIFAR-10's classes."""
+    return tuple(_card()["class_names"])
+
+
+@functools.lru_cache(maxsize=1)
+def _card() -> dict:
+    return json.loads((_FOLDER / "cifar10.json").read_text(encoding="utf-8"))

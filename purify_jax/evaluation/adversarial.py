@@ -2,7 +2,6 @@
 
 import io
 import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from purify_jax.atomic import write_atomically
 from purify_jax.attacks import saved
 from purify_jax.checks import InputError
 from purify_jax.data import Dataset
+from purify_jax.data.array_files import load_npz
 from purify_jax.evaluation.protocol import rank
 from purify_jax.evaluation.records import Record, attack_names, of_attack
 
@@ -102,8 +102,8 @@ class AdversarialFiles(AdversarialImages):
         sources += [(part, "images") for part in sorted(self._parts(attack).glob("*.npz"))]
         for path, name in sources:
             if path.is_file():
-                with np.load(path) as archive:
-                    found |= dict(zip(archive["indices"].tolist(), archive[name], strict=True))
+                archive = _arrays(path, "indices", name)
+                found |= dict(zip(archive["indices"].tolist(), archive[name], strict=True))
         return found
 
     def _path(self, attack: str) -> Path:
@@ -115,10 +115,14 @@ class AdversarialFiles(AdversarialImages):
 
 def read_npz(path: Path) -> np.ndarray:
     """The array "images" of an .npz file; InputError if it is damaged."""
+    return _arrays(path, "images")["images"]
+
+
+def _arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
     try:
-        with np.load(path) as archive:
-            return archive["images"]
-    except (ValueError, EOFError, LookupError, zipfile.BadZipFile) as error:
+        found = load_npz(path, "workdir", names)[0]
+        return {name: found[name] for name in names}
+    except (InputError, LookupError) as error:
         raise InputError(
             f"workdir: {path} is damaged ({error}), expected a file as written; delete it to compute "
             "the images again"

@@ -23,6 +23,7 @@ from purify_jax.checks import (
     check_images,
     check_labels,
     check_number,
+    check_outputs,
 )
 from purify_jax.data import Dataset
 from purify_jax.devices import memory, progress
@@ -196,6 +197,7 @@ def certify(
         keys = image_keys(stream_key(key, "certification"), padded)
         beginning = np.zeros(batch_size, np.int32)
         first = np.asarray(select(keys, images, beginning))
+        check_outputs("defense", first.shape, dataset.num_classes)
         second = np.asarray(estimate(keys, images, beginning + n0))
         lost = n0 + n - (first.sum(-1) + second.sum(-1))
         if lost.any():

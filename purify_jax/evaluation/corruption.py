@@ -7,19 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from purify_jax.checks import InputError, check_count
+from purify_jax.checks import InputError, check_count, check_images, check_labels
 from purify_jax.corruptions import BENCHMARK, NAMES, SEVERITIES, check_name, corrupt
 from purify_jax.data import Dataset
+from purify_jax.data.array_files import as_labels, load_npy
 from purify_jax.devices import progress
 from purify_jax.devices.batches import completed, map_images, of_shard
 from purify_jax.devices.execution import Execution
 from purify_jax.evaluation.identity import identity
-from purify_jax.evaluation.predictions import check_classes, predicted_class
+from purify_jax.evaluation.predictions import Predicted, check_classes
 from purify_jax.evaluation.records import Record, open_records
 from purify_jax.evaluation.statistics import Interval, wilson
 from purify_jax.keys import stream_key
-from purify_jax.pytrees import Partial, as_pytree
-from purify_jax.types import Array, Keys, PredictFn
+from purify_jax.types import Array, PredictFn
 
 #: name → (severity → accuracy).
 Accuracies = Mapping[str, Mapping[int, Interval]]
@@ -37,18 +37,26 @@ def load_folder(folder: str | Path, name: str, severity: int, num_classes: int =
     """One corruption and severity of a CIFAR-10-C folder (``<name>.npy``, ``labels.npy``).
 
     Each file holds severities 1 to 5 one after the other: 5·n images uint8 ``[h, w, c]``, and
-    ``labels.npy`` 5·n labels, or n for all severities alike.
+    ``labels.npy`` 5·n labels, or n for all severities alike; images may be floats in [0, 1], labels one-hot.
 
     Raises InputError if a file is missing, damaged or of another shape.
     """
     check_name(name)
     check_count("severity", severity, 1, 5)
     images, labels = (_load_npy(Path(folder) / f"{n}.npy") for n in (name, "labels"))
-    if images.ndim != 4 or images.dtype != np.uint8 or len(images) % 5:
+    rows, kind = len(images) if images.ndim == 4 else 0, images.dtype
+    if not rows or rows % 5 or (kind != np.uint8 and not np.issubdtype(kind, np.floating)):
         raise InputError(
-            f"corruptions: {folder}/{name}.npy is {images.dtype} {images.shape}, expected uint8 "
+            f"corruptions: {folder}/{name}.npy is {kind} {images.shape}, expected uint8, or floats in [0, 1], "
             "[5·n, height, width, channels]"
         )
+    if images.shape[1] in (1, 3) and images.shape[3] > 4:
+        raise InputError(
+            f"corruptions: {folder}/{name}.npy is {images.shape}, expected channels last: "
+            "np.moveaxis(images, 1, -1)"
+        )
+    labels = as_labels(labels, "corruptions: labels.npy")
+    check_labels(labels, num_classes, "corruptions: labels.npy")
     count = len(images) // 5
     chosen = slice((severity - 1) * count, severity * count)
     if labels.shape == (5 * count,):
@@ -57,19 +65,16 @@ def load_folder(folder: str | Path, name: str, severity: int, num_classes: int =
         raise InputError(
             f"corruptions: labels.npy has shape {labels.shape}, expected ({count},) or ({5 * count},)"
         )
-    return Dataset(
-        f"{Path(folder).name}", f"{name} {severity}", images[chosen], labels.astype(np.int32),
-        num_classes,
-    )  # fmt: skip
+    images = images[chosen]
+    if kind != np.uint8:
+        check_images(images, f"corruptions: {folder}/{name}.npy")
+    return Dataset(f"{Path(folder).name}", f"{name} {severity}", images, labels, num_classes)
 
 
 def _load_npy(path: Path) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"corruptions: {path} is missing, expected a CIFAR-10-C folder")
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise InputError(f"corruptions: {path} is not a readable .npy file: {error}") from error
+    return load_npy(path, "corruptions")
 
 
 def evaluate_corrupted(
@@ -147,7 +152,7 @@ def _predictions(
     execution: Execution,
 ) -> list[Record]:
     images, labels = dataset.batch(np.arange(len(dataset)))
-    run = Partial(_predicted_class, as_pytree(predict))
+    run = Predicted(predict, num_classes=dataset.num_classes)
     predicted = map_images(run, stream_key(key, label), images, execution=execution)
     check_classes(predicted, label)
     about = {} if data is None else {"data": data}
@@ -162,10 +167,6 @@ def _predictions(
         }
         for index, (guess, truth) in enumerate(zip(predicted, labels, strict=True))
     ]
-
-
-def _predicted_class(predict: PredictFn, keys: Keys, images: Array) -> Array:
-    return predicted_class(predict(keys, images))
 
 
 def mean_accuracy(accuracies: Accuracies, names: Sequence[str] = BENCHMARK) -> float:

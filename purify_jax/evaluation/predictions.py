@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify_jax.attacks.norms import get
-from purify_jax.checks import InputError, check_count, check_images
+from purify_jax.checks import InputError, check_count, check_images, check_outputs
 from purify_jax.keys import fold_keys
 from purify_jax.pytrees import Pytree, static
 from purify_jax.types import Array, Attack, Keys, PredictFn
@@ -19,8 +19,12 @@ def is_finite(log_probs: Array) -> Array:
     return jnp.isfinite(jnp.max(log_probs, axis=-1))
 
 
-def predicted_class(log_probs: Array) -> Array:
-    """The most probable class ``[...]``, or :data:`NOT_FINITE`."""
+def predicted_class(log_probs: Array, num_classes: int | None = None) -> Array:
+    """The most probable class ``[batch]``, or :data:`NOT_FINITE`.
+
+    Raises InputError unless there is a column for each class, see :func:`purify_jax.checks.check_outputs`.
+    """
+    check_outputs("defense", log_probs.shape, num_classes)
     return jnp.where(is_finite(log_probs), log_probs.argmax(-1), NOT_FINITE)
 
 
@@ -31,7 +35,8 @@ def check_classes(predicted: np.ndarray | Array, name: str) -> None:
 
 def check_log_probs(log_probs: np.ndarray, batch: int, num_classes: int, name: str) -> None:
     """Raises InputError unless ``log_probs [draws, batch, classes]`` are numbers, for all classes."""
-    if log_probs.ndim != 3 or log_probs.shape[1] != batch or log_probs.shape[2] < num_classes:
+    check_outputs(f"{name}, defense", log_probs.shape[1:], num_classes)
+    if log_probs.shape[1] != batch:
         raise InputError(
             f"{name}: the defense answers shape {log_probs.shape[1:]}, expected "
             f"({batch}, {num_classes}), [batch, classes]"
@@ -44,6 +49,16 @@ def _refuse(bad: np.ndarray, name: str) -> None:
         raise InputError(
             f"{name}: {int(bad.sum())} of {bad.size} predictions are not finite, expected numbers"
         )
+
+
+class Predicted(Pytree):
+    """(keys, images) → :func:`predicted_class` of a defense for data of ``num_classes`` classes."""
+
+    defense: PredictFn
+    num_classes: int | None = static(default=None)
+
+    def __call__(self, keys: Keys, images: Array) -> Array:
+        return predicted_class(self.defense(keys, images), self.num_classes)
 
 
 class Draws(Pytree):

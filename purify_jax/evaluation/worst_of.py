@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy
 
-from purify_jax.checks import InputError, check_count, check_images, check_labels
+from purify_jax.checks import InputError, check_count, check_images, check_labels, check_outputs
 from purify_jax.devices.batches import map_images
 from purify_jax.devices.execution import Execution
 from purify_jax.evaluation.predictions import Draws
@@ -41,6 +41,7 @@ def correct_draws(
     run = Partial(_correct, Draws(defense, draws=draws))
     first = jnp.asarray(images[:1], jnp.float32)
     shape = jax.eval_shape(Draws(defense, draws=1), jax.random.split(key, 1), first).shape
+    check_outputs("defense", shape[1:])
     check_labels(labels, shape[-1])
     found = map_images(
         run,

@@ -5,6 +5,8 @@ from purify_jax.models.files import (
     check_tensors,
     expected_shapes,
     load_model,
+    match_classes,
+    num_outputs,
     save_model,
 )
 from purify_jax.models.headers import ROLES, SCORE_ROLES
@@ -46,8 +48,10 @@ __all__ = [
     "exporting",
     "load_model",
     "logits_fn",
+    "match_classes",
     "model_purifier",
     "noise_score",
+    "num_outputs",
     "pretrained",
     "save_model",
     "score_fn",

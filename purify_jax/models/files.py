@@ -16,9 +16,10 @@ from flax import traverse_util
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
-from purify_jax import networks
+from purify_jax import data, networks
 from purify_jax.atomic import write_atomically
-from purify_jax.checks import InputError, shown
+from purify_jax.checks import InputError, check_outputs, shown
+from purify_jax.data import Dataset
 from purify_jax.models.headers import ROLES, Header
 from purify_jax.models.model import Model
 from purify_jax.networks.fields import least_layers
@@ -150,6 +151,11 @@ def check_output(source: str | Path, header: Header) -> None:
             f"model: {source}: {type(header.network).__name__} answers shape {shape} for "
             f"{images.shape}, expected that of a {header.role}"
         )
+    names = header.metadata.get("class_names", [])
+    if header.role == "classifier" and names and len(names) != shape[-1]:
+        raise InputError(
+            f"model: {source}: {len(names)} class names for {shape[-1]} outputs, expected one for each"
+        )
 
 
 @functools.lru_cache(maxsize=4)
@@ -159,6 +165,22 @@ def _traced(
     """(output, variables) of a network, as shapes; a file is checked for both."""
     run = lambda *inputs: network.init_with_output(jax.random.key(0), *inputs)
     return jax.eval_shape(run, *networks.example_inputs(network, image_shape))
+
+
+def num_outputs(network: nn.Module, image_shape: tuple[int, ...]) -> int:
+    """How many classes a classifier tells apart; InputError for one output, and for other outputs than classes."""
+    run = lambda *inputs: network.init_with_output(jax.random.key(0), *inputs)[0]
+    shape = jax.eval_shape(run, *networks.example_inputs(network, image_shape)).shape
+    check_outputs("classifier", shape)
+    return shape[-1]
+
+
+def match_classes(model: Model, dataset: Dataset) -> Dataset:
+    """The data set with the labels of a classifier model: :func:`purify_jax.data.match_classes`."""
+    outputs = num_outputs(model.network, model.image_shape)
+    # Names that follow from a data set alone are not a model's of other classes of it.
+    names = model.class_names if len(model.class_names) == outputs else ()
+    return data.match_classes(dataset, names, outputs)
 
 
 def expected_shapes(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

@@ -26,7 +26,8 @@ class Header:
 
     role: one of :data:`ROLES`. network: a linen module of ``networks.BY_NAME``.
     image_shape: ``(height, width, channels)``.
-    metadata: JSON; where there are any, its data set is a text, its number of classes a count, its
+    metadata: JSON; where there are any, its data set is a text, its number of classes a count,
+      its class names texts, its
       "purification" settings of a purifier, and its "training" names a known scale and noise levels.
 
     Raises InputError that names the field.
@@ -104,6 +105,9 @@ def _check_metadata(metadata: object) -> None:
         raise InputError(f"metadata.dataset: got {shown(metadata['dataset'])}, expected a name")
     if "num_classes" in metadata:
         check_count("metadata.num_classes", metadata["num_classes"])
+    names = metadata.get("class_names", [])
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"metadata.class_names: got {shown(names)}, expected a list of names")
     for name in ("purification", "training"):
         if not isinstance(metadata.get(name, {}), Mapping):
             raise InputError(f"metadata.{name}: got {shown(metadata[name])}, expected an object")

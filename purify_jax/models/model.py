@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 
 from purify_jax.checks import InputError
+from purify_jax.data import known_class_names
 from purify_jax.pytrees import described
 from purify_jax.types import Json, Params
 
@@ -32,6 +33,12 @@ class Model:
     def params(self) -> Params:
         """The trainable parameters."""
         return self.variables["params"]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What a classifier's outputs are called: by its metadata, or by its data set; () if neither says it."""
+        given = self.metadata.get("class_names")
+        return tuple(given or known_class_names(str(self.metadata.get("dataset"))))
 
 
 def check_same_images(score_model: Model, classifier: Model) -> None:

@@ -14,11 +14,18 @@ import numpy as np
 import optax
 from flax import traverse_util
 
-from purify_jax.checks import InputError, check_at_least, check_count, check_number
+from purify_jax.checks import (
+    InputError,
+    check_at_least,
+    check_count,
+    check_number,
+    check_outputs,
+)
 from purify_jax.data import Dataset, to_float
 from purify_jax.devices import sharding
 from purify_jax.devices.execution import Execution
 from purify_jax.keys import stream_key
+from purify_jax.models.files import num_outputs
 from purify_jax.models.model import Model
 from purify_jax.pytrees import Jitted, Pytree, static
 from purify_jax.training.augmentation import alternating_flip, random_crop
@@ -183,6 +190,8 @@ def train_airbench(
 
     Returns the model of the last step (nothing is averaged), and whether training finished.
     """
+    outputs = num_outputs(network, dataset.image_shape)
+    check_outputs("network", (1, outputs), dataset.num_classes)
     key = run_key(settings.seed, "classifier")
     first = stream_key(key, "initial parameters")
     state = init_state(network, settings.optimizer(), first, dataset.image_shape)

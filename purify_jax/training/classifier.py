@@ -3,15 +3,14 @@
 import dataclasses
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
 from purify_jax import networks
-from purify_jax.checks import InputError, check_count, check_number
+from purify_jax.checks import InputError, check_count, check_number, check_outputs
 from purify_jax.data import Batches, Dataset, as_training_data
 from purify_jax.data.iterators import Source
 from purify_jax.devices.execution import Execution
 from purify_jax.keys import stream_key
+from purify_jax.models.files import match_classes, num_outputs
 from purify_jax.models.model import Model
 from purify_jax.purifiers import Purifier
 from purify_jax.training.augmentation import CropAndPurify
@@ -65,8 +64,8 @@ def train_classifier(
       execution: see :func:`purify_jax.training.fit`.
 
     Returns the model with averaged parameters and batch statistics, and whether training finished.
-    Raises InputError for a share without a purifier, a start of another network or image shape, or a work
-    directory whose training began with other weights.
+    Raises InputError for a share without a purifier, a network that has not one output for each class, a start of
+    another network, image shape or other classes, or a work directory whose training began with other weights.
     """
     if start is not None and start.network != network:
         raise InputError(
@@ -78,7 +77,13 @@ def train_classifier(
         raise InputError(
             f"start: made for images {start.image_shape}, expected the data's {data.image_shape}"
         )
-    classes = data.num_classes if isinstance(data, Dataset) else _outputs(network, data)
+    if start is not None and isinstance(data, Dataset):
+        data = match_classes(start, data)
+    classes = num_outputs(network, data.image_shape)
+    if isinstance(data, Dataset):
+        check_outputs("network", (1, classes), data.num_classes)
+    else:
+        data.check_classes(classes)
     augment = CropAndPurify(purifier, share=settings.purified, crop_padding=settings.crop_padding)
     claim_inputs(execution.workdir, {"start": start, "purifier": augment.purifier})
     key, optimizer = run_key(settings.seed, "classifier"), settings.optimizer()
@@ -99,12 +104,3 @@ def train_classifier(
     about = about_training(data, metadata, num_classes=classes, training=settings.recorded())
     model = Model("classifier", network, variables, data.image_shape, about)
     return Trained(model, finished)
-
-
-def _outputs(network: nn.Module, batches: Batches) -> int:
-    """How many classes a network tells apart; from then on the batches' labels are checked to be among them."""
-    images = jnp.zeros((1, *batches.image_shape))
-    run = lambda x: network.init_with_output(jax.random.key(0), x)[0]
-    classes = jax.eval_shape(run, images).shape[-1]
-    batches.check_classes(classes)
-    return classes

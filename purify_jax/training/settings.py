@@ -127,8 +127,11 @@ class Trained(NamedTuple):
 
 
 def about_training(data: Dataset | Batches, more: Json | None, **sections: Any) -> Json:
-    """The header of a model file: the data's name, if they have one, ``sections``, versions and ``more``."""
-    named = {"dataset": data.name} if isinstance(data, Dataset) else {}
+    """The header of a model file: the data's name, and for a classifier what its classes are called, if they
+    have any; ``sections``, versions and ``more``."""
+    named: dict[str, Any] = {"dataset": data.name} if isinstance(data, Dataset) else {}
+    if "num_classes" in sections and isinstance(data, Dataset) and data.class_names:
+        named["class_names"] = list(data.class_names)
     return {**named, **sections, "versions": versions(), **(more or {})}
 
 

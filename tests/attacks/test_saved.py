@@ -85,7 +85,7 @@ def test_a_thousandth_beyond_the_ball_is_noticed():
         ({"adversarial": None}, "lacks ['adversarial'] (it holds ['clean', 'epsilon', 'labels', 'norm'])"),
         ({"labels": None}, "lacks ['labels']"),
         ({"labels": np.arange(4)}, "labels: got shape (4,) for 5 images, expected one each"),
-        ({"labels": np.ones(5)}, "labels: got dtype float64, expected integers"),
+        ({"labels": np.full(5, 0.5)}, "labels: got float64 of shape (5,), expected whole numbers"),
         ({"adversarial": np.zeros((5, 1, 4, 4), "f")}, "adversarial: got (1, 4, 4) per image, expected "
          "(4, 4, 1) (channels first? transpose to channels last)"),
         ({"adversarial": np.zeros((5, 8, 8, 1), "f")}, "got (8, 8, 1) per image, expected (4, 4, 1)"),

@@ -46,7 +46,7 @@ FLAGS = {
                     "corruptions_dir": _FILE[:2]},
     "compare": {**_EVALUATED, **_BALL, "draws": _COUNT, "chain_steps": _COUNT, "diffusion_steps": _COUNT,
                 "severity": [*_COUNT, "6"], "only": ["", "ADP,ADP", "nope", "ADP,"]},
-    "purify": {**_FLAGS, "input": _FILE[:1] + _FILE[2:], "model": ["nope", "../x"]},
+    "purify": {**_FLAGS, "input": _FILE[:1] + _FILE[2:], "model": ["nope", "../x"], "image_size": ["9", "0", "x"]},
     "denoise": {
         "score_model": _FILE, "model": ["nope", "../x"], "images": _COUNT, "batch_size": _COUNT, "seed": _SEED, "split": _SPLIT,
         "sigmas": ["", "0", "-0.1", "nan", "inf", "x", "0.1,0.1", "0.1,"], "image_size": ["9", "0", "x"],
@@ -56,7 +56,7 @@ FLAGS = {
     "import_weights": {
         "kind": ["nope", "", "wide_resnet", "edm"], "source": _FILE, "dtype": ["int8", ""],
         "image_shape": ["", "1", "a,b,c", "0,0,0", "28,28", "-1,2,3", "28,28,1,1", "32,32,3"],
-        "head_channels": [*_COUNT, "64"], "out": ["/", "/dev/null/x"],
+        "head_channels": [*_COUNT, "64"], "out": ["/", "/dev/null/x"], "class_names": _FILE,
     },
     "reproduce": {"suite": ["nope", ""], "images": _COUNT, "budget": ["0", "-1", "nan", "inf", "x"], "parts": ["nope", "", "certification,nope"]},
     "experiments.reproduction.exchange": {"results": _FILE[:1] + _FILE[2:], "out": ["/dev/null/x", str(ROOT / "README.md")]},

@@ -111,11 +111,14 @@ def test_missing_renamed_and_transposed_are_three_errors_in_one_message(run_bina
 def test_import_binary_prints_the_table_and_checks_the_output(run_binary, tmp_path):
     out = tmp_path / "model.safetensors"
     source = _golden_file("wide_resnet_10_2_nobias")
-    done = run_binary("import_weights", "--kind=wide_resnet", f"--source={source}", f"--out={out}")
+    (tmp_path / "names").write_text("\n".join("abcdefghij"))
+    done = run_binary("import_weights", "--kind=wide_resnet", f"--source={source}", f"--out={out}",
+                      f"--class_names={tmp_path / 'names'}")  # fmt: skip
     assert "block1.layer.0.convShortcut.weight" in done.stdout
     assert "params/layer1_0/shortcut/kernel" in done.stdout
     assert "of the source's own output" in done.stdout
-    assert models.load_model(out, ("classifier",)).network.depth == 10
+    found = models.load_model(out, ("classifier",))
+    assert (found.network.depth, "".join(found.class_names)) == (10, "abcdefghij")
 
 
 def test_formats_prefixes_and_lists(tmp_path):

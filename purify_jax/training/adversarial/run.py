@@ -14,6 +14,7 @@ import numpy as np
 from purify_jax.checks import InputError, check_at_least, check_choice, check_count, check_number
 from purify_jax.data import Dataset
 from purify_jax.devices.execution import Execution
+from purify_jax.models.files import match_classes
 from purify_jax.models.model import Model
 from purify_jax.models.versions import versions
 from purify_jax.training.adversarial.loss import Attack, DefenseLoss, parts_of, watch
@@ -91,6 +92,8 @@ def train_defense(
       metadata: more for the model files' headers.
       execution: see :func:`purify_jax.training.fit`.
 
+    The data may hold some of the classifier's classes: they are matched by name.
+
     Raises Collapsed if the probe's accuracy falls below half of the best one so far: one-step attacks
     stop working suddenly (Wong et al. 2020), and what trains on against them is no defense. What was
     saved before is kept. Raises InputError for models that do not fit each other, a purifier that has no
@@ -103,6 +106,7 @@ def train_defense(
         raise InputError(
             f"probe_images: got {probe_images}, expected fewer than the {len(dataset)} images"
         )
+    dataset = match_classes(classifier, dataset)
     parts = parts_of(classifier, score_model, purification or {})
     everything = {"classifier": classifier.params}
     if score_model is not None:
@@ -150,7 +154,8 @@ def train_defense(
     variables = {"params": trained["classifier"]}
     if state.ema_batch_stats:
         variables["batch_stats"] = state.ema_batch_stats
-    made = _remade(classifier, variables, about)
+    named = {"class_names": list(dataset.class_names)} if dataset.class_names else {}
+    made = _remade(classifier, variables, {**about, **named})
     if score_model is None:
         return TrainedDefense(None, made, finished)
     about = {**about, "purification": used}
