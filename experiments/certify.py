@@ -16,13 +16,13 @@ import numpy as np
 from absl import flags
 
 import purify_jax as pj
-from experiments.common import cli, loading, shards
+from experiments.common import cli, loading, number_flags, shards
 
 loading.define(images=100, batch_size=10)
-flags.DEFINE_float("sigma", 0.25, "Smoothing noise, in units of a pixel's range.")
+number_flags.define("sigma", 0.25, "Smoothing noise, in units of a pixel's range.")
 flags.DEFINE_integer("n0", 100, "Samples that select the class.")
 flags.DEFINE_integer("n", 1000, "Samples that bound its share.")
-flags.DEFINE_float("alpha", 0.001, "Probability that a certificate is wrong.")
+number_flags.define("alpha", 0.001, "Probability that a certificate is wrong.")
 flags.DEFINE_integer(
     "samples_at_once",
     None,

@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 import purify_jax as pj
-from experiments.common import cli, loading, shards
+from experiments.common import cli, loading, number_flags, shards
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 
@@ -24,8 +24,8 @@ loading.define_ball()
 flags.DEFINE_integer(
     "calibration_images", 180, "Clean images that fit the threshold; those after the attacked."
 )
-flags.DEFINE_float("false_positive_rate", 0.05, "Share of clean images that may be flagged.")
-flags.DEFINE_float("fraction", 0.2, "d: noise below the threshold, as a fraction of full noise.")
+number_flags.define("false_positive_rate", 0.05, "Share of clean images that may be flagged.")
+number_flags.define("fraction", 0.2, "d: noise below the threshold, as a fraction of full noise.")
 flags.DEFINE_integer("steps", 40, "Attack steps.")
 flags.DEFINE_integer("eot", 4, "Draws whose gradients are averaged (EOT).")
 shards.define()

@@ -19,14 +19,14 @@ from pathlib import Path
 from absl import flags
 
 import purify_jax as pj
-from experiments.common import cli, flagging, locks, provenance
+from experiments.common import cli, flagging, locks, number_flags, provenance
 from experiments.reproduction import plans, publishing
 from experiments.reproduction.parts import SHIPPED, Part, Plan
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 
 flags.DEFINE_enum("suite", "mnist", plans.NAMES, "Which data set, or defense of one.")
-flags.DEFINE_float("budget", None, "Minutes on two CPU cores (default: the suite's full plan).")
+number_flags.define("budget", None, "Minutes on two CPU cores (default: the suite's full plan).")
 flags.DEFINE_string("workdir", None, "Folder for training and records (default runs/<suite>).")
 flags.DEFINE_string("results", None, "Folder for results (default results/<suite>).")
 flags.DEFINE_list("parts", None, "Only these parts.")

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 Array = jax.Array
 
@@ -13,6 +14,19 @@ def per_image(values: Array, images: Array) -> Array:
     (2, 1, 1, 1)
     """
     return values.reshape(values.shape + (1,) * (images.ndim - values.ndim))
+
+
+def each(images: Array, value: float | Array, dtype: DTypeLike | None = None) -> Array:
+    """``value`` for each of the images ``[batch, ...]``: ``[batch]``, of their type unless another is given.
+
+    What a loop over steps begins with has to be made from the images: under a ``shard_map`` of the user's own JAX
+    checks that it varies over the devices as they do.
+
+    >>> each(jnp.zeros((2, 8, 8, 1)), 0.5).tolist()
+    [0.5, 0.5]
+    """
+    first = images[(slice(None), *(0,) * (images.ndim - 1))]
+    return jnp.full_like(first, value, dtype=dtype)
 
 
 def dot(a: Array, b: Array) -> Array:

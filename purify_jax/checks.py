@@ -138,6 +138,46 @@ def check_number(
         raise InputError(f"{name}: got {value}, expected {wanted}")
 
 
+def number(text: str) -> float:
+    """A number from its text: "0.03", "1e-3", or a fraction such as "8/255".
+
+    >>> number("8/255") == 8 / 255, number(" 0.5 ")
+    (True, 0.5)
+
+    Raises ValueError for any other text.
+    """
+    above, slash, below = text.partition("/")
+    if not slash:
+        return float(text)
+    if float(below) == 0:
+        raise ValueError(f"{text!r} divides by zero")
+    return float(above) / float(below)
+
+
+def largest_epsilon(norm: str, image_shape: tuple[int, ...]) -> float:
+    """The ε of a norm ("linf", "l2", "l1") from which on a ball holds every image of a shape ``(h, w, c)``."""
+    pixels = math.prod(image_shape)
+    return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[norm]
+
+
+def check_epsilon(epsilon: Any, norm: str, image_shape: tuple[int, ...] | None = None) -> None:
+    """Raises InputError unless ε is a finite number ≥ 0, and a radius that makes sense for its norm.
+
+    Pixels lie in [0, 1], so a larger ε than :func:`largest_epsilon` is one in other units: 8 for 8/255. Without
+    ``image_shape`` only Linf has such a bound. A traced ε, for sweeps, may be anything.
+    """
+    check_at_least("epsilon", epsilon, 0)
+    if is_traced(epsilon) or (image_shape is None and norm != "linf"):
+        return
+    most = largest_epsilon(norm, image_shape or ())
+    if float(epsilon) > most * (1 + 1e-6):
+        shape = "" if norm == "linf" else f" and images of {'×'.join(map(str, image_shape or ()))}"
+        raise InputError(
+            f"epsilon: got {float(epsilon):g}, expected at most {most:.4g} for {norm}{shape}: a pixel's range is "
+            f"1, not 255, so write {float(epsilon):g}/255 for {float(epsilon):g} grey levels"
+        )
+
+
 def check_at_least(name: str, value: Any, minimum: float) -> None:
     """Raises InputError unless ``value`` is a finite number ≥ ``minimum`` (or is traced)."""
     check_number(name, value, minimum)

@@ -70,7 +70,9 @@ def count_prediction(defense: Defense, images: Array) -> Passes:
 def _passes(function: Callable, images: Array, *labels: Array) -> Passes:
     one = jnp.zeros((1, *images.shape[1:]), jnp.float32)
     keys = jax.random.split(jax.random.key(0), 1)
-    found = _total(jax.make_jaxpr(function)(keys, one, *labels).jaxpr, _of_mark, strict=True)
+    with jax.disable_jit(False):  # marks are calls of compiled functions
+        program = jax.make_jaxpr(function)(keys, one, *labels).jaxpr
+    found = _total(program, _of_mark, strict=True)
     return Passes(*map(float, (found + np.zeros(len(_KINDS)))[:4]))
 
 
@@ -113,7 +115,8 @@ def multiplications(function: Callable, *arguments: Any) -> float:
 
 
 def _traced(function: Callable, *arguments: Any) -> Jaxpr:
-    return jax.make_jaxpr(lambda f, *given: f(*given))(as_pytree(function), *arguments).jaxpr
+    with jax.disable_jit(False):
+        return jax.make_jaxpr(lambda f, *given: f(*given))(as_pytree(function), *arguments).jaxpr
 
 
 # --- the traversal ----------------------------------------------------------------------------

@@ -33,7 +33,9 @@ def vote(logits: Array) -> Array:
     is that of :func:`mean_probabilities`.
     """
     classes = logits.shape[-1]
-    votes = jnp.sum(jax.nn.one_hot(jnp.argmax(logits, axis=-1), classes), axis=0)
+    votes = jnp.sum(
+        jax.nn.one_hot(jnp.argmax(logits, axis=-1), classes, dtype=logits.dtype), axis=0
+    )
     hard = jnp.log((votes + 1 / classes) / (logits.shape[0] + 1))
     soft = mean_probabilities(logits)
     return soft + jax.lax.stop_gradient(hard - soft)

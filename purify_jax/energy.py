@@ -87,7 +87,7 @@ def difference(
 
 
 def _quadratic(mean: Array, precision: Array, images: Array) -> Array:
-    centred = (images - mean).reshape(images.shape[0], -1)
+    centred = (images - jnp.asarray(mean)[None]).reshape(images.shape[0], -1)
     return 0.5 * jnp.einsum("bi,ij,bj->b", centred, precision, centred)
 
 

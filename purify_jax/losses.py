@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from purify_jax import noise
 from purify_jax.arrays import per_image
 from purify_jax.checks import InputError
-from purify_jax.keys import LEVEL, NOISE, PATTERN, fold_keys, normal_like
+from purify_jax.keys import LEVEL, NOISE, PATTERN, draw_each, fold_keys, normal_like, threefry
 from purify_jax.pytrees import Partial, as_pytree
 from purify_jax.types import Array, Keys, LossFn, ScoreFn
 
@@ -46,9 +46,10 @@ def denoising_score_matching(
         learns to undo as well (f is then a denoiser of both, no longer the score of a Gaussian
         smoothing); see :func:`purify_jax.noise.patterns`.
     """
+    keys = threefry(keys)
     chex.assert_rank([keys, images, sigmas], [1, 4, 1])
-    choose = lambda key: jax.random.randint(key, (), 0, sigmas.shape[0])
-    sigma = sigmas[jax.vmap(choose)(fold_keys(keys, LEVEL))]
+    choose = lambda key: jax.random.randint(key, (), 0, sigmas.shape[0], jnp.int32)
+    sigma = sigmas[draw_each(choose, fold_keys(keys, LEVEL))]
     epsilon = normal_like(fold_keys(keys, NOISE), images)
     if perturb is not None:
         epsilon = epsilon + perturb(fold_keys(keys, PATTERN), images) / per_image(sigma, images)

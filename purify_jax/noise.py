@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify_jax.checks import InputError, check_count, check_number
+from purify_jax.keys import draw_each
 from purify_jax.pytrees import Partial
 from purify_jax.types import Array, Keys
 
@@ -79,9 +80,9 @@ def _patterns(amplitude: float, keys: Keys, images: Array) -> Array:
         fields = []
         for index, grain in enumerate((1, 2, 4)):
             shape = (-(-height // grain), -(-width // grain), channels)
-            coarse = jax.random.normal(jax.random.fold_in(field_key, index), shape)
+            coarse = jax.random.normal(jax.random.fold_in(field_key, index), shape, jnp.float32)
             fields.append(jax.image.resize(coarse, image.shape, "linear"))
-        field = jnp.stack(fields)[jax.random.randint(grain_key, (), 0, len(fields))]
-        return amplitude * jax.random.uniform(size_key) * jnp.sign(field)
+        field = jnp.stack(fields)[jax.random.randint(grain_key, (), 0, len(fields), jnp.int32)]
+        return amplitude * jax.random.uniform(size_key, (), jnp.float32) * jnp.sign(field)
 
-    return jax.vmap(one)(keys, images)
+    return draw_each(one, keys, images)

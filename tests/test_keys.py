@@ -16,18 +16,15 @@ from conftest import keys_for
 import purify_jax as pj
 from purify_jax import attacks, keys, losses, networks, noise, purifiers, training
 from purify_jax.defense import Defense
-from purify_jax.diffusions import FromScore
 from purify_jax.evaluation import Draws, certification, detection, red_flags
 from purify_jax.evaluation.probes.sweeps import AttackedAndScored
+from tests.modes.everything import IMAGES, LABELS, all_attacks, all_purifiers, logits, score
 
 pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
 
 #: By its folder: a checkout, with the environment inside it, may well be called purify_jax too.
 PACKAGE = str(Path(pj.__file__).parent) + os.sep
 DRAWS = ("normal", "truncated_normal", "uniform", "bernoulli", "randint", "rademacher", "laplace")
-#: So few images, steps and samples that everything runs in seconds.
-IMAGES = np.linspace(0.1, 0.9, 2 * 4 * 4).reshape(2, 4, 4, 1).astype(np.float32)
-LABELS = np.array([0, 1])
 
 
 class Recorder:
@@ -84,56 +81,18 @@ def recorder(monkeypatch):
     return Recorder(monkeypatch)
 
 
-def _score(images):
-    return 0.3 * (0.5 - images)
-
-
-def _logits(images):
-    flat = images.reshape(images.shape[0], -1)
-    return jnp.stack([flat[:, 0], flat[:, 3], flat[:, 5], flat[:, 7]], axis=-1)
-
-
-def _purifiers():
-    noise_score = lambda x, sigma: (0.5 - x) / (0.1 + jnp.reshape(sigma, (-1, 1, 1, 1)) ** 2)
-    chain = {"step_size": 0.05, "num_steps": 3, "num_restarts": 2}
-    return {
-        "adp": purifiers.ADP(_score, num_steps=2, num_restarts=4),
-        "langevin": purifiers.Langevin(_score, **chain),
-        "mala": purifiers.MALA(_score, **chain),
-        "annealed": purifiers.Annealed(noise_score, (0.3, 0.1), temperature=1.0, num_restarts=2),
-        "flow": purifiers.ProbabilityFlow(noise_score, (0.3, 0.1), num_restarts=2),
-        "sde": purifiers.ReverseSDE(noise_score, (0.3, 0.1), num_restarts=2),
-        "gradual": purifiers.GradualNoise(noise_score, [(0.1, 0.05), (0.2, 0.05)], num_restarts=2),
-        "tweedie": purifiers.tweedie(noise_score, 0.2, num_restarts=2),
-        "denoise": purifiers.Denoiser(noise_score, (0.2,)),
-        "blur": purifiers.gaussian_blur(0.5),
-        **_along_a_diffusion(noise_score),
-    }
-
-
-def _along_a_diffusion(noise_score):
-    diffusion, short = FromScore(noise_score), {"t_star": 0.003, "num_steps": 3}
-    return {
-        "diffpure sde": purifiers.DiffPureSDE(diffusion, **short, num_restarts=2),
-        "diffpure ode": purifiers.DiffPureODE(diffusion, **short, num_restarts=2),
-        "ddim": purifiers.DDIM(diffusion, t_star=0.003, num_steps=2, num_restarts=2),
-        "gdmp": purifiers.GDMP(diffusion, t_star=0.002, num_rounds=2, num_restarts=2),
-        "likelihood": purifiers.LikelihoodMaximisation(diffusion, num_steps=2, num_restarts=2),
-    }
-
-
 DETERMINISTIC = ("denoise", "blur")
 
 
-@pytest.mark.parametrize("name", sorted(_purifiers()))
+@pytest.mark.parametrize("name", sorted(all_purifiers()))
 def test_a_purifier_never_uses_a_key_twice(recorder, name):
-    _purifiers()[name](keys_for(2), IMAGES)
+    all_purifiers()[name](keys_for(2), IMAGES)
     recorder.check(draws=name not in DETERMINISTIC)
 
 
 def test_every_purifier_of_the_library_is_recorded():
     """By class; a new one must be added above."""
-    recorded = {type(p) for p in _purifiers().values()}
+    recorded = {type(p) for p in all_purifiers().values()}
     abstract = {
         getattr(purifiers, name)
         for name in purifiers.__all__
@@ -150,54 +109,14 @@ def test_every_purifier_of_the_library_is_recorded():
     assert classes - abstract <= recorded
 
 
-def _attacks():
-    defense = Defense(_purifiers()["adp"], _logits)
-    ball = {"epsilon": 0.1, "num_steps": 3}
-    gradient = attacks.EOT(attacks.ExactGradient(defense), num_samples=3, samples_at_once=1)
-    spsa = attacks.SPSA(defense, num_queries=8, queries_at_once=4)
-    l2 = {"epsilon": 0.5, "norm": "l2"}
-    return {
-        "pgd l2": attacks.PGD(gradient, **ball, norm="l2"),
-        "pgd l1": attacks.PGD(attacks.JointFull(defense), **ball, norm="l1"),
-        "spsa": attacks.PGD(spsa, **ball),
-        "grafted": attacks.PGD(attacks.Grafted(defense, num_samples=3, step=0.02), **ball),
-        "apgd restarts": attacks.APGD(gradient, **ball, num_restarts=2),
-        "apgd targeted": attacks.TargetedAPGD(
-            defense, **ball, num_targets=2, num_samples=2, deterministic=False
-        ),
-        "momentum": attacks.MomentumPGD(gradient, **ball),
-        "momentum warm start": attacks.MomentumPGD(
-            gradient, **ball, start=attacks.PGD(attacks.blind(_logits), **ball)
-        ),
-        "joint (score)": attacks.PGD(attacks.JointScore(_score, _logits), **ball),
-        "mean prediction": attacks.PGD(
-            attacks.ExactGradient(
-                attacks.MeanPrediction(defense, num_samples=2, samples_at_once=1)
-            ),
-            **ball,
-        ),
-        "evading": attacks.PGD(_evading(defense), **ball),
-        "shared keys": attacks.suites.white_box(
-            defense, attacks.suites.Options(epsilon=0.1, steps=2)
-        ),
-        "square": attacks.Square(defense, epsilon=0.1, num_queries=4, num_samples=2),
-        "square l2": attacks.Square(defense, **l2, num_queries=4, num_samples=2),
-    }
-
-
-def _evading(defense):
-    statistic = detection.EnergyDrop(_score, defense.purifier)
-    return detection.Evading(defense, statistic, 0.1)
-
-
-@pytest.mark.parametrize("name", sorted(_attacks()))
+@pytest.mark.parametrize("name", sorted(all_attacks()))
 def test_an_attack_and_the_defense_inside_it_share_no_key(recorder, name):
-    _attacks()[name](keys_for(2), IMAGES, LABELS)
+    all_attacks()[name](keys_for(2), IMAGES, LABELS)
     recorder.check()
 
 
 def test_scoring_shares_no_key_with_the_attack(recorder):
-    defense = Defense(_purifiers()["adp"], _logits)
+    defense = Defense(all_purifiers()["adp"], logits)
     attack = attacks.PGD(attacks.ExactGradient(defense), epsilon=0.1, num_steps=12)
     run = AttackedAndScored(attack=attack, scorer=Draws(defense, draws=5))
     run(keys_for(2), IMAGES, LABELS)
@@ -205,22 +124,22 @@ def test_scoring_shares_no_key_with_the_attack(recorder):
 
 
 def test_the_probes_of_red_flags(recorder):
-    defense = Defense(_purifiers()["adp"], _logits)
+    defense = Defense(all_purifiers()["adp"], logits)
     red_flags.Health(defense=defense)(keys_for(2), IMAGES, LABELS)
     recorder.check()
 
 
 def test_a_health_probe_does_not_depend_on_the_batch():
     """As it was, the random cotangent and signs were one draw of the whole batch's shape."""
-    defense = Defense(_purifiers()["adp"], lambda x: jnp.round(8 * _logits(x)) + _logits(x))
+    defense = Defense(all_purifiers()["adp"], lambda x: jnp.round(8 * logits(x)) + logits(x))
     together = red_flags.Health(defense=defense)(keys_for(2), IMAGES, LABELS)
     alone = red_flags.Health(defense=defense)(keys_for(2)[1:], IMAGES[1:], LABELS[1:])
     chex.assert_trees_all_equal(jax.tree.map(lambda a: a[1:], together), alone)
 
 
 def test_detection_and_certification(recorder):
-    defense = Defense(_purifiers()["adp"].replace(num_restarts=9), _logits)
-    statistic = detection.EnergyDrop(_score, defense.purifier)
+    defense = Defense(all_purifiers()["adp"].replace(num_restarts=9), logits)
+    statistic = detection.EnergyDrop(score, defense.purifier)
     detection.Judge(defense, statistic, 0.1)(keys_for(2), IMAGES, LABELS)
     counts = certification.ClassCounts(defense, 0.2, num_samples=6, samples_at_once=3)
     counts(keys_for(2, seed=1), IMAGES, jnp.zeros(2, jnp.int32))
@@ -229,9 +148,7 @@ def test_detection_and_certification(recorder):
 
 def test_training(recorder):
     levels = jnp.array([0.1, 0.5])
-    losses.denoising_score_matching(
-        _score, keys_for(2), IMAGES, levels, perturb=noise.patterns(0.2)
-    )
+    losses.denoising_score_matching(score, keys_for(2), IMAGES, levels, perturb=noise.patterns(0.2))
     recorder.check()
 
 
@@ -256,7 +173,7 @@ def test_networks_that_are_trained_with_neighbouring_seeds_share_no_key(recorder
         if seed == 1:
             continue
         settings = training.ClassifierSettings(**steps, crop_padding=1, purified=0.5)
-        adp = _purifiers()["adp"]
+        adp = all_purifiers()["adp"]
         classifier = training.train_classifier(convnet, data, settings, purifier=adp).model
         settings = training.DenoiserSettings(**steps)
         training.train_score_model(networks.MLP(features=(5,)), data, settings)
@@ -270,7 +187,7 @@ def test_networks_that_are_trained_with_neighbouring_seeds_share_no_key(recorder
 
 
 def test_augmentation(recorder):
-    augment = training.CropAndPurify(_purifiers()["adp"], share=0.5, crop_padding=1)
+    augment = training.CropAndPurify(all_purifiers()["adp"], share=0.5, crop_padding=1)
     augment(keys_for(2), IMAGES)
     recorder.check()
 
@@ -283,7 +200,7 @@ def test_named_streams_are_apart_from_each_other_and_from_counters():
 
 def test_the_recorder_sees_what_was_wrong_with_spsa(recorder):
     """As it was: directions and restarts folded the same integers into the same keys."""
-    defense = Defense(_purifiers()["adp"], _logits)
+    defense = Defense(all_purifiers()["adp"], logits)
     image_keys = keys_for(2)
     for index in range(3):
         draw = lambda key: jax.random.rademacher(key, (4, 4, 1))

@@ -16,7 +16,13 @@ from absl import app, flags, logging
 import purify_jax as pj
 from experiments.common import helping, locks
 from purify_jax.atomic import SaveError
-from purify_jax.checks import InputError, check_count, check_number, check_seed
+from purify_jax.checks import (
+    InputError,
+    check_count,
+    check_epsilon,
+    check_number,
+    check_seed,
+)
 
 #: The configs that ship, wherever the command is run.
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -157,6 +163,8 @@ def check_numbers() -> None:
     for name, (low, high) in _NUMBERS.items():
         if name in given:
             check_number(name, given[name], low, high)
+    if "epsilon" in given and "norm" in flags.FLAGS:
+        check_epsilon(given["epsilon"], flags.FLAGS["norm"].value)
     if "seed" in given:
         check_seed(given["seed"])
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import purify_jax as pj
-from purify_jax.checks import InputError, check_seed, shown
+from purify_jax.checks import InputError, check_epsilon, check_seed, shown
 
 #: How the data are handled comes by flags, and a config's seed and steps have their own places.
 _ELSEWHERE = {"num_steps", "seed", "stream", "tensorboard"}
@@ -69,8 +69,9 @@ def check(config: Any, section: str) -> None:
     if "attack" in plain:
         _is_section("attack", plain["attack"])
         _has("config.attack", plain["attack"], ["norm", "epsilon"])
-        pj.attacks.norms.get(plain["attack"]["norm"])
-        pj.attacks.norms.check_epsilon(plain["attack"]["epsilon"])
+        check_epsilon(
+            plain["attack"]["epsilon"], pj.attacks.norms.get(plain["attack"]["norm"]).name
+        )
 
 
 def check_whole(config: Any) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 import purify_jax as pj
-from experiments.common import cli, config_schema, from_config
+from experiments.common import cli, config_schema, from_config, number_flags
 from purify_jax.checks import InputError
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def define_image_size() -> None:
 def define_config(flag_values: Any = flags.FLAGS) -> None:
     """--config and its overrides; ends in one line for an override of a field that there is not."""
     from ml_collections import config_flags
+
+    config_flags.register_flag_parser_for_type(float, number_flags.NumberParser())
 
     try:
         config_flags.DEFINE_config_file(
@@ -102,7 +104,7 @@ def read_config() -> ConfigDict:
         getattr(
             config, "to_dict", None
         )  # what stands for a file that could not be read raises here
-        return config
+        return number_flags.with_numbers(config)
     except Exception as error:  # whatever the file, which is a program, raised when it was read
         raise InputError(f"config: {cli.unreadable_config(error)}") from error
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 import purify_jax as pj
-from experiments.common import flagging
+from experiments.common import flagging, number_flags
 from purify_jax.checks import InputError
 
 FLAGS = flags.FLAGS
@@ -39,8 +39,8 @@ def define_purifier() -> None:
     flags.DEFINE_string("method", None, "Purification method (default: the model's).")
     flags.DEFINE_integer("num_steps", None, "Purification steps (default: the model's).")
     flags.DEFINE_integer("num_restarts", None, "Purification restarts (default: the model's).")
-    flags.DEFINE_float("noise_scale", None, "Purification noise (default: the model's).")
-    flags.DEFINE_float("rate", None, "λ of ADP's steps (default: the model's).")
+    number_flags.define("noise_scale", None, "Purification noise (default: the model's).")
+    number_flags.define("rate", None, "λ of ADP's steps (default: the model's).")
 
 
 def define_models() -> None:
@@ -77,8 +77,8 @@ def read_models(needs_score_model: bool) -> tuple[pj.models.Model | None, pj.mod
 def define_ball() -> None:
     """--norm and --epsilon."""
     flags.DEFINE_enum("norm", "linf", ["linf", "l2", "l1"], "Norm of the perturbation.")
-    flags.DEFINE_float(
-        "epsilon", None, "Radius of the perturbation; a pixel's range is 1.", required=True
+    number_flags.define(
+        "epsilon", None, "Radius, where a pixel's range is 1: 8/255, say.", required=True
     )
 
 

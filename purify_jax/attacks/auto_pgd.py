@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purify_jax.arrays import per_image
-from purify_jax.attacks.norms import Norm, check_epsilon, climb, get, project_into
-from purify_jax.checks import check_at_least, check_count, check_images
+from purify_jax.arrays import each, per_image
+from purify_jax.attacks.norms import Norm, climb, get, project_into
+from purify_jax.checks import check_at_least, check_count, check_epsilon, check_images
 from purify_jax.keys import fold_keys
 from purify_jax.pytrees import Pytree, static
 from purify_jax.types import BOUNDS, Array, GradientFn, Keys, PredictFn
@@ -81,7 +81,7 @@ class APGD(Pytree):
 
     def __post_init__(self) -> None:
         self.fill(norm=get(self.norm).name)
-        check_epsilon(self.epsilon)
+        check_epsilon(self.epsilon, self.norm)
         check_count("num_steps", self.num_steps)
         check_count("num_restarts", self.num_restarts)
         check_at_least("rho", self.rho, 0.0)
@@ -96,7 +96,7 @@ class APGD(Pytree):
 
     def _is_fooled(self, keys: Keys, images: Array, labels: Array) -> Array:
         if self.predict is None:
-            return jnp.zeros(images.shape[0], bool)
+            return each(images, False, bool)
         return jnp.argmax(self.predict(keys, images), axis=-1) != labels
 
     def _one_start(self, keys: Keys, images: Array, labels: Array) -> tuple[Array, Array, Array]:
@@ -117,7 +117,7 @@ class APGD(Pytree):
             best_loss=loss,
             fooled_images=start,
             fooled=fooled,
-            step_size=jnp.full(images.shape[0], 2.0 * epsilon, images.dtype),
+            step_size=each(images, 2.0 * epsilon),
             increases=jnp.zeros_like(loss),
             reduced_last=jnp.ones_like(fooled),
             loss_last_check=loss,
@@ -149,7 +149,7 @@ class APGD(Pytree):
                 best_loss=jnp.where(better, loss, state.best_loss),
                 fooled_images=_where(fooled, moved, state.fooled_images),
                 fooled=state.fooled | fooled,
-                increases=state.increases + (loss > state.loss),
+                increases=state.increases + (loss > state.loss).astype(loss.dtype),
             )
             return _review(state, reviewed, window, self.rho), None
 
@@ -177,11 +177,12 @@ def _start(norm: Norm, keys: Keys, images: Array, epsilon: float) -> Array:
     # As published for Linf and L2: a uniform or normal draw, scaled to lie on the ball's surface.
     noise = norm.random(keys, images, 1.0)
     noise = noise / per_image(jnp.maximum(norm.size(noise), 1e-12), images)
-    return jnp.clip(images + epsilon * noise, *BOUNDS)
+    return jnp.clip(images + epsilon * noise, *BOUNDS).astype(images.dtype)
 
 
 def _linf_inside(images: Array, moved: Array, epsilon: float) -> Array:
-    return jnp.clip(jnp.clip(moved, images - epsilon, images + epsilon), *BOUNDS)
+    inside = jnp.clip(jnp.clip(moved, images - epsilon, images + epsilon), *BOUNDS)
+    return inside.astype(images.dtype)
 
 
 def _where(condition: Array, yes: Array, no: Array) -> Array:

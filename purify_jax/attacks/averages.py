@@ -90,9 +90,7 @@ def mean_over(function: Callable[[Array], T], count: int, at_once: int | None) -
     if len(indices) == 1:
         total = add_up(indices[0])
     else:
-        zero = jax.tree.map(
-            lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(add_up, indices[0])
-        )
+        zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(add_up, indices[0]))
         body = lambda carry, row: (jax.tree.map(jnp.add, carry, add_up(row)), None)
         total, _ = jax.lax.scan(body, zero, indices)
     return jax.tree.map(lambda a: a / count, total)

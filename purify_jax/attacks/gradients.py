@@ -16,7 +16,7 @@ from purify_jax.attacks.averages import mean_over
 from purify_jax.attacks.norms import get
 from purify_jax.checks import InputError, check_at_least, check_count
 from purify_jax.defense import Defense, undefended
-from purify_jax.keys import fold_keys, stream
+from purify_jax.keys import draw_each, fold_keys, signs, stream
 from purify_jax.losses import cross_entropy
 from purify_jax.purifiers import ADP, HeldConstant
 from purify_jax.purifiers.loop import WrappedPurifier
@@ -200,8 +200,8 @@ class SPSA(Pytree):
         predict_keys = stream(keys, "value")
 
         def one(index: Array) -> tuple[Array, Array]:
-            draw = lambda key: jax.random.rademacher(key, images.shape[1:], images.dtype)
-            direction = jax.vmap(draw)(fold_keys(direction_keys, index))
+            draw = lambda key: signs(key, images.shape[1:], images.dtype)
+            direction = draw_each(draw, fold_keys(direction_keys, index))
             value = lambda x: self.loss_fn(self.defense(predict_keys, x), labels)
             above = value(images + self.delta * direction)
             below = value(images - self.delta * direction)

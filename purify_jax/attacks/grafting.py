@@ -15,7 +15,7 @@ from purify_jax.attacks.gradients import at_purified
 from purify_jax.attacks.norms import get
 from purify_jax.checks import check_at_least, check_count
 from purify_jax.defense import Defense
-from purify_jax.keys import fold_keys
+from purify_jax.keys import draw_each, fold_keys
 from purify_jax.losses import margin
 from purify_jax.pytrees import Pytree, static
 from purify_jax.types import BOUNDS, Array, Keys, LossFn
@@ -57,7 +57,7 @@ def vulnerability(
 
 
 def _weighted(weights: Array, grads: Array) -> Array:
-    share = weights / jnp.maximum(jnp.sum(weights, axis=0), 1e-12)
+    share = weights / jnp.maximum(jnp.sum(weights, axis=0, keepdims=True), 1e-12)
     return jnp.einsum("ni,nihwc->ihwc", share, grads)
 
 
@@ -108,7 +108,7 @@ class Grafted(Pytree):
         else:
             weights, best = vulnerability(losses, grads, self.step, self.norm, images=images)
         purified, pull = jax.vjp(
-            lambda x: purify(jax.vmap(jax.random.fold_in)(keys, best), x), images
+            lambda x: purify(draw_each(jax.random.fold_in, keys, best), x), images
         )
         cotangent = _weighted(weights, grads) / purified.shape[0]
         return pull(jnp.broadcast_to(cotangent, purified.shape))[0], jnp.mean(losses, axis=0)

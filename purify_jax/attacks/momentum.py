@@ -12,8 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from purify_jax.arrays import per_image
-from purify_jax.attacks.norms import check_epsilon, climb, get, project_into
-from purify_jax.checks import check_at_least, check_count, check_images, check_number
+from purify_jax.attacks.norms import climb, get, project_into
+from purify_jax.checks import (
+    check_at_least,
+    check_count,
+    check_epsilon,
+    check_images,
+    check_number,
+)
 from purify_jax.keys import fold_keys
 from purify_jax.pytrees import Pytree, static
 from purify_jax.types import BOUNDS, Array, Attack, GradientFn, Keys
@@ -46,7 +52,7 @@ class MomentumPGD(Pytree):
     num_steps: int = static()
 
     def __post_init__(self) -> None:
-        check_epsilon(self.epsilon)
+        check_epsilon(self.epsilon, get(self.norm).name)
         check_count("num_steps", self.num_steps)
         check_number("momentum", self.momentum, 0.0, 1.0, open_high=True)
         if self.step_size is None:
@@ -61,17 +67,18 @@ class MomentumPGD(Pytree):
         start_keys = fold_keys(keys, self.num_steps + 1)
         if self.start is None:
             begin = jnp.clip(images + norm.random(start_keys, images, epsilon), *BOUNDS)
+            begin = begin.astype(images.dtype)
         else:
             begin = self.start(start_keys, images, labels)
 
         def step(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
             current, average = carry
             grads, _ = self.gradient(fold_keys(keys, index), current, labels)
-            grads = jnp.where(jnp.isfinite(grads), grads, 0.0)
+            grads = jnp.where(jnp.isfinite(grads), grads, 0.0).astype(images.dtype)
             # Every draw counts the same, however steep the loss is there.
             size = jnp.mean(jnp.abs(grads), axis=(1, 2, 3))
             average = self.momentum * average + grads / per_image(jnp.maximum(size, 1e-30), grads)
-            left = 0.5 * (1.0 + jnp.cos(jnp.pi * index / self.num_steps))
+            left = 0.5 * (1.0 + jnp.cos(jnp.pi * index.astype(images.dtype) / self.num_steps))
             moved = climb(norm, current, average, left * step_size)
             return (project_into(norm, images, moved, epsilon), average), None
 

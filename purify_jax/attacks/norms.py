@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from purify_jax.arrays import per_image
-from purify_jax.checks import check_at_least, check_choice
-from purify_jax.keys import stream
+from purify_jax.checks import check_choice
+from purify_jax.keys import draw_each, stream
 from purify_jax.types import BOUNDS, Array, Keys
 
 _TINY = 1e-12
@@ -48,7 +48,7 @@ def _flat(x: Array) -> Array:
 
 
 def _draw(sampler: Callable, keys: Keys, like: Array) -> Array:
-    return jax.vmap(lambda key: sampler(key, like.shape[1:], like.dtype))(keys)
+    return draw_each(lambda key: sampler(key, like.shape[1:], like.dtype), keys)
 
 
 def _l2_size(x: Array) -> Array:
@@ -75,7 +75,8 @@ def _l2_random(keys: Keys, like: Array, epsilon: float) -> Array:
 
 
 def _radius(keys: Keys, like: Array, epsilon: float) -> Array:
-    uniform = jax.vmap(lambda key: jax.random.uniform(key, (), like.dtype))(stream(keys, "radius"))
+    draw = lambda key: jax.random.uniform(key, (), like.dtype)
+    uniform = draw_each(draw, stream(keys, "radius"))
     return epsilon * uniform ** (1 / _flat(like).shape[1])
 
 
@@ -170,7 +171,7 @@ def project_into(norm: Norm, images: Array, adversarial: Array, epsilon: float) 
     """
     low, high = BOUNDS
     difference = norm.project(adversarial - images, epsilon, low - images, high - images)
-    return jnp.clip(images + difference, low, high)
+    return jnp.clip(images + difference, low, high).astype(images.dtype)
 
 
 def climb(norm: Norm, images: Array, gradient: Array, step_size: Array | float) -> Array:
@@ -184,8 +185,3 @@ def climb(norm: Norm, images: Array, gradient: Array, step_size: Array | float) 
     """
     low, high = BOUNDS
     return images + norm.step(gradient, step_size, low - images, high - images)
-
-
-def check_epsilon(epsilon: float) -> None:
-    """Raises InputError unless ε is a finite number ≥ 0 (a traced ε, for sweeps, may be anything)."""
-    check_at_least("epsilon", epsilon, 0)

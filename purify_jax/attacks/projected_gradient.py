@@ -5,9 +5,9 @@ from dataclasses import KW_ONLY
 import jax
 import jax.numpy as jnp
 
-from purify_jax.arrays import per_image
-from purify_jax.attacks.norms import check_epsilon, climb, get, project_into
-from purify_jax.checks import check_at_least, check_count, check_images
+from purify_jax.arrays import each, per_image
+from purify_jax.attacks.norms import climb, get, project_into
+from purify_jax.checks import check_at_least, check_count, check_epsilon, check_images
 from purify_jax.keys import fold_keys
 from purify_jax.pytrees import Pytree, static
 from purify_jax.types import BOUNDS, Array, GradientFn, Keys
@@ -41,7 +41,7 @@ class PGD(Pytree):
     best_iterate: bool = static(default=True)
 
     def __post_init__(self) -> None:
-        check_epsilon(self.epsilon)
+        check_epsilon(self.epsilon, get(self.norm).name)
         check_count("num_steps", self.num_steps)
         if self.step_size is None:
             self.fill(step_size=default_step_size(self.epsilon, self.num_steps))
@@ -57,7 +57,7 @@ class PGD(Pytree):
         if self.random_start:
             # Beyond the steps and the loss after the last one, which take 0 to num_steps.
             moved = norm.random(fold_keys(keys, self.num_steps + 1), images, epsilon)
-            start = jnp.clip(images + moved, *BOUNDS)
+            start = jnp.clip(images + moved, *BOUNDS).astype(images.dtype)
 
         def step(carry: tuple[Array, Array, Array], index: Array) -> tuple[tuple, None]:
             current, best, best_loss = carry
@@ -66,7 +66,7 @@ class PGD(Pytree):
             moved = climb(norm, current, jnp.where(jnp.isfinite(grads), grads, 0.0), step_size)
             return (project_into(norm, images, moved, epsilon), best, best_loss), None
 
-        carry = (start, start, jnp.full(images.shape[0], -jnp.inf, images.dtype))
+        carry = (start, start, each(images, -jnp.inf, jnp.float32))
         (last, best, best_loss), _ = jax.lax.scan(step, carry, jnp.arange(self.num_steps))
         if not self.best_iterate:
             return last
@@ -82,5 +82,5 @@ def default_step_size(epsilon: float, num_steps: int) -> float:
 
 def _keep_better(best: Array, best_loss: Array, images: Array, loss: Array) -> tuple[Array, Array]:
     # "Not worse" rather than "better", so that of equal losses the later iterate is kept.
-    better = loss >= best_loss
+    better = (loss := loss.astype(best_loss.dtype)) >= best_loss
     return jnp.where(per_image(better, images), images, best), jnp.where(better, loss, best_loss)

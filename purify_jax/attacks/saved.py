@@ -9,7 +9,7 @@ import numpy as np
 
 from purify_jax.atomic import write_atomically
 from purify_jax.attacks import norms
-from purify_jax.checks import InputError, check_images
+from purify_jax.checks import InputError, check_epsilon, check_images
 from purify_jax.data.array_files import as_labels, load_npz
 
 #: Rounding that a pixel of a float32 image is allowed beyond the ball.
@@ -80,7 +80,7 @@ def _check_ball(saved: SavedImages) -> None:
     assert saved.clean is not None
     assert saved.epsilon is not None
     norm, epsilon = norms.get(saved.norm or ""), saved.epsilon
-    norms.check_epsilon(epsilon)
+    check_epsilon(epsilon, norm.name, saved.clean.shape[1:])
     one = jnp.full((1, *saved.clean.shape[1:]), ROUNDING, jnp.float32)
     slack = float(norm.size(one)[0]) + 1e-5 * epsilon
     found = distances(saved, norm.name)

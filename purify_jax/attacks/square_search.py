@@ -13,9 +13,9 @@ import numpy as np
 from purify_jax import losses
 from purify_jax.arrays import per_image
 from purify_jax.attacks.averages import AT_ONCE, MeanPrediction, check_samples
-from purify_jax.attacks.norms import check_epsilon, get, l1, l2, project_into
-from purify_jax.checks import check_count, check_images, check_number
-from purify_jax.keys import fold_keys, stream
+from purify_jax.attacks.norms import get, l1, l2, project_into
+from purify_jax.checks import check_count, check_epsilon, check_images, check_number
+from purify_jax.keys import fold_keys, is_chosen, signs, stream
 from purify_jax.pytrees import Pytree, static
 from purify_jax.types import BOUNDS, Array, Keys, LossFn, PredictFn
 
@@ -55,7 +55,7 @@ class Square(Pytree):
 
     def __post_init__(self) -> None:
         self.fill(norm=get(self.norm).name)
-        check_epsilon(self.epsilon)
+        check_epsilon(self.epsilon, self.norm)
         check_count("num_queries", self.num_queries)
         check_samples(self.num_samples, self.samples_at_once)
         check_number("initial_share", self.initial_share, 0.0, 1.0, open_low=True)
@@ -67,7 +67,7 @@ class Square(Pytree):
         sides = _sides(self.num_queries, budget, min(shape[:2]), self.initial_share, self.norm)
         start, propose = _BY_NORM[self.norm]
         if self.norm == "linf":
-            tables = jnp.zeros((1, 1, 1))
+            tables = jnp.zeros((1, 1, 1), images.dtype)
         else:
             found = _eta_tables(sides, shape[0], shape[1], self.norm)
             tables = jnp.asarray(found, images.dtype)
@@ -114,7 +114,7 @@ def _sides(num_queries: int, budget: int, size: int, share: float, norm: str) ->
 
 
 def _signs(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    return jax.random.rademacher(key, shape, dtype)
+    return signs(key, shape, dtype)
 
 
 def _window(
@@ -122,18 +122,19 @@ def _window(
 ) -> tuple[Array, Array, Array]:
     """A random square: its mask ``[h, w, 1]`` and corner."""
     row_key, column_key = jax.random.split(key)
-    top = jax.random.randint(row_key, (), 0, jnp.maximum(shape[0] - side + 1 - skip, 1))
-    left = jax.random.randint(column_key, (), 0, jnp.maximum(shape[1] - side + 1 - skip, 1))
-    rows, columns = jnp.arange(shape[0]), jnp.arange(shape[1])
-    inside = (
-        ((rows >= top) & (rows < top + side))[:, None] & (columns >= left) & (columns < left + side)
+    top = jax.random.randint(row_key, (), 0, jnp.maximum(shape[0] - side + 1 - skip, 1), jnp.int32)
+    left = jax.random.randint(
+        column_key, (), 0, jnp.maximum(shape[1] - side + 1 - skip, 1), jnp.int32
     )
+    rows, columns = jnp.arange(shape[0]), jnp.arange(shape[1])
+    down = (rows >= top) & (rows < top + side)
+    inside = down[:, None] & ((columns >= left) & (columns < left + side))[None, :]
     return inside[..., None], top, left
 
 
 def _linf_start(key: Array, image: Array, epsilon: float) -> Array:
     stripes = _signs(key, (1, *image.shape[1:]), image.dtype)
-    return jnp.clip(image + epsilon * stripes, *BOUNDS)
+    return jnp.clip(image + epsilon * stripes, *BOUNDS).astype(image.dtype)
 
 
 def _linf_proposal(
@@ -141,15 +142,16 @@ def _linf_proposal(
 ) -> Array:
     window, _, _ = _window(jax.random.fold_in(key, 0), image.shape, side, skip)
     signs = _signs(jax.random.fold_in(key, 1), (1, 1, image.shape[-1]), image.dtype)
-    moved = best + window * 2 * epsilon * signs
-    return jnp.clip(jnp.clip(moved, image - epsilon, image + epsilon), *BOUNDS)
+    moved = best + window.astype(image.dtype) * 2 * epsilon * signs
+    inside = jnp.clip(jnp.clip(moved, image - epsilon, image + epsilon), *BOUNDS)
+    return inside.astype(image.dtype)
 
 
 def _tiles(key: Array, image: Array, norm: str) -> Array:
     """The published start of L2 and L1: tiles of bumps with random signs."""
     height, width, channels = image.shape
     side = max(min(height, width) // 5, 1)
-    tile = _eta(side, norm)
+    tile = jnp.asarray(_eta(side, norm), image.dtype)
     rows, columns = height // side, width // side
     signs = _signs(key, (rows, 1, columns, 1, channels), image.dtype)
     tiled = (signs * tile[None, :, None, :, None]).reshape(rows * side, columns * side, channels)
@@ -158,7 +160,7 @@ def _tiles(key: Array, image: Array, norm: str) -> Array:
 
 def _l2_start(key: Array, image: Array, epsilon: float) -> Array:
     delta = _tiles(key, image, "l2")
-    return jnp.clip(image + epsilon * l2.steepest(delta[None])[0], *BOUNDS)
+    return jnp.clip(image + epsilon * l2.steepest(delta[None])[0], *BOUNDS).astype(image.dtype)
 
 
 def _l1_start(key: Array, image: Array, epsilon: float) -> Array:
@@ -176,7 +178,7 @@ def _bump(
     window, top, left = _window(jax.random.fold_in(key, 0), image.shape, side, skip)
     other, _, _ = _window(jax.random.fold_in(key, 1), image.shape, side, skip)
     signs = _signs(jax.random.fold_in(key, 2), (1, 1, image.shape[-1]), image.dtype)
-    turned = jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 3)), table, table.T)
+    turned = jnp.where(is_chosen(jax.random.fold_in(key, 3)), table, table.T)
     return window, other, jnp.roll(jnp.roll(turned, top, 0), left, 1)[..., None] * signs
 
 
@@ -187,13 +189,14 @@ def _l2_proposal(
     window, other, bump = _bump(key, image, side, table, skip)
     norm = lambda x: jnp.sqrt(jnp.sum(x**2))
     # What both squares hold, and what the ball still allows, is spent in the first square.
-    bump = bump + window * delta / (1e-12 + norm(window * delta))
+    held = window.astype(delta.dtype) * delta
+    bump = bump + held / (1e-12 + norm(held))
     budget = jnp.maximum(epsilon**2 - norm(delta) ** 2, 0.0) / image.shape[-1]
-    budget = jnp.sqrt(budget + norm((window | other) * delta) ** 2)
+    budget = jnp.sqrt(budget + norm((window | other).astype(delta.dtype) * delta) ** 2)
     per_channel = jnp.sqrt(jnp.sum(bump**2, axis=(0, 1), keepdims=True))
     bump = bump / (1e-12 + per_channel) * budget
     moved = jnp.where(window, bump, jnp.where(other, 0.0, delta))
-    return jnp.clip(image + epsilon * l2.steepest(moved[None])[0], *BOUNDS)
+    return jnp.clip(image + epsilon * l2.steepest(moved[None])[0], *BOUNDS).astype(image.dtype)
 
 
 def _l1_proposal(
@@ -202,9 +205,10 @@ def _l1_proposal(
     delta = best - image
     window, other, bump = _bump(key, image, side, table, skip)
     per_channel = lambda x: jnp.sum(jnp.abs(x), axis=(0, 1), keepdims=True)
-    bump = bump + window * delta / (1e-12 + per_channel(window * delta))
+    held = window.astype(delta.dtype) * delta
+    bump = bump + held / (1e-12 + per_channel(held))
     unspent = jnp.maximum(epsilon - jnp.sum(jnp.abs(delta)), 0.0)
-    budget = unspent + image.shape[-1] * per_channel((window | other) * delta)
+    budget = unspent + image.shape[-1] * per_channel((window | other).astype(delta.dtype) * delta)
     bump = bump / (1e-12 + per_channel(bump)) * budget
     return _l1_inside(image, jnp.where(window, bump, jnp.where(other, 0.0, delta)), epsilon)
 

@@ -20,11 +20,11 @@ from purify_jax.attacks.auto_pgd import APGD
 from purify_jax.attacks.averages import EOT
 from purify_jax.attacks.gradients import SPSA, ExactGradient, JointFull, JointScore, blind, bpda
 from purify_jax.attacks.momentum import MomentumPGD
-from purify_jax.attacks.norms import check_epsilon, get
+from purify_jax.attacks.norms import get
 from purify_jax.attacks.projected_gradient import PGD
 from purify_jax.attacks.square_search import Square
 from purify_jax.attacks.targeted import TargetedAPGD
-from purify_jax.checks import check_choice, check_count
+from purify_jax.checks import check_choice, check_count, check_epsilon
 from purify_jax.defense import Defense
 from purify_jax.keys import stream
 from purify_jax.purifiers import score_of
@@ -55,8 +55,7 @@ class Options:
     surrogate_restarts: int | None = None
 
     def __post_init__(self) -> None:
-        get(self.norm)
-        check_epsilon(self.epsilon)
+        check_epsilon(self.epsilon, get(self.norm).name)
         for name in ("steps", "eot", "samples_at_once", "surrogate_restarts"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))

@@ -10,8 +10,8 @@ from purify_jax import losses
 from purify_jax.attacks.auto_pgd import APGD, pick
 from purify_jax.attacks.averages import AT_ONCE, EOT, MeanPrediction, check_samples
 from purify_jax.attacks.gradients import ExactGradient
-from purify_jax.attacks.norms import check_epsilon, get
-from purify_jax.checks import check_count
+from purify_jax.attacks.norms import get
+from purify_jax.checks import check_count, check_epsilon
 from purify_jax.keys import stream
 from purify_jax.pytrees import Pytree, static
 from purify_jax.types import Array, Keys, LossFn, PredictFn
@@ -52,7 +52,7 @@ class TargetedAPGD(Pytree):
 
     def __post_init__(self) -> None:
         self.fill(norm=get(self.norm).name)
-        check_epsilon(self.epsilon)
+        check_epsilon(self.epsilon, self.norm)
         check_count("num_steps", self.num_steps)
         check_count("num_targets", self.num_targets)
         check_samples(self.num_samples, self.samples_at_once)

@@ -13,7 +13,13 @@ import scipy
 from tqdm import tqdm
 
 from purify_jax.attacks import norms
-from purify_jax.checks import InputError, check_count, check_images, check_labels
+from purify_jax.checks import (
+    InputError,
+    check_count,
+    check_epsilon,
+    check_images,
+    check_labels,
+)
 from purify_jax.costs import Passes
 from purify_jax.data import Dataset
 from purify_jax.devices import memory, progress
@@ -26,6 +32,7 @@ from purify_jax.evaluation.predictions import (
     ball_of,
     check_adversarial,
     check_log_probs,
+    check_logits,
 )
 from purify_jax.evaluation.protocol import PROTOCOL, own_draws
 from purify_jax.evaluation.records import Record, open_records
@@ -106,7 +113,15 @@ class Evaluation:
         """Runs all attacks, or reads back what an earlier run wrote."""
         if "clean" in self.attacks:
             raise InputError("attacks: the name 'clean' is taken, expected another")
+        for attack in self.attacks.values():
+            if (ball := ball_of(attack)) is not None:
+                norm, epsilon = ball
+                check_epsilon(epsilon, norm, self.dataset.image_shape)
         execution = completed(execution, 128)
+        if self.attacks and not execution.shard_parameters:
+            few, _ = self.dataset.batch(np.arange(min(8, len(self.dataset))))
+            check_images(few, f"images of {self.dataset.name}", self.dataset.image_shape)
+            check_logits(self.defense, few)
         mesh, dataset, split = execution.mesh, self.dataset, execution.shard_parameters
         size = padded_size(execution.batch_size or 128, len(dataset), mesh)
         blocks = shard_blocks(len(dataset), execution.block, execution.shard)

@@ -33,7 +33,7 @@ from purify_jax.evaluation.identity import identity
 from purify_jax.evaluation.predictions import is_finite
 from purify_jax.evaluation.records import Record, open_records
 from purify_jax.evaluation.statistics import Interval, wilson
-from purify_jax.keys import fold_keys, image_keys, normal_like, stream_key
+from purify_jax.keys import draw_each, fold_keys, image_keys, normal_like, stream_key
 from purify_jax.pytrees import Pytree, static
 from purify_jax.types import BOUNDS, Array, Keys, PredictFn
 
@@ -115,19 +115,20 @@ class ClassCounts(Pytree):
         def chunk(total: Array, index: Array) -> tuple[Array, None]:
             numbers = index * at_once + jnp.arange(at_once)
             fold = lambda key, start: jax.vmap(jax.random.fold_in, (None, 0))(key, start + numbers)
-            sample_keys = jax.vmap(fold)(keys, first).reshape(-1)
+            sample_keys = draw_each(fold, keys, first).reshape(-1)
             noisy = repeated + self.sigma * normal_like(fold_keys(sample_keys, 0), repeated)
             noisy = noisy if self.bounds is None else jnp.clip(noisy, *self.bounds)
             log_probs = self.predict(fold_keys(sample_keys, 1), noisy)
             votes = jax.nn.one_hot(log_probs.argmax(-1), log_probs.shape[-1], dtype=jnp.int32)
             # An answer that is not a number has no vote; :func:`certify` refuses such counts.
-            votes = votes * is_finite(log_probs)[:, None]
+            votes = jnp.where(is_finite(log_probs)[:, None], votes, 0).reshape(batch, at_once, -1)
             counted = (numbers < self.num_samples)[None, :, None]
-            return total + (votes.reshape(batch, at_once, -1) * counted).sum(1), None
+            return total + jnp.sum(jnp.where(counted, votes, 0), axis=1, dtype=jnp.int32), None
 
-        shape = jax.eval_shape(self.predict, keys, images).shape
+        answers = jax.eval_shape(self.predict, keys, images)
+        none = jnp.zeros_like(answers, dtype=jnp.int32)
         chunks = -(-self.num_samples // at_once)
-        total, _ = jax.lax.scan(chunk, jnp.zeros(shape, jnp.int32), jnp.arange(chunks))
+        total, _ = jax.lax.scan(chunk, none, jnp.arange(chunks))
         return total
 
 

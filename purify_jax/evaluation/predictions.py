@@ -7,7 +7,7 @@ import numpy as np
 from purify_jax.attacks.norms import get
 from purify_jax.checks import InputError, check_count, check_images, check_outputs
 from purify_jax.keys import fold_keys
-from purify_jax.pytrees import Pytree, static
+from purify_jax.pytrees import Pytree, jit, static
 from purify_jax.types import Array, Attack, Keys, PredictFn
 
 #: The class of a prediction that is not finite (argmax would say 0).
@@ -42,6 +42,39 @@ def check_log_probs(log_probs: np.ndarray, batch: int, num_classes: int, name: s
             f"({batch}, {num_classes}), [batch, classes]"
         )
     _refuse(~np.isfinite(log_probs.max(-1)), name)
+    if log_probs.shape[-1] > 1 and log_probs.size and bool(np.all(are_probabilities(log_probs))):
+        raise InputError(
+            f"{name}: the defense answers probabilities (each row is >= 0 and sums to 1), expected "
+            "log-probabilities, their jnp.log"
+        )
+
+
+def are_probabilities(outputs: np.ndarray | Array) -> Array:
+    """Whether rows ``[..., classes]`` are probabilities, not logits or their logarithms: ≥ 0 with the sum 1.
+
+    Within 0.01, as half precision rounds.
+
+    >>> are_probabilities(jnp.array([[0.9, 0.1], [2.0, -1.0]])).tolist()
+    [True, False]
+    """
+    sums = jnp.sum(outputs, axis=-1)
+    return (jnp.min(outputs, axis=-1) >= 0) & (jnp.abs(sums - 1) < 0.01)
+
+
+def check_logits(defense: PredictFn, images: np.ndarray) -> None:
+    """Raises InputError if the ``logits_fn`` of a defense returns probabilities, on images ``[batch, h, w, c]``.
+
+    A softmax of a softmax has small gradients: attacks look weak, and robust accuracy too high.
+    """
+    logits_fn = getattr(defense, "logits_fn", None)
+    if logits_fn is None:
+        return
+    outputs = jit(logits_fn)(jnp.asarray(images, jnp.float32))
+    if outputs.ndim == 2 and outputs.shape[-1] > 1 and bool(jnp.all(are_probabilities(outputs))):
+        raise InputError(
+            "logits_fn: returns probabilities (each row is >= 0 and sums to 1), expected logits: remove the last "
+            "softmax, or give lambda x: jnp.log(f(x))"
+        )
 
 
 def _refuse(bad: np.ndarray, name: str) -> None:

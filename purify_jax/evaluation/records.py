@@ -15,6 +15,7 @@ from purify_jax.devices import sharding
 from purify_jax.devices.execution import Execution
 from purify_jax.evaluation.identity import difference
 from purify_jax.evaluation.statistics import Interval, wilson
+from purify_jax.keys import threefry
 from purify_jax.types import Array
 
 #: One record: attack, index, label and, unless the image was skipped, what scoring found.
@@ -186,7 +187,7 @@ def open_records(
     path = Path(execution.workdir, f"{name}.jsonl")
     sharding.check_one_writer(path, execution.mesh)
     shard = {} if execution.shard == (0, 1) else {"shard": list(execution.shard)}
-    about = {"key": np.asarray(jax.random.key_data(key)).tolist(), **shard}
+    about = {"key": np.asarray(jax.random.key_data(threefry(key))).tolist(), **shard}
     return RecordFile(path, {**about, **header()})
 
 

@@ -24,6 +24,7 @@ from purify_jax.models.model import Model
 from purify_jax.models.settings import (
     DIFFUSIONS,
     NetworkLogits,
+    accuracies_by_normalisation,
     diffusion,
     logits_fn,
     noise_score,
@@ -39,6 +40,7 @@ __all__ = [
     "SCORE_ROLES",
     "Model",
     "NetworkLogits",
+    "accuracies_by_normalisation",
     "adp_purifier",
     "check_settings",
     "check_tensors",

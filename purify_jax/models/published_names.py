@@ -1,9 +1,32 @@
-"""What published PyTorch networks call our variables, and how they lay them out."""
+"""What published PyTorch networks call our variables, how they lay them out, and where files hold them."""
 
 import re
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+
+from purify_jax.checks import InputError
+from purify_jax.types import Array
+
+#: Buffers that published files carry and that no computation here needs.
+UNUSED = re.compile(r"(^|\.)(sigmas|num_batches_tracked|n_averaged)$|^attacker\.")
+
+#: Under which key a file holds its state_dict, in the order of preference, and under which the averaged one.
+CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "params")
+AVERAGES = ("ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model")
+#: What DataParallel, torch.compile, Lightning and others put before every name.
+_MACHINES = "module|_orig_mod|_forward_module|_fsdp_wrapped_module"
+_WRAPPERS = re.compile(rf"^(({_MACHINES}|model|net|network)\.)+")
+#: Those of them that no network has in a name of its own (EDM's begin with ``model.``).
+MACHINES = re.compile(rf"^(({_MACHINES})\.)+")
+#: The mean and standard deviation of the data: RobustBench's buffers, and those of a layer before the network.
+_NORMALISATION = re.compile(
+    r"^(?:(?:normali[sz]er?|normali[sz]ation|norm|preprocess|0)\.)?"
+    r"(?:(?P<mean>mu|mean|new_mean)|(?P<std>sigma|std|new_std))$"
+)
 
 _LEAVES = {
     "kernel": "weight", "scale": "weight", "embedding": "weight",
@@ -120,3 +143,150 @@ def declared_order(name: str) -> tuple[int, int, int] | None:
         return None
     inner = _DECLARED.index(parts[2]) if len(parts) == 4 else 0
     return int(parts[1]), inner, int(parts[-1] in ("bias", "b"))
+
+
+def unwrapped(state: Mapping[str, Any], wrappers: re.Pattern = _WRAPPERS) -> dict[str, Any]:
+    """The same weights without what wrappers put before their names.
+
+    >>> unwrapped({"module.conv1.weight": 1, "module._orig_mod.fc.bias": 2})
+    {'conv1.weight': 1, 'fc.bias': 2}
+
+    Names stay as they are where two of them would become one.
+    """
+    names = {name: wrappers.sub("", name) for name in state}
+    if len(set(names.values())) < len(names):
+        return dict(state)
+    return {names[name]: value for name, value in state.items()}
+
+
+def without_normalisation(
+    state: Mapping[str, np.ndarray],
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[float, ...]]]:
+    """(the weights, {"mean": ..., "std": ...} of the data that are buffers among them, or nothing).
+
+    Raises InputError for one of the two without the other.
+    """
+    found = {}
+    for name, array in state.items():
+        if (match := _NORMALISATION.match(name)) is not None and np.size(array) <= 4:
+            found[match.lastgroup or ""] = (name, tuple(map(float, np.ravel(array))))
+    if not found:
+        return dict(state), {}
+    if len(found) == 1:
+        ((kind, (name, _)),) = found.items()
+        raise InputError(f"source: holds {name}, the {kind} of the data, expected both or none")
+    held = {name for name, _ in found.values()}
+    rest = {name: array for name, array in state.items() if name not in held}
+    # torch.nn.Sequential(normalisation, network)
+    if any(name.startswith("0.") for name in held) and all(name.startswith("1.") for name in rest):
+        rest = {name.removeprefix("1."): array for name, array in rest.items()}
+    return unwrapped(rest), {kind: values for kind, (_, values) in found.items()}
+
+
+def as_array(value: Any) -> np.ndarray:
+    """A tensor, a Parameter or an array as NumPy's; a type that NumPy lacks (bfloat16, float8) as float32."""
+    if hasattr(value, "detach"):  # PyTorch's
+        value = value.detach()
+        try:
+            return np.asarray(value)
+        except TypeError:
+            return np.asarray(value.float())
+    array = np.asarray(value)
+    if array.dtype.str == "|V2":  # how .npz files hold bfloat16
+        array = array.view(jnp.bfloat16)
+    return array.astype(np.float32) if array.dtype == jnp.bfloat16 else array
+
+
+def weights_in(path: Path, loaded: object, ema: bool | None) -> Mapping[str, Any]:
+    """The state_dict in what a file holds, or the averaged one, see ``torch_weights.read``."""
+    plain: Any = None
+    averaged: Any = None
+    if isinstance(loaded, (list, tuple)):
+        candidates = [entry for entry in loaded if _is_state_dict(entry)]
+        plain = candidates[0] if candidates else None
+        averaged = candidates[-1] if len(candidates) > 1 else None
+    elif isinstance(loaded, Mapping):
+        plain = loaded if _is_state_dict(loaded) else _held(loaded, CONTAINERS)
+        averaged = _held(loaded, AVERAGES)
+        shadows: Mapping[str, Any] = next(
+            (loaded[k] for k in AVERAGES if "shadow_params" in _mapping(loaded, k)), {}
+        )
+        if ema is not False and shadows:
+            if plain is None:
+                raise InputError(
+                    f"source: {path} has averaged parameters but no model to name them"
+                )
+            averaged = with_averages(plain, shadows["shadow_params"])
+        if plain is None and ema is False:
+            plain = averaged
+    if ema or (ema is None and averaged is not None):
+        plain = averaged
+    if plain is None:
+        raise InputError(
+            f"source: {path} holds no {'averaged ' if ema else ''}state_dict, but {_contents(loaded)}; expected "
+            f"one at its top, or under one of {list(AVERAGES if ema else CONTAINERS)}"
+        )
+    return {name: value for name, value in plain.items() if hasattr(value, "shape")}
+
+
+def _mapping(holder: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return holder[name] if isinstance(holder.get(name), Mapping) else {}
+
+
+def _held(holder: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any] | None:
+    """The first state_dict under one of ``names``, or inside what is there; else the only one there is."""
+    for name in names:
+        inner = _mapping(holder, name)
+        found = inner if _is_state_dict(inner) else _held(inner, CONTAINERS) if inner else None
+        if found is not None:
+            return found
+    others = [name for name in holder if name not in AVERAGES and _is_state_dict(holder[name])]
+    return holder[others[0]] if names is CONTAINERS and len(others) == 1 else None
+
+
+def _is_state_dict(value: object) -> bool:
+    """Whether it maps names to arrays; numbers and None may stand among them, but nothing with parts."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        return False
+    parts = (Mapping, list, tuple)
+    return any(np.ndim(v) > 0 for v in value.values() if hasattr(v, "shape")) and not any(
+        isinstance(v, parts) for v in value.values()
+    )
+
+
+def _contents(loaded: object) -> str:
+    """What a file holds, in a few words."""
+    if not isinstance(loaded, Mapping):
+        return f"a {type(loaded).__name__}"
+    return (
+        ", ".join(f"{name} ({type(value).__name__})" for name, value in loaded.items()) or "nothing"
+    )
+
+
+def with_averages(model: Mapping[str, Any], shadows: Sequence[Array]) -> dict[str, np.ndarray]:
+    """score_sde's averaged parameters under their names.
+
+    Args:
+      model: the state_dict, for names and shapes; what wrappers put before names is removed.
+      shadows: the averages in the order of the network's parameters: by layer number and, inside
+        a layer, as its code declares them.
+    """
+    shapes = {k: tuple(v.shape) for k, v in unwrapped(model).items()}
+    shapes = {k: shape for k, shape in shapes.items() if not UNUSED.search(k)}
+    faults = [f"unexpected {name}" for name in shapes if declared_order(name) is None]
+    if faults:
+        raise InputError(f"source: does not fit score_sde: {'; '.join(faults)}")
+    names = sorted(shapes, key=declared_order)  # type: ignore[arg-type]
+    arrays = [as_array(shadow) for shadow in shadows]
+    if len(names) != len(arrays):
+        raise InputError(
+            f"source: {len(arrays)} averaged parameters, expected the model's {len(names)}"
+        )
+    faults = [
+        f"misshapen {name}: {array.shape}, expected {shapes[name]}"
+        for name, array in zip(names, arrays, strict=True)
+        if array.shape != shapes[name]
+    ]
+    if faults:
+        raise InputError(f"source: averages do not fit the model: {'; '.join(faults)}")
+    return dict(zip(names, arrays, strict=True))

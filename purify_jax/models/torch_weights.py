@@ -4,8 +4,9 @@ Kinds are those of ``KINDS``: NCSNv2, classifiers, and the diffusion networks of
 guided-diffusion. Sizes are read off the weights.
 """
 
+import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,16 +16,25 @@ import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 
-from purify_jax.checks import InputError, check_choice
+from purify_jax.checks import InputError, check_choice, check_number
 from purify_jax.models.files import expected_shapes
 from purify_jax.models.model import Model
-from purify_jax.models.published_names import declared_order, layout, published_name
+from purify_jax.models.published_names import (
+    MACHINES,
+    UNUSED,
+    as_array,
+    layout,
+    published_name,
+    unwrapped,
+    weights_in,
+    without_normalisation,
+)
 from purify_jax.models.published_sizes import KINDS, ImageShape, StateDict
 from purify_jax.networks.diffusion import SongUNet
-from purify_jax.types import Array, Params
+from purify_jax.types import Params
 
-#: Buffers that published files carry and that no computation here needs.
-_UNUSED = re.compile(r"(^|\.)(sigmas|num_batches_tracked)$")
+#: Names of files that torch.load reads.
+_TORCH = (".pth", ".pt", ".ckpt", ".tar")
 #: How an imported diffusion purifies unless told otherwise: DiffPure at t* = 0.1, that is σ = 0.17.
 _PURIFICATION = {"method": "diffpure_sde", "noise_scale": 0.17, "num_steps": 100, "num_restarts": 1}
 
@@ -45,14 +55,17 @@ def read(path: str | Path, ema: bool | None = False) -> StateDict:
 
     Args:
       path: ``.npz`` (keys may begin with "state_dict/" or "param/", other keys are then ignored),
-        ``.safetensors``, or ``.pth``/``.pt`` (needs PyTorch; read with ``weights_only=True``, so that no
-        code is ever unpickled). A list or tuple is taken as published NCSNv2 checkpoints are: the
-        state_dict first, the averaged weights last. A dict may hold it under "state_dict" or "model", and the
-        averaged weights under "ema": a state_dict, or score_sde's ``shadow_params`` in the model's order.
-      ema: take the averaged weights; None for where the file has them.
+        ``.safetensors``, or ``.pth``, ``.pt``, ``.ckpt``, ``.tar`` (needs PyTorch; read with
+        ``weights_only=True``, so that no code is ever unpickled). A list or tuple is taken as published NCSNv2
+        checkpoints are: the state_dict first, the averaged weights last. A dict may hold it under one of
+        ``published_names.CONTAINERS`` ("state_dict", "model", "net", ...), also one inside the other, and the
+        averaged weights under one of ``AVERAGES`` ("ema", ...): a state_dict, or score_sde's ``shadow_params``
+        in the model's order. Tensors of any floating-point type, and ``torch.nn.Parameter``.
+      ema: take the averaged weights; None for where the file has them. A file that holds nothing else gives
+        them in any case.
 
-    A ``module.`` prefix is removed. Raises InputError if the file cannot be read or has no weights, and for
-    EDM's published ``.pkl`` files.
+    ``module.`` and ``_orig_mod.`` before names are removed. Raises InputError if the file cannot be read or has
+    no weights, and for EDM's published ``.pkl`` files.
     """
     path = Path(path)
     if path.suffix == ".pkl":
@@ -63,13 +76,18 @@ def read(path: str | Path, ema: bool | None = False) -> StateDict:
     if not path.is_file():
         raise InputError(f"source: {path} is not a file, expected .npz, .safetensors, .pth or .pt")
     try:
-        found = _weights(path, _load(path), ema)
+        found = weights_in(path, _load(path), ema)
     except InputError:
         raise
     except Exception as error:  # each reader raises its own types for a damaged file
         reason = str(error).split("\n")[0][:200]
+        if "weights_only" in str(error) or "Unsupported" in reason:
+            reason = (
+                "it holds more than tensors, whose code is not run; expected the weights alone, saved where that "
+                "code runs: torch.save(model.state_dict(), path)"
+            )
         raise InputError(f"source: {path} cannot be read: {reason}") from error
-    return {k.removeprefix("module."): np.asarray(v) for k, v in found.items()}
+    return {name: as_array(value) for name, value in unwrapped(found, MACHINES).items()}
 
 
 def _load(path: Path) -> Any:
@@ -83,9 +101,10 @@ def _load(path: Path) -> Any:
         return loaded
     if path.suffix == ".safetensors":
         return safetensors.numpy.load_file(path)
-    if path.suffix not in (".pth", ".pt"):
+    if path.suffix not in _TORCH:
         raise InputError(
-            f"source: {path} ends in {path.suffix!r}, expected .npz, .safetensors, .pth or .pt"
+            f"source: {path} ends in {path.suffix!r}, expected one of "
+            f"{['.npz', '.safetensors', *_TORCH]}"
         )
     try:
         import torch
@@ -95,67 +114,6 @@ def _load(path: Path) -> Any:
             "or the weights as .npz or .safetensors"
         ) from error
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _weights(path: Path, loaded: object, ema: bool | None) -> Mapping[str, Any]:
-    """The state_dict in what a file holds, or the averaged one."""
-    plain: Any = None
-    averaged: Any = None
-    if isinstance(loaded, (list, tuple)):
-        candidates = [entry for entry in loaded if _is_state_dict(entry)]
-        plain = candidates[0] if candidates else None
-        averaged = candidates[-1] if len(candidates) > 1 else None
-    elif isinstance(loaded, Mapping):
-        inner = next((loaded[k] for k in ("state_dict", "model") if k in loaded), None)
-        plain, averaged = loaded if _is_state_dict(loaded) else inner, loaded.get("ema")
-        if ema is not False and isinstance(averaged, Mapping) and "shadow_params" in averaged:
-            if not isinstance(inner, Mapping):
-                raise InputError(
-                    f"source: {path} has averaged parameters but no model to name them"
-                )
-            averaged = with_averages(inner, averaged["shadow_params"])
-    if ema or (ema is None and averaged is not None):
-        plain = averaged
-    if not _is_state_dict(plain):
-        raise InputError(f"source: {path} holds no {'averaged ' if ema else ''}state_dict")
-    return plain
-
-
-def _is_state_dict(value: object) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(hasattr(v, "shape") for v in value.values())
-    )
-
-
-def with_averages(model: Mapping[str, Any], shadows: Sequence[Array]) -> StateDict:
-    """score_sde's averaged parameters under their names.
-
-    Args:
-      model: the state_dict, for names and shapes; ``module.`` before a name is removed.
-      shadows: the averages in the order of the network's parameters: by layer number and, inside
-        a layer, as its code declares them.
-    """
-    shapes = {k.removeprefix("module."): tuple(v.shape) for k, v in model.items()}
-    shapes = {k: shape for k, shape in shapes.items() if not _UNUSED.search(k)}
-    faults = [f"unexpected {name}" for name in shapes if declared_order(name) is None]
-    if faults:
-        raise InputError(f"source: does not fit score_sde: {'; '.join(faults)}")
-    names = sorted(shapes, key=declared_order)  # type: ignore[arg-type]
-    arrays = [np.asarray(shadow) for shadow in shadows]
-    if len(names) != len(arrays):
-        raise InputError(
-            f"source: {len(arrays)} averaged parameters, expected the model's {len(names)}"
-        )
-    faults = [
-        f"misshapen {name}: {array.shape}, expected {shapes[name]}"
-        for name, array in zip(names, arrays, strict=True)
-        if array.shape != shapes[name]
-    ]
-    if faults:
-        raise InputError(f"source: averages do not fit the model: {'; '.join(faults)}")
-    return dict(zip(names, arrays, strict=True))
 
 
 # --- conversion -------------------------------------------------------------------------------
@@ -184,8 +142,9 @@ def convert(
     sources = {published_name(kind, target): target for target in expected}
     filters = resample_filters(network, sources)
     known = {*sources, *filters}
-    faults = [f"missing {name}" for name in known if name not in state]
-    faults += [f"unexpected {k}" for k in state if k not in known and not _UNUSED.search(k)]
+    unexpected = [k for k in state if k not in known and not UNUSED.search(k)]
+    faults = [f"missing {name}{nearest(name, unexpected)}" for name in known if name not in state]
+    faults += [f"unexpected {name}" for name in unexpected]
     faults += [
         f"different {name}: expected the filter {tuple(getattr(network, 'resample_filter', ()))}"
         for name, array in filters.items()
@@ -204,7 +163,9 @@ def convert(
         flat[target] = jnp.asarray(form.to_ours(array), jnp.float32)
         table.append(Entry(source, target, array.shape))
     if faults:
-        raise InputError(f"source: does not fit {kind}: {'; '.join(sorted(faults))}")
+        lost = any(fault.startswith("missing") for fault in faults)
+        fits = f"; {len(table)} of the file's {len(state)} tensors fit" if lost else ""
+        raise InputError(f"source: does not fit {kind}: {'; '.join(sorted(faults))}{fits}")
     return traverse_util.unflatten_dict(flat, sep="/"), table
 
 
@@ -223,18 +184,33 @@ def import_model(
 ) -> tuple[Model, list[Entry]]:
     """A published state_dict of a known kind → (model, table of what went where).
 
+    A mean and a standard deviation of the data among the buffers (RobustBench's ``mu`` and ``sigma``, a
+    normalisation layer before the network) become the classifier's ``mean`` and ``std``, unless ``fields`` has
+    others.
+
     Args:
       kind: "ncsnv2", "wide_resnet_bias" (convolutions with bias, own normalisation), "wide_resnet"
         (RobustBench's, without), "preact_resnet18", "resnet" (torchvision's with bottlenecks:
         ResNet-50, WideResNet-50-2), "edm", "score_sde" or "guided_diffusion".
-      state: from :func:`read`.
+      state: from :func:`read`; ``model.`` and ``net.`` before names are removed too.
       image_shape: (height, width, channels) that the model takes.
       fields: of the network, in place of what the weights suggest; needed for what they do not
-        show (an ADM's ``head_channels`` where they are not 64, ``num_heads``, ``joint_heads``).
+        show (an ADM's ``head_channels`` where they are not 64, ``num_heads``, ``joint_heads``; a
+        classifier's ``mean`` and ``std``, which many authors apply outside the network).
 
-    Raises InputError for an unknown kind or weights that do not fit it.
+    Raises InputError for an unknown kind or weights that do not fit it, with every name that is missing or
+    unexpected and its nearest match.
     """
     check_choice("kind", kind, sorted(KINDS))
+    if KINDS[kind].role == "classifier":
+        state, own = without_normalisation(state)
+        fields = _normalised_fields({**own, **fields}, image_shape[-1])
+    state = unwrapped(state)
+    if kind == "edm":
+        state = {f"model.{key}": array for key, array in state.items()}
+    if KINDS[kind].role == "classifier":
+        state, own = without_normalisation(state)
+        fields = _normalised_fields({**own, **fields}, image_shape[-1])
     if kind == "edm" and not any(key.startswith("model.") for key in state):
         state = {f"model.{key}": array for key, array in state.items()}
     role, build, form, sigma_min = KINDS[kind]
@@ -243,7 +219,12 @@ def import_model(
         expected_shapes(network, image_shape)
     except (ArithmeticError, IndexError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
-            raise
+            held = (
+                f"; the file holds {', '.join(state) or 'nothing'}"
+                if "missing" in str(error)
+                else ""
+            )
+            raise InputError(f"{error}{held}") from None
         reason = str(error).split("\n")[0][:200]
         raise InputError(
             f"source: does not fit {kind}: its sizes make no network: {reason}"
@@ -255,3 +236,29 @@ def import_model(
         metadata["training"] = {"sigma_min": sigma_min}
         metadata["purification"] = dict(_PURIFICATION)
     return Model(role, network, variables, image_shape, metadata), table
+
+
+def nearest(name: str, others: Iterable[str]) -> str:
+    """`` (nearest: OTHER)``, the most similar of the other names, or nothing.
+
+    >>> nearest("layer1.0.conv1.weight", ["layers1.0.conv1.weight", "fc.bias"])
+    ' (nearest: layers1.0.conv1.weight)'
+    """
+    found = difflib.get_close_matches(name, list(others), 1, cutoff=0.7)
+    return f" (nearest: {found[0]})" if found else ""
+
+
+def _normalised_fields(fields: dict[str, Any], channels: int) -> dict[str, Any]:
+    """The fields with ``mean`` and ``std`` checked, one number a channel; InputError for one without the other."""
+    given = {name: fields[name] for name in ("mean", "std") if fields.get(name) is not None}
+    if len(given) == 1:
+        raise InputError(f"{next(iter(given))}: got it alone, expected mean and std together")
+    for name, values in given.items():
+        for value in values:
+            check_number(name, value, 0.0, 1.0, open_low=name == "std")
+        if len(values) not in (1, channels):
+            raise InputError(
+                f"{name}: got {len(values)} numbers, expected one, or one for each of {channels} channels"
+            )
+        fields[name] = tuple(values) * (channels if len(values) == 1 else 1)
+    return fields

@@ -52,9 +52,30 @@ def convolve(
         else padding
     )
     pairs = tuple((int(low), int(high)) for low, high in given)
+    images, kernel = _varying_alike(images, kernel)
     return _conv_p.bind(
         images, kernel, strides=tuple(strides), padding=pairs, dilation=tuple(dilation)
     )
+
+
+def _varying_alike(images: Array, kernel: Array) -> tuple[Array, Array]:
+    """Inside a ``shard_map`` of the user's, both as varying over the same devices, as JAX's own operations do.
+
+    The kernel's gradient is then summed over those devices.
+    """
+    axes = [_varies_over(jax.typeof(x)) for x in (images, kernel)]
+    if axes[0] == axes[1]:
+        return images, kernel
+    missing = [tuple((axes[0] | axes[1]) - own) for own in axes]
+    pcast = getattr(lax, "pcast", None)
+    vary: Any = partial(pcast, to="varying") if pcast else getattr(lax, "pvary")  # noqa: B009
+    return vary(images, missing[0]), vary(kernel, missing[1])
+
+
+def _varies_over(aval: Any) -> frozenset:
+    """The axes of a ``shard_map`` that a value varies over; JAX 0.10 keeps them elsewhere than earlier ones."""
+    manual = getattr(aval, "manual_axis_type", None)
+    return manual.varying if manual is not None else getattr(aval, "vma", frozenset())
 
 
 def conv_general_dilated(
@@ -196,7 +217,8 @@ def _kernel_transpose(
 
     def by_convolution(images: Array, cotangent: Array) -> Array:
         conv = lambda k: _native(images, k, strides=strides, padding=padding, dilation=dilation)
-        (gradient,) = jax.linear_transpose(conv, jax.ShapeDtypeStruct(shape, dtype))(cotangent)
+        like = partial(jnp.zeros_like, dtype=dtype, shape=shape)  # it varies as the cotangent does
+        (gradient,) = jax.linear_transpose(conv, jax.eval_shape(like, cotangent))(cotangent)
         return gradient
 
     # The number of images is not known in a program exported for batches of any size.
@@ -211,7 +233,8 @@ def _abstract(
 ) -> jax.core.ShapedArray:
     given = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (images, kernel)]
     out = jax.eval_shape(partial(_native, **params), *given)
-    return jax.core.ShapedArray(out.shape, out.dtype)
+    # Over which axes of a shard_map it varies is that of the images, see :func:`convolve`.
+    return images.update(shape=out.shape, dtype=out.dtype, weak_type=False)
 
 
 def _batched(arrays: Sequence[Array], axes: Sequence[Any], **params: Any) -> tuple[Array, int]:

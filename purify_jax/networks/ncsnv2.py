@@ -62,9 +62,14 @@ class InstanceNormPlus(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         channels = x.shape[-1]
-        alpha = self.param("alpha", lambda key: 1 + 0.02 * jax.random.normal(key, (channels,)))
-        gamma = self.param("gamma", lambda key: 1 + 0.02 * jax.random.normal(key, (channels,)))
-        beta = self.param("beta", nn.initializers.zeros, (channels,))
+        alpha = self.param(
+            "alpha", lambda key: 1 + 0.02 * jax.random.normal(key, (channels,), jnp.float32)
+        )
+        gamma = self.param(
+            "gamma", lambda key: 1 + 0.02 * jax.random.normal(key, (channels,), jnp.float32)
+        )
+        beta = self.param("beta", nn.initializers.zeros, (channels,), jnp.float32)
+        alpha, gamma, beta = (p.reshape(1, channels) for p in (alpha, gamma, beta))
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         means = jnp.mean(wide, axis=(1, 2))
         centred = wide - means[:, None, None]

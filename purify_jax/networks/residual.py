@@ -42,7 +42,8 @@ def _conv(
 def _normalised(images: Array, mean: Sequence[float] | None, std: Sequence[float] | None) -> Array:
     if mean is None or std is None:
         return images
-    return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
+    each = lambda values: jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1)
+    return (images - each(mean)) / each(std)
 
 
 def _logits(x: Array, outputs: int, dtype: DTypeLike, name: str, images: Array) -> Array:

@@ -90,7 +90,7 @@ class NoiseConditionalUNet(nn.Module):
         given = self.reference_sigma if sigmas is None else sigmas
         sigmas = jnp.broadcast_to(jnp.asarray(given, images.dtype), images.shape[:1])
         c_skip, c_out, c_in, c_noise = preconditioning(sigmas, self.data_std)
-        angles = 2 * jnp.pi * c_noise[:, None] * jnp.asarray(_FREQUENCIES, images.dtype)
+        angles = 2 * jnp.pi * c_noise[:, None] * jnp.asarray(_FREQUENCIES, images.dtype)[None, :]
         shown = jnp.concatenate([c_noise[:, None], jnp.sin(angles), jnp.cos(angles)], axis=-1)
         width = 2 * self.features[0]
         level = nn.silu(nn.Dense(width, dtype=dtype, name="level0")(shown.astype(dtype)))

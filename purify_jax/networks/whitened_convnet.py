@@ -37,15 +37,15 @@ class WhitenedConvNet(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         dtype = compute_dtype(self.dtype, images)
-        x = (images - jnp.asarray(self.mean, images.dtype)) / jnp.asarray(self.std, images.dtype)
-        x = x.astype(dtype)
+        each = lambda values: jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1)
+        x = ((images - each(self.mean)) / each(self.std)).astype(dtype)
         channels = images.shape[-1]
         whitening = self.variable(
             "batch_stats", "whitening", lambda: _orthogonal_filters(self.make_rng, channels)
         )
         x = convolve(x, whitening.value.astype(dtype), padding="VALID")
-        bias = self.param("whitening_bias", nn.initializers.zeros, (x.shape[-1],))
-        x = nn.gelu(x + bias.astype(dtype))
+        bias = self.param("whitening_bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        x = nn.gelu(x + bias.astype(dtype).reshape(1, 1, 1, -1))
         for group, width in enumerate(self.features):
             x = _conv(width, dtype, f"group{group}_conv0")(x)
             x = nn.gelu(_norm(train, dtype, f"group{group}_norm0")(_max_pool(x, 2)))
@@ -64,7 +64,9 @@ class WhitenedConvNet(nn.Module):
 
 def _orthogonal_filters(make_rng: Callable[[str], Array], channels: int) -> Array:
     """``[2, 2, channels, 8 · channels]``: an orthogonal basis of the patches and its negative."""
-    basis = nn.initializers.orthogonal()(make_rng("params"), (4 * channels, 4 * channels))
+    basis = nn.initializers.orthogonal()(
+        make_rng("params"), (4 * channels, 4 * channels), jnp.float32
+    )
     return jnp.concatenate([basis, -basis], axis=-1).reshape(2, 2, channels, -1)
 
 

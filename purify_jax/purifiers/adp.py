@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import chex
 import jax.numpy as jnp
 
-from purify_jax.arrays import l2_norm, per_image
+from purify_jax.arrays import each, l2_norm, per_image
 from purify_jax.checks import check_at_least
 from purify_jax.keys import normal_like
 from purify_jax.purifiers.loop import SteppedPurifier
@@ -80,7 +80,7 @@ class ADP(SteppedPurifier):
 
     def start(self, keys: Keys, images: Array) -> Any:
         noisy = self.noised(keys, images)
-        return noisy, jnp.ones(images.shape[0], bool), self.step_rule.init(noisy)
+        return noisy, each(images, True, bool), self.step_rule.init(noisy)
 
     def step(self, keys: Keys, carry: Any, index: Array) -> tuple[Any, tuple[Array, Array]]:
         images, active, state = carry

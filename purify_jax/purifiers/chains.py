@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from purify_jax import energy
 from purify_jax.arrays import l2_norm, per_image
 from purify_jax.checks import check_at_least
-from purify_jax.keys import fold_keys, normal_like, stream
+from purify_jax.keys import draw_each, fold_keys, normal_like, stream
 from purify_jax.purifiers.loop import ClippedPurifier, step_info
 from purify_jax.pytrees import static
 from purify_jax.types import Array, EnergyFn, Keys, ScoreFn
@@ -88,8 +88,11 @@ class MALA(Langevin):
         forth = l2_norm(proposal - x - self.drift(score)) ** 2
         back = l2_norm(x - proposal - self.drift(there)) ** 2
         log_ratio = -rise / self.temperature + (forth - back) / (2 * self.step_size**2)
-        uniform = jax.vmap(jax.random.uniform)(stream(keys, "accept"))
+        uniform = draw_each(
+            lambda key: jax.random.uniform(key, (), x.dtype), stream(keys, "accept")
+        )
         accepted = jnp.log(uniform) < log_ratio
         choose = lambda new, old: jnp.where(per_image(accepted, new), new, old)
         carry = jax.tree.map(choose, (proposal, there, proposed), carry)
-        return carry, (jnp.where(accepted, self.step_size, 0.0), l2_norm(score))
+        taken = jnp.where(accepted, self.step_size, jnp.zeros((), x.dtype))
+        return carry, (taken, l2_norm(score))

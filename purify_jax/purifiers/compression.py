@@ -74,8 +74,8 @@ def _compress(tables: tuple[Array, Array], images: Array) -> Array:
         raise InputError(f"images: got {channels} channels, expected 1 (grey) or 3 (RGB)")
     planes = _round_through(images * 255)
     if channels == 3:
-        planes = _round_through(planes @ _TO_YCBCR.T)
-        planes = planes - jnp.array([128.0, 0.0, 0.0])
+        planes = _round_through(planes @ jnp.asarray(_TO_YCBCR.T, images.dtype))
+        planes = planes - _shift(images)
     else:
         planes = planes - 128
     bottom, right = -height % 8, -width % 8
@@ -84,12 +84,17 @@ def _compress(tables: tuple[Array, Array], images: Array) -> Array:
     blocks = padded.reshape(batch, rows, 8, columns, 8, channels)
     steps = jnp.stack([tables[min(c, 1)] for c in range(channels)], -1)
     # u, v: frequencies of rows and columns.
-    spectrum = jnp.einsum("ui,bricjk,vj->brucvk", _DCT, blocks, _DCT)
+    transform = jnp.asarray(_DCT, images.dtype)
+    spectrum = jnp.einsum("ui,bricjk,vj->brucvk", transform, blocks, transform)
     steps = steps[None, None, :, None, :, :]
     kept = _round_through(spectrum / steps) * steps
-    planes = jnp.einsum("ui,brucvk,vj->bricjk", _DCT, kept, _DCT)
+    planes = jnp.einsum("ui,brucvk,vj->bricjk", transform, kept, transform)
     planes = planes.reshape(padded.shape)[:, :height, :width]
-    shifted = jnp.array([128.0, 0.0, 0.0]) if channels == 3 else 128.0
-    planes = planes + shifted
-    planes = planes @ _TO_RGB.T if channels == 3 else planes
+    planes = planes + (_shift(images) if channels == 3 else 128.0)
+    planes = planes @ jnp.asarray(_TO_RGB.T, images.dtype) if channels == 3 else planes
     return (_round_through(jnp.clip(planes, 0, 255)) / 255).astype(images.dtype)
+
+
+def _shift(images: Array) -> Array:
+    """128 for the luminance, 0 for the other two planes."""
+    return jnp.array([128.0, 0.0, 0.0], images.dtype).reshape(1, 1, 1, 3)

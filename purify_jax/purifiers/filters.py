@@ -23,7 +23,7 @@ def gaussian_blur(sigma: float) -> Filter:
     if sigma == 0:
         return identity
     reach = int(4 * sigma + 0.5)
-    weights = jnp.exp(-0.5 * (jnp.arange(-reach, reach + 1) / sigma) ** 2)
+    weights = jnp.exp(-0.5 * (jnp.arange(-reach, reach + 1, dtype=jnp.float32) / sigma) ** 2)
     return Filter(Partial(_convolved, weights / jnp.sum(weights)))
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from purify_jax.checks import check_at_least
-from purify_jax.keys import fold_keys, normal_like, stream
+from purify_jax.keys import draw_each, fold_keys, normal_like, stream
 from purify_jax.purifiers.diffpure import DiffusionPurifier
 from purify_jax.purifiers.loop import step_info
 from purify_jax.pytrees import static
@@ -45,11 +45,12 @@ class LikelihoodMaximisation(DiffusionPurifier):
         (x, state), keys = carry, fold_keys(keys, index)
         low, high = self.sigma_range
         draw = lambda key: jax.random.uniform(key, (), x.dtype, minval=low, maxval=high)
-        sigma = jax.vmap(draw)(stream(keys, "level"))
+        sigma = draw_each(draw, stream(keys, "level"))
         noise = normal_like(stream(keys, "noise"), x)
         gradient, score = jax.grad(self._error, has_aux=True)(x, sigma, noise)
         # With respect to signed images, whose Adam has the eps 1e-8.
-        direction, state = _ADAM.update(0.5 * gradient, state)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a number to an integer array
+            direction, state = _ADAM.update(0.5 * gradient, state)
         return (x - self.step_size * direction, state), step_info(x, self.step_size, score)
 
     def _error(self, x: Array, sigma: Array, noise: Array) -> tuple[Array, Array]:

@@ -9,9 +9,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from purify_jax.arrays import l2_norm
+from purify_jax.arrays import each, l2_norm
 from purify_jax.checks import check_count, check_images
-from purify_jax.keys import fold_keys
+from purify_jax.keys import fold_keys, threefry
 from purify_jax.pytrees import Pytree, static
 from purify_jax.types import BOUNDS, Array, Keys, PurifyFn, PurifyInfo, ScoreFn
 
@@ -114,6 +114,7 @@ class SteppedPurifier(Pytree):
         Raises InputError for images of wrong rank or type, or, outside jit, of wrong values.
         """
         self.check(images)
+        keys = threefry(keys)
         chex.assert_shape(keys, images.shape[:1])
         restart = lambda r: self._one_restart(fold_keys(keys, r), images)
         indices = jnp.arange(self.num_restarts)
@@ -167,7 +168,7 @@ def clip_to(bounds: tuple[float, float] | None, images: Array) -> Array:
 def step_info(images: Array, size: float | Array, score: Array) -> tuple[Array, Array]:
     """(step size, score norm) of each image, for a step size that all images share."""
     chex.assert_equal_shape((images, score))
-    return jnp.full(images.shape[0], size, images.dtype), l2_norm(score)
+    return each(images, size), l2_norm(score)
 
 
 class Filter(Pytree):

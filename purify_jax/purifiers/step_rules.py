@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from purify_jax.arrays import dot
+from purify_jax.arrays import dot, each
 from purify_jax.checks import check_at_least, check_number
 from purify_jax.pytrees import Pytree
 from purify_jax.types import Array, ScoreFn
@@ -99,7 +99,7 @@ class Secant(Pytree):
         check_number("initial_curvature", self.initial_curvature)
 
     def init(self, images: Array) -> Any:
-        curvature = jnp.full(images.shape[0], self.initial_curvature, images.dtype)
+        curvature = each(images, self.initial_curvature)
         return images, jnp.zeros_like(images), curvature
 
     def estimate(
@@ -159,7 +159,7 @@ class Constant(Pytree):
     def step_size(
         self, score_fn: ScoreFn, state: Any, images: Array, score: Array
     ) -> tuple[Array, Any]:
-        return jnp.full(images.shape[0], self.alpha, images.dtype), state
+        return each(images, self.alpha), state
 
 
 class HeldConstant(Pytree):

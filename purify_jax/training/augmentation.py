@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from purify_jax.arrays import per_image
 from purify_jax.checks import InputError, check_count, check_number
-from purify_jax.keys import NOISE, SHARE, fold_keys, image_keys, stream
+from purify_jax.keys import NOISE, SHARE, draw_each, fold_keys, image_keys, is_chosen, stream
 from purify_jax.purifiers import Purifier
 from purify_jax.pytrees import Pytree, static
 from purify_jax.types import Array, Keys
@@ -15,7 +15,7 @@ from purify_jax.types import Array, Keys
 
 def random_flip(keys: Keys, images: Array) -> Array:
     """Mirrors each image left to right with probability ½, by its own key."""
-    return _mirrored(jax.vmap(jax.random.bernoulli)(keys), images)
+    return _mirrored(draw_each(is_chosen, keys), images)
 
 
 def alternating_flip(key: Array, images: Array, indices: Array, epochs: Array) -> Array:
@@ -29,7 +29,7 @@ def alternating_flip(key: Array, images: Array, indices: Array, epochs: Array) -
       indices: ``[batch]``, of the images in their data set.
       epochs: ``[batch]``, counted from 0.
     """
-    starts_mirrored = jax.vmap(jax.random.bernoulli)(image_keys(key, indices))
+    starts_mirrored = draw_each(is_chosen, image_keys(key, indices))
     return _mirrored(starts_mirrored ^ (epochs % 2 == 1), images)
 
 
@@ -45,10 +45,12 @@ def random_crop(keys: Keys, images: Array, padding: int, mode: str = "constant")
     pad = ((padding, padding), (padding, padding), (0, 0))
 
     def one(key: Array, image: Array) -> Array:
-        row, column = jax.random.randint(key, (2,), 0, 2 * padding + 1)
-        return jax.lax.dynamic_slice(jnp.pad(image, pad, mode=mode), (row, column, 0), image.shape)
+        row, column = jax.random.randint(key, (2,), 0, 2 * padding + 1, jnp.int32)
+        return jax.lax.dynamic_slice(
+            jnp.pad(image, pad, mode=mode), (row, column, jnp.int32(0)), image.shape
+        )
 
-    return jax.vmap(one)(keys, images)
+    return draw_each(one, keys, images)
 
 
 class CropAndPurify(Pytree):
@@ -83,6 +85,5 @@ class CropAndPurify(Pytree):
         if self.purifier is None:
             return images
         purified = self.purifier(fold_keys(keys, NOISE), images)[0][0]
-        draw = lambda key: jax.random.bernoulli(key, self.share)
-        chosen = jax.vmap(draw)(fold_keys(keys, SHARE))
+        chosen = draw_each(lambda key: is_chosen(key, self.share), fold_keys(keys, SHARE))
         return jnp.where(per_image(chosen, images), purified, images)

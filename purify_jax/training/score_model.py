@@ -23,7 +23,7 @@ from purify_jax.checks import InputError, check_at_least, check_choice, check_nu
 from purify_jax.data import Batches, Dataset, as_training_data
 from purify_jax.data.iterators import Source
 from purify_jax.devices.execution import Execution
-from purify_jax.keys import LEVEL, NOISE, fold_keys, normal_like, stream_key
+from purify_jax.keys import LEVEL, NOISE, draw_each, fold_keys, normal_like, stream_key
 from purify_jax.models.methods import check_settings
 from purify_jax.models.model import Model
 from purify_jax.pytrees import Pytree, static
@@ -112,7 +112,10 @@ class LogNormal(Pytree):
     std: float
 
     def __call__(self, keys: Keys) -> Array:
-        return jnp.exp(self.mean + self.std * jax.vmap(jax.random.normal)(keys))
+        return jnp.exp(
+            self.mean
+            + self.std * draw_each(lambda key: jax.random.normal(key, (), jnp.float32), keys)
+        )
 
 
 def denoising_loss(

@@ -44,7 +44,7 @@ def init_state(
     image_shape: tuple[int, ...],
 ) -> TrainState:
     """The state before the first step, with random parameters."""
-    return start_state(network.init(key, jnp.zeros((1, *image_shape))), optimizer)
+    return start_state(network.init(key, jnp.zeros((1, *image_shape), jnp.float32)), optimizer)
 
 
 def start_state(
@@ -134,7 +134,8 @@ def smoothed_cross_entropy(logits: Array, labels: Array, label_smoothing: float)
     """The mean over the batch of the cross-entropy to smoothed labels."""
     chex.assert_rank([logits, labels], [2, 1])
     chex.assert_equal_shape_prefix([logits, labels], 1)
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    targets = optax.smooth_labels(one_hot, label_smoothing)
     return optax.softmax_cross_entropy(logits, targets).mean()
 
 
@@ -153,7 +154,7 @@ def _gradient(
         return jax.tree.map(jnp.add, total, share), None
 
     shapes = jax.eval_shape(gradient, jax.tree.map(lambda a: a[0], parts))
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    zeros = jax.tree.map(jnp.zeros_like, shapes)
     return jax.lax.scan(add, zeros, parts)[0]
 
 
@@ -176,7 +177,8 @@ def train_step(
     grads, (metrics, batch_stats) = _gradient(loss_fn, state, (keys, images, labels), microbatches)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    done = state.step.astype(jnp.float32)
+    decay = jnp.minimum(ema_decay, (1.0 + done) / (10.0 + done))
     ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
     # The statistics that ship must be those of the parameters that ship: averaged alike.
     ema_stats = optax.incremental_update(batch_stats, state.ema_batch_stats, 1 - decay)

@@ -10,7 +10,7 @@ from conftest import ROOT
 from test_diffusion_networks import PUBLISHED
 
 from purify_jax.checks import InputError
-from purify_jax.models import expected_shapes, torch_weights
+from purify_jax.models import expected_shapes, published_names, torch_weights
 from purify_jax.models.published_names import declared_order, layout, published_name
 from purify_jax.models.published_sizes import KINDS
 from purify_jax.networks.diffusion import ADM, DDPMpp, SongUNet
@@ -90,16 +90,16 @@ def test_averaged_list_takes_the_models_order():
     assert sorted(names, key=declared_order) == names
     averages = [state[name] + 1 for name in names]
     model = {f"module.{name}": state[name] for name in ["sigmas", *sorted(names)]}
-    found = torch_weights.with_averages(model, averages)
+    found = published_names.with_averages(model, averages)
     assert set(found) == set(names)
     assert all(np.array_equal(found[name], state[name] + 1) for name in names)
     with pytest.raises(InputError, match="269 averaged parameters, expected the model's 270"):
-        torch_weights.with_averages(model, averages[1:])
+        published_names.with_averages(model, averages[1:])
     averages[0], averages[1] = averages[1], averages[0]
     with pytest.raises(InputError, match=r"misshapen all_modules\.0\.weight: \(64,\)"):
-        torch_weights.with_averages(model, averages)
+        published_names.with_averages(model, averages)
     with pytest.raises(InputError, match="unexpected extra"):
-        torch_weights.with_averages({**model, "extra": averages[0]}, averages)
+        published_names.with_averages({**model, "extra": averages[0]}, averages)
 
 
 def test_score_sde_checkpoint_files(tmp_path):

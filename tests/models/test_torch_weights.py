@@ -103,7 +103,8 @@ def test_missing_renamed_and_transposed_are_three_errors_in_one_message(run_bina
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert "missing res1.0.conv1.bias" in line
-    assert "missing res1.1.conv1.weight; unexpected res9.0.conv1.weight" in line
+    assert "missing res1.1.conv1.weight (nearest: res9.0.conv1.weight); " in line
+    assert "; unexpected res9.0.conv1.weight; " in line
     assert "misshapen end_conv.weight: (8, 3, 3, 3), expected (3, 8, 3, 3)" in line
     assert not out.exists()
 

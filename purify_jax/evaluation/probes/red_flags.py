@@ -21,12 +21,14 @@ from purify_jax.data import Dataset
 from purify_jax.defense import Defense
 from purify_jax.devices.batches import map_images
 from purify_jax.devices.execution import Execution
+from purify_jax.evaluation.predictions import are_probabilities
 from purify_jax.evaluation.probes.sweeps import Curve, Grid, attacked_accuracy
 from purify_jax.evaluation.records import Record, attack_names, of_attack
 from purify_jax.evaluation.statistics import Interval
-from purify_jax.keys import normal_like, stream, stream_key
-from purify_jax.pytrees import Pytree
-from purify_jax.types import Array, Keys
+from purify_jax.keys import draw_each, normal_like, stream, stream_key
+from purify_jax.keys import signs as signs_of
+from purify_jax.pytrees import Partial, Pytree
+from purify_jax.types import Array, Keys, LogitsFn
 
 #: How far a pixel moves to measure a slope, in units of a pixel's range.
 STEP = 1e-3
@@ -69,8 +71,8 @@ class Health(Pytree):
         wrong = jnp.abs(measured - claimed) > 0.5 * larger + 0.02
         # A stopped branch has no part in those signs. So the purifier alone, along random ones: what
         # comes back from a random cotangent is off by about as much as there should be.
-        draw = lambda key: jax.random.rademacher(key, images.shape[1:], images.dtype)
-        signs = jax.vmap(draw)(stream(keys, "direction"))
+        draw = lambda key: signs_of(key, images.shape[1:], images.dtype)
+        signs = draw_each(draw, stream(keys, "direction"))
         project = lambda x: jnp.sum(random * defense.purifier(keys, x)[0], axis=(0, 2, 3, 4))
         error = _slope(project, images, signs) - jnp.sum(through * signs, axis=(1, 2, 3))
         wrong |= jnp.abs(error) > 0.3 * jnp.sqrt(jnp.sum(through**2, axis=(1, 2, 3)))
@@ -101,16 +103,23 @@ def gradient_health(
     zero, not_finite: of the exact gradient of the cross-entropy.
     saturated: the loss itself is 0 to rounding, so its gradient must vanish.
     classifier_zero: the gradient with respect to the purified images is zero.
+    probabilities: the classifier returns probabilities, where attacks expect logits.
     purifier_zero: nothing comes back through the purifier from a random cotangent.
     not_derivative: a slope measured by central differences, with the same keys, contradicts the
       gradient: of the loss along the gradient's signs by more than half of the larger of the two, or of
       the purifier's output, in a random projection along random signs, by 0.3 standard deviations.
     """
     images, labels = dataset.batch(np.arange(len(dataset)))
-    found = map_images(
-        Health(defense), stream_key(key, "health"), images, labels, execution=execution
-    )
+    key = stream_key(key, "health")
+    found = map_images(Health(defense), key, images, labels, execution=execution)
+    # A program of its own: what is exactly 0 in another one depends on what is computed beside it.
+    outputs = Partial(_are_probabilities, defense.logits_fn)
+    found["probabilities"] = map_images(outputs, key, images, execution=execution)
     return {name: float(np.mean(value)) for name, value in found.items()}
+
+
+def _are_probabilities(logits_fn: LogitsFn, keys: Keys, images: Array) -> Array:
+    return are_probabilities(logits_fn(images))
 
 
 def probe(
@@ -187,6 +196,14 @@ def _from_records(records: Sequence[Record]) -> list[RedFlag]:
 
 def _from_health(health: Mapping[str, float]) -> list[RedFlag]:
     flags = []
+    if health["probabilities"] > 1 - FEW:
+        flags.append(
+            RedFlag(
+                "the classifier returns probabilities",
+                f"its outputs are >= 0 and sum to 1 on {health['probabilities']:.0%} of images",
+                "return logits: a softmax of a softmax flattens the gradients that attacks follow",
+            )
+        )
     if health["not_finite"] > FEW:
         flags.append(
             RedFlag(

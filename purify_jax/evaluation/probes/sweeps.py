@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from purify_jax.attacks import EOT, PGD, ExactGradient
+from purify_jax.attacks.norms import get
 from purify_jax.attacks.suites import Options
-from purify_jax.checks import InputError, check_choice
+from purify_jax.checks import InputError, check_choice, largest_epsilon
 from purify_jax.data import Dataset
 from purify_jax.defense import Defense
 from purify_jax.devices.batches import map_images
@@ -193,14 +194,18 @@ def sweep(
     options: Options,
     execution: Execution = Execution(),
 ) -> Curve | Grid:
-    """The curve over one setting, or the grid over two; InputError for an unknown one."""
+    """The curve over one setting, or the grid over two; InputError for an unknown one.
+
+    ε stops where the ball holds every image.
+    """
     check_choice("sweep", name, sorted(NAMES))
     if name == "steps_eot":
         return grid(key, defense, dataset, options, execution=execution)
     accuracy = functools.partial(attacked_accuracy, key, defense, dataset, execution=execution)
     points = SWEEPS[name]
     if name == "epsilon":
-        epsilons = tuple(options.epsilon * factor for factor in points)
+        largest = largest_epsilon(get(options.norm).name, dataset.image_shape)
+        epsilons = tuple(min(options.epsilon * factor, largest) for factor in points)
         return Curve(name, list(epsilons), accuracy(options, epsilons=epsilons))
     varied: list[dict[str, Any]] = [{name: int(point)} for point in points]
     found = [accuracy(dataclasses.replace(options, **each))[0] for each in varied]

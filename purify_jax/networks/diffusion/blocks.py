@@ -56,13 +56,15 @@ class GroupNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         channels = x.shape[-1]
         groups = min(32, channels // self.smallest)
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         y = wide.reshape(x.shape[0], -1, groups, channels // groups)
         y = y - jnp.mean(y, axis=(1, 3), keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=(1, 3), keepdims=True) + self.epsilon)
-        return (y.reshape(x.shape) * scale + bias).astype(self.dtype)
+        last = (1,) * (x.ndim - 1) + (channels,)
+        y = y.reshape(x.shape) * scale.reshape(last) + bias.reshape(last)
+        return y.astype(self.dtype)
 
 
 def sinusoids(values: Array, frequencies: Array) -> tuple[Array, Array]:

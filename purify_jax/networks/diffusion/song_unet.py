@@ -132,18 +132,20 @@ class SongUNet(nn.Module):
         """The activated embedding ``[b, 4·features]`` of noise level, class and augmentation."""
         width = self.features * (2 if self.fourier else 1)
         if self.fourier:
-            draw = lambda: 16 * jax.random.normal(self.make_rng("params"), (width // 2,))
+            draw = lambda: (
+                16 * jax.random.normal(self.make_rng("params"), (width // 2,), jnp.float32)
+            )
             frequencies = 2 * np.pi * self.variable("constants", "map_noise_freqs", draw).value
         else:
             frequencies = positional_frequencies(width // 2, endpoint=True)
         x = jnp.concatenate(sinusoids(condition, frequencies), axis=-1).astype(dtype)
         if self.num_classes:
-            none = jnp.full(images.shape[0], -1) if labels is None else labels
+            none = jnp.full(images.shape[0], -1, jnp.int32) if labels is None else labels
             one_hot = jax.nn.one_hot(none, self.num_classes, dtype=dtype)
             x = x + dense(width, dtype, "map_label")(one_hot * self.num_classes**0.5)
         if self.augment_dim:
             shape = (images.shape[0], self.augment_dim)
-            given = jnp.zeros(shape) if augmentation is None else augmentation
+            given = jnp.zeros(shape, dtype) if augmentation is None else augmentation
             x = x + dense(width, dtype, "map_augment", bias=False)(given.astype(dtype))
         for name in ("map_layer0", "map_layer1"):
             x = nn.silu(dense(4 * self.features, dtype, name)(x))

@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify_jax import attacks, losses, noise
-from purify_jax.checks import InputError, check_at_least, check_choice, check_count, check_number
+from purify_jax.checks import (
+    InputError,
+    check_at_least,
+    check_choice,
+    check_count,
+    check_epsilon,
+    check_number,
+)
 from purify_jax.defense import Defense, undefended
 from purify_jax.keys import image_keys, stream
 from purify_jax.models.methods import (
@@ -53,9 +60,8 @@ class Attack:
     start_noise: float = 0.0
 
     def __post_init__(self) -> None:
-        check_at_least("epsilon", self.epsilon, 0.0)
+        check_epsilon(self.epsilon, attacks.norms.get(self.norm).name)
         check_count("attack_steps", self.num_steps)
-        attacks.norms.get(self.norm)
         if self.step_size is not None:
             check_at_least("step_size", self.step_size, 0.0)
         check_at_least("start_noise", self.start_noise, 0.0)
