@@ -101,6 +101,20 @@ def test_square_against_stored_results(golden_classifier, stored, norm, epsilon)
     assert _robust(make(False), golden_classifier).mean() <= robust + 0.01
 
 
+#: Robust accuracy of the first 100 images under AutoAttack's own APGD of L1 (100 steps, seed 0, one ε).
+PUBLISHED_L1 = {("APGD-CE", 1.5): 0.48, ("APGD-CE", 2.0): 0.27, ("APGD-T", 1.5): 0.44}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "epsilon"), PUBLISHED_L1)
+def test_l1_is_no_weaker_than_published(golden_classifier, name, epsilon):
+    logits_fn, images, labels = golden_classifier
+    first = (logits_fn, images[:100], labels[:100])
+    options = suites.Options(norm="l1", epsilon=epsilon)
+    attack = suites.build("standard", undefended(logits_fn), options)[name]
+    assert _robust(attack, first).mean() <= PUBLISHED_L1[name, epsilon]
+
+
 def test_pgd_finds_the_corner_of_a_linear_model():
     """On a linear loss the worst Linf perturbation is ε·sign(w), in one step."""
     weights = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 1)))

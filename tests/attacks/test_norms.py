@@ -153,6 +153,33 @@ def test_l1_attacks_reach_the_optimum_of_a_linear_model(linear, make, share):
     assert (gain >= best * share).all(), gain / best
 
 
+def test_targeted_l1_leaves_what_no_attack_can_turn(digits_test):
+    """Ten linear classes: an image withstands ε exactly if no other class wins after its best perturbation.
+
+    For class j that perturbation is the fractional knapsack of w_j − w_y.
+    """
+    images, labels = digits_test.batch(np.arange(40))
+    x, epsilon = np.float64(images).reshape(40, -1), 1.0
+    known, of = digits_test.batch(np.arange(100, 360))
+    means = np.stack([np.float64(known)[of == c].mean(0).ravel() for c in range(10)])
+    weights, biases = means.T, -np.sum(means**2, axis=1) / 2  # the nearest mean
+    model = lambda keys, z: z.reshape(len(z), -1) @ jnp.float32(weights) + jnp.float32(biases)
+
+    def withstands(image, label):
+        others = [c for c in range(10) if c != label]
+        across = weights[:, others].T - weights[:, label]
+        best = [_knapsack(v, _room(v, image), epsilon) for v in across]
+        return np.all(across @ image + biases[others] - biases[label] + best < 0)
+
+    expected = np.array([withstands(*pair) for pair in zip(x, labels, strict=True)])
+    attack = attacks.TargetedAPGD(model, norm="l1", epsilon=epsilon, num_steps=40)
+    adversarial = jax.jit(attack)(keys_for(40), images, labels)
+    found = np.asarray(model(None, adversarial).argmax(-1) == labels)
+    assert 0.2 < expected.mean() < 0.8
+    assert found[expected].all()
+    assert np.mean(found) <= np.mean(expected) + 1 / 40
+
+
 def test_random_points_of_the_l2_ball_have_the_right_radius():
     """Uniform in a d-ball: E r = ε d/(d + 1)."""
     like = jnp.zeros((4000, 2, 2, 1))
