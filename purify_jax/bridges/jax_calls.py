@@ -5,6 +5,7 @@ array, since JAX takes about 0.1 ms for each.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,6 +15,11 @@ from jax.custom_batching import custom_vmap
 
 from purify_jax.bridges.torch_calls import Plan, TorchCalls
 from purify_jax.types import Array
+
+try:
+    from jax.experimental.buffer_callback import buffer_callback
+except ImportError:  # an older version of JAX
+    buffer_callback = None  # type: ignore[assignment]
 
 
 class JaxCalls:
@@ -30,17 +36,17 @@ class JaxCalls:
             return jax.ShapeDtypeStruct((images.shape[0], *plan.shape), jnp.float32)
 
         def call(keys: Array, images: Array) -> Array:
-            return jax.pure_callback(self._on_call, shaped(images), packed(images, keys))
+            return called_back(self._on_call, shaped(images), packed(images, keys))
 
         def kept_call(keys: Array, images: Array) -> tuple[Array, Array]:
             tokens = jax.ShapeDtypeStruct((images.shape[0], 2), jnp.uint32)
             given = packed(images, keys)
-            return jax.pure_callback(self._on_kept_call, (shaped(images), tokens), given)
+            return called_back(self._on_kept_call, (shaped(images), tokens), given)
 
         def backward(tokens: Array, keys: Array, images: Array, cotangents: Array) -> Array:
             shape = jax.ShapeDtypeStruct(images.shape, jnp.float32)
             given = packed(tokens, cotangents, images, keys)
-            return jax.pure_callback(self._on_backward, shape, given)
+            return called_back(self._on_backward, shape, given)
 
         vmapped_call, vmapped_kept_call = self._vmapped(call), self._vmapped(kept_call)
         vmapped_backward = custom_vmap(backward)
@@ -94,6 +100,22 @@ class JaxCalls:
         return vmapped
 
 
+def called_back(function: Callable, shapes: Any, rows: Array) -> Any:
+    """The results of ``function(rows)``, a function of NumPy, with these shapes.
+
+    On a CPU by JAX's buffer callback, which takes 0.01 ms where a pure callback takes 0.2 ms.
+    """
+    if buffer_callback is None or jax.default_backend() != "cpu":
+        return jax.pure_callback(lambda rows: function(np.asarray(rows)), shapes, rows)
+
+    def write(context: Any, results: Any, rows: Any) -> None:
+        found = jax.tree.leaves(function(np.asarray(rows)))
+        for result, value in zip(jax.tree.leaves(results), found, strict=True):
+            np.asarray(result)[...] = value
+
+    return buffer_callback(write, shapes)(rows)
+
+
 def _with_residuals(found: tuple[Array, Array], *given: Array) -> tuple[Array, tuple[Array, ...]]:
     answers, tokens = found
     return answers, (tokens, *given)
@@ -117,7 +139,7 @@ def packed(*arrays: Array) -> Array:
     return jnp.concatenate([x.reshape(x.shape[0], -1) for x in words], axis=1)
 
 
-def unpacked(rows: Any, *sizes: int) -> list[np.ndarray]:
+def unpacked(rows: np.ndarray, *sizes: int) -> list[np.ndarray]:
     """The parts of :func:`packed` rows: of these sizes, and what is left."""
-    parts = np.split(np.asarray(rows), np.cumsum(sizes), axis=1)
+    parts = np.split(rows, np.cumsum(sizes), axis=1)
     return [np.ascontiguousarray(part) for part in parts]
