@@ -43,7 +43,7 @@ FIELDS = {
     "purification.num_steps": whole(1),
     "purification.num_restarts": whole(1),
     "purification.noise_scale": lambda v: number(v) and v >= 0,
-    "attack.epsilon": lambda v: number(v) and v >= 0,
+    "attack.epsilon": lambda v: number(v) and 0 <= v <= 1,
 }
 
 
