@@ -22,7 +22,7 @@ from purify_jax.checks import InputError, check_images, check_labels
 from purify_jax.defense import Defense
 from purify_jax.devices.memory import compiled_bytes
 from purify_jax.evaluation.probes.findings import Examination
-from purify_jax.keys import image_keys, stream, stream_key
+from purify_jax.keys import draw_each, image_keys, signs, stream, stream_key
 from purify_jax.losses import margin
 from purify_jax.purifiers.filters import identity
 from purify_jax.pytrees import Pytree, as_pytree, described, jit, static
@@ -273,4 +273,4 @@ def as_log_probs(answers: np.ndarray, output: str) -> np.ndarray:
 
 
 def _signs(keys: Keys, images: np.ndarray) -> Array:
-    return jax.vmap(lambda key: jax.random.rademacher(key, images.shape[1:], jnp.float32))(keys)
+    return draw_each(lambda key: signs(key, images.shape[1:], jnp.float32), keys)
