@@ -19,6 +19,7 @@ from absl import flags
 
 import purify_jax as pj
 from experiments.common import cli, flagging, loading, shards
+from experiments.common.workdirs import claim_workdir
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
 
@@ -27,7 +28,7 @@ from purify_jax.checks import InputError
 SUITES = ("clean", "exhaustive", "honest", "paper", "rand", "standard")
 SWEEPS = ("epsilon", "eot", "steps", "steps_eot")
 
-loading.define(images=128, batch_size=32)
+loading.define(images=128, batch_size=32, own_code=True)
 loading.define_ball()
 loading.define_undefended()
 flags.DEFINE_enum("suite", "honest", SUITES, "Which attacks.")
@@ -46,6 +47,11 @@ flags.DEFINE_enum("sweep", "none", ["none", *SWEEPS], "Also draw a curve over th
 flags.DEFINE_integer(
     "block", None, "Images that pass all attacks before the next ones start (default: all)."
 )
+flags.DEFINE_float(
+    "minutes",
+    None,
+    "For all of it: attack steps, then images are given up to fit (default: none are).",
+)
 shards.define()
 flags.DEFINE_bool("save_adversarial", False, "Save adversarial/MODEL/ATTACK.npz, to be scored.")
 flags.DEFINE_bool("save_images", False, "Also save images/MODEL/ATTACK/*.png, checked again.")
@@ -55,6 +61,8 @@ FLAGS = flags.FLAGS
 def main(argv: list[str]) -> None:
     """Flags in, records and a report out."""
     del argv
+    if loading.own_code() or FLAGS.minutes is not None:
+        return _audit()
     run = pj.evaluation.suite_runs.SuiteRun(
         suite=FLAGS.suite,
         draws=FLAGS.draws,
@@ -102,6 +110,39 @@ def main(argv: list[str]) -> None:
 
     shards.run(
         work, join, write, _settings(), models=loaded.models, data=dataset, name="evaluation.json"
+    )
+
+
+#: Flags that an audit has no use for: it decides by itself.
+_DECIDED = ("eot", "eot_at_once", "surrogate_restarts", "skip", "block", "shard", "merge", "save_adversarial",
+            "save_images")  # fmt: skip
+
+
+def _audit() -> None:
+    """Examines the defense, plans, attacks, and writes the report of an audit."""
+    if given := [name for name in _DECIDED if FLAGS[name].value not in (None, False)]:
+        raise InputError(f"{given[0]}: got it beside --defense or --minutes, expected none")
+    if FLAGS.sweep != "none":
+        raise InputError("sweep: got it beside --defense or --minutes, expected none")
+    loaded = loading.load()
+    dataset, model = loaded.dataset.take(FLAGS.images), list(loaded.models.values())[-1]
+    made_with = pj.evaluation.identity(models={"defended": model}, data=dataset)
+    settings = _settings() | loading.values("defense", "minutes")
+    workdir = claim_workdir(FLAGS.workdir, {**settings, "made_with": made_with}, "evaluation.json")
+    found = pj.audit(
+        model,
+        dataset,
+        norm=FLAGS.norm,
+        epsilon=FLAGS.epsilon,
+        suite=FLAGS.suite,
+        steps=FLAGS.steps,
+        draws=FLAGS.draws,
+        minutes=FLAGS.minutes,
+        seed=FLAGS.seed,
+        execution=shards.execution(workdir),
+    )
+    pj.reporting.robustness.write_robustness(
+        workdir, found.suite, _summary(), settings, FLAGS.seed, found
     )
 
 

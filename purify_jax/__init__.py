@@ -48,7 +48,7 @@ with epy.lazy_api_imports(globals()):
     from purify_jax.defense import Defense, undefended
     from purify_jax.devices import sharding
     from purify_jax.devices.execution import Execution
-    from purify_jax.evaluation import accuracy, certify, evaluate, examine, union_accuracy
+    from purify_jax.evaluation import accuracy, audit, certify, evaluate, examine, union_accuracy
     from purify_jax.keys import fold_keys, image_keys, stream_key
     from purify_jax.models import load_model, pretrained, save_model
     from purify_jax.purifiers import ADP, Adaptive
@@ -65,6 +65,7 @@ __all__ = [
     "accuracy",
     "as_pytree",
     "attacks",
+    "audit",
     "bridges",
     "certify",
     "corruptions",

@@ -16,17 +16,18 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn
 
 from purify_jax.checks import InputError
-from purify_jax.defense import Defense
+from purify_jax.defense import Attackable, Whole
 from purify_jax.purifiers.filters import identity
 from purify_jax.purifiers.loop import WrappedPurifier
 from purify_jax.pytrees import Pytree, as_pytree
-from purify_jax.types import Array, Attack, Keys, LogitsFn, PurifyInfo
+from purify_jax.types import Array, Attack, Keys, LogitsFn, PredictFn, PurifyInfo
 
 _MARK = "purify_jax_pass_"
 
 
 class Passes(NamedTuple):
-    """Passes for one image. A restart of the purifier is one pass through the classifier.
+    """Passes for one image. A restart of the purifier is one pass through the classifier, and so is a pass
+    through a defense without parts.
 
     A gradient through everything is a forward and a backward pass of both. What a checkpointed backward
     pass computes again inside the purifier is not counted.
@@ -49,7 +50,7 @@ class Passes(NamedTuple):
 _KINDS = (*Passes._fields, "network_forward")
 
 
-def count(build: Callable[[Defense], Attack], defense: Defense, images: Array) -> Passes:
+def count(build: Callable[[Attackable], Attack], defense: Attackable, images: Array) -> Passes:
     """The passes of an attack on one image, which ``build`` makes for a defense.
 
     Args:
@@ -62,7 +63,7 @@ def count(build: Callable[[Defense], Attack], defense: Defense, images: Array) -
     return _passes(build(_marked(defense)), images, jnp.zeros(1, jnp.int32))
 
 
-def count_prediction(defense: Defense, images: Array) -> Passes:
+def count_prediction(defense: Attackable, images: Array) -> Passes:
     """The passes of one prediction of a defense for one image."""
     return _passes(_marked(defense), images)
 
@@ -230,6 +231,14 @@ class _Classifier(Pytree):
         return _mark("classifier", int(np.prod(logits.shape[1:])), logits)
 
 
+class _WholeCall(Pytree):
+    predict: PredictFn
+
+    def __call__(self, keys: Keys, images: Array) -> Array:
+        log_probs = self.predict(keys, images)
+        return _mark("classifier", int(np.prod(log_probs.shape[1:])), log_probs)
+
+
 class _Purifier(WrappedPurifier):
     def __call__(self, keys: Keys, images: Array) -> tuple[Array, PurifyInfo]:
         purified, info = self.purifier(keys, images)
@@ -238,7 +247,9 @@ class _Purifier(WrappedPurifier):
         return _mark("purifier", size, purified), info
 
 
-def _marked(defense: Defense) -> Defense:
+def _marked(defense: Attackable) -> Attackable:
+    if isinstance(defense, Whole):
+        return defense.replace(predict=_WholeCall(defense.predict))
     defense = defense.replace(logits_fn=_Classifier(defense.logits_fn))
     if defense.purifier is identity:
         return defense

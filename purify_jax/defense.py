@@ -1,6 +1,7 @@
 """A defense: a purifier before a classifier that is not retrained. It is deployed and attacked as one."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from purify_jax.checks import InputError, check_count
 from purify_jax.purifiers.filters import identity
 from purify_jax.purifiers.loop import is_deterministic
 from purify_jax.pytrees import Pytree, static
-from purify_jax.types import Array, Keys, LogitsFn, PurifyFn
+from purify_jax.types import Array, Keys, LogitsFn, PredictFn, PurifyFn
 
 #: logits of every restart ``[restarts, batch, classes]`` → log-probabilities ``[batch, classes]``.
 Combine = Callable[[Array], Array]
@@ -80,7 +81,7 @@ class Defense(Pytree):
 
     def __call__(self, keys: Keys, images: Array) -> Array:
         purified, _ = self.purifier(keys, images)
-        if jnp.shape(purified)[1:] != jnp.shape(images):
+        if jnp.ndim(purified) != 5 or jnp.shape(purified)[1] != jnp.shape(images)[0]:
             raise InputError(
                 f"purifier: output shape {jnp.shape(purified)} for images {jnp.shape(images)}, expected "
                 "[restarts, batch, height, width, channels]"
@@ -99,3 +100,56 @@ class Defense(Pytree):
 def undefended(logits_fn: LogitsFn) -> Defense:
     """The bare classifier in the form of a defense, so that it is attacked by the same code."""
     return Defense(identity, logits_fn)
+
+
+class Whole(Pytree):
+    """A defense that is one function: attacks see no purifier and no classifier in it.
+
+    predict: (keys ``[batch]``, images) → log-probabilities ``[batch, classes]``.
+    is_deterministic: whether it draws nothing, so that EOT and several draws would change nothing.
+    reason: why attacks that need the parts are left out, for reports.
+    """
+
+    predict: PredictFn
+    is_deterministic: bool = static(default=False)
+    reason: str = static(
+        default="the defense is one function, without parts that could be told apart"
+    )
+
+    def __call__(self, keys: Keys, images: Array) -> Array:
+        return self.predict(keys, images)
+
+    def with_restarts(self, num_restarts: int) -> "Whole":
+        """Raises InputError: there is no purifier whose restarts could be changed."""
+        raise InputError(f"num_restarts: got {num_restarts}, but {self.reason}")
+
+
+#: A defense as suites attack it; of one function not every attack is possible.
+Attackable: TypeAlias = Defense | Whole
+
+
+def attackable(defense: PredictFn, image_shape: tuple[int, ...]) -> Attackable:
+    """The defense as the suites take it: with its parts, where attacks can use them.
+
+    A purifier that changes the size of an image has no identity to pretend in its place (BPDA), and its
+    classifier does not take the attacked image (transfer): it becomes one function, as a plain function does.
+    A function may say that it draws nothing by an attribute ``is_deterministic``.
+
+    defense: (keys, images) → log-probabilities.
+    image_shape: ``(height, width, channels)``.
+    """
+    if isinstance(defense, Whole):
+        return defense
+    if not isinstance(defense, Defense):
+        return Whole(defense, is_deterministic=bool(getattr(defense, "is_deterministic", False)))
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    purified, _ = jax.eval_shape(lambda k, x: defense.purifier(k, x), keys, images)
+    if purified.shape[2:] == tuple(image_shape):
+        return defense
+    sizes = " to ".join(
+        "×".join(map(str, shape[:2])) for shape in (image_shape, purified.shape[2:])
+    )
+    return Whole(
+        defense, is_deterministic=defense.is_deterministic, reason=f"its purifier resizes {sizes}"
+    )

@@ -16,7 +16,8 @@ from conftest import keys_for
 import purify_jax as pj
 from purify_jax import attacks, keys, losses, networks, noise, purifiers, training
 from purify_jax.defense import Defense
-from purify_jax.evaluation import Draws, certification, detection, red_flags
+from purify_jax.evaluation import Draws, certification, detection
+from purify_jax.evaluation.probes import health
 from purify_jax.evaluation.probes.sweeps import AttackedAndScored
 from tests.modes.everything import IMAGES, LABELS, all_attacks, all_purifiers, logits, score
 
@@ -125,15 +126,15 @@ def test_scoring_shares_no_key_with_the_attack(recorder):
 
 def test_the_probes_of_red_flags(recorder):
     defense = Defense(all_purifiers()["adp"], logits)
-    red_flags.Health(defense=defense)(keys_for(2), IMAGES, LABELS)
+    health.Health(defense=defense)(keys_for(2), IMAGES, LABELS)
     recorder.check()
 
 
 def test_a_health_probe_does_not_depend_on_the_batch():
     """As it was, the random cotangent and signs were one draw of the whole batch's shape."""
     defense = Defense(all_purifiers()["adp"], lambda x: jnp.round(8 * logits(x)) + logits(x))
-    together = red_flags.Health(defense=defense)(keys_for(2), IMAGES, LABELS)
-    alone = red_flags.Health(defense=defense)(keys_for(2)[1:], IMAGES[1:], LABELS[1:])
+    together = health.Health(defense=defense)(keys_for(2), IMAGES, LABELS)
+    alone = health.Health(defense=defense)(keys_for(2)[1:], IMAGES[1:], LABELS[1:])
     chex.assert_trees_all_equal(jax.tree.map(lambda a: a[1:], together), alone)
 
 

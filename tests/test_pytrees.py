@@ -114,7 +114,7 @@ def test_the_cache_on_disk_serves_another_checkpoint(tmp_path):
         lambda d: _attack(d),
         lambda d: attacks.Square(d, epsilon=0.1, num_queries=3),
         lambda d: attacks.TargetedAPGD(d, epsilon=0.1, num_steps=2),
-        lambda d: attacks.suites.white_box(d, attacks.suites.Options(steps=2)),
+        lambda d: attacks.white_box(d, attacks.suites.Options(steps=2)),
         lambda d: pj.evaluation.Draws(d, draws=2),
         lambda d: pj.evaluation.certification.ClassCounts(d, 0.1, num_samples=4, samples_at_once=2),
         lambda d: pj.evaluation.detection.score_norm(d.purifier.score_fn),

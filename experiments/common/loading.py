@@ -18,10 +18,14 @@ PURIFIER = ("num_steps", "num_restarts", "noise_scale")
 MODEL_HELP = "A model that ships, a folder or hf:OWNER/NAME."
 
 
-def define(images: int, batch_size: int, score_model_required: bool = False) -> None:
+def define(
+    images: int, batch_size: int, score_model_required: bool = False, own_code: bool = False
+) -> None:
     """--score_model, --classifier, --dataset, --split, --images, --workdir, --seed, --batch_size, and the
-    purifier's settings."""
+    purifier's settings; with ``own_code`` --defense."""
     define_models()
+    if own_code:
+        define_defense()
     _needs["score_model"] = score_model_required
     flags.DEFINE_string("dataset", None, "Data set (default: the classifier's).")
     flags.DEFINE_string("split", "test", "Split, or a slice such as test[:512].")
@@ -48,6 +52,34 @@ def define_models() -> None:
     flags.DEFINE_string("model", None, MODEL_HELP)
     flags.DEFINE_string("score_model", None, "Energy or score model (.safetensors).")
     flags.DEFINE_string("classifier", None, "Classifier model (.safetensors).")
+
+
+def define_defense() -> None:
+    """--defense, for what takes somebody's own code."""
+    flags.DEFINE_string(
+        "defense",
+        None,
+        "FILE.py:FUNCTION, your own code, which is run: FUNCTION() returns a torch.nn.Module, a pair "
+        "(purifier, classifier), or a function of JAX.",
+    )
+
+
+def own_code() -> str | None:
+    """--defense, alone; None where it is not given, or where the command has no such flag."""
+    place = FLAGS["defense"].value if "defense" in FLAGS else None
+    others = (
+        "model",
+        "score_model",
+        "classifier",
+        "method",
+        "num_steps",
+        "num_restarts",
+        "noise_scale",
+        "rate",
+    )
+    if place and (beside := [name for name in others if FLAGS[name].value is not None]):
+        raise InputError(f"defense: got --{beside[0]} beside it, expected one or the other")
+    return place
 
 
 def read_models(needs_score_model: bool) -> tuple[pj.models.Model | None, pj.models.Model]:
@@ -88,22 +120,25 @@ def define_undefended() -> None:
 
 
 class Loaded(NamedTuple):
-    """score_model and defense are None without --score_model; undefended is the bare classifier."""
+    """score_model and defense are None without --score_model; undefended is the bare classifier.
+
+    Of somebody's own code there are no models, and a bare classifier only if it stands apart.
+    """
 
     score_model: pj.models.Model | None
-    classifier: pj.models.Model
-    undefended: pj.defense.Defense
-    defense: pj.defense.Defense | None
+    classifier: pj.models.Model | None
+    undefended: pj.defense.Defense | None
+    defense: pj.types.PredictFn | None
     dataset: pj.data.Dataset
 
     @property
-    def models(self) -> dict[str, pj.defense.Defense]:
+    def models(self) -> dict[str, pj.types.PredictFn]:
         """What is evaluated, by name."""
-        both = {"undefended": self.undefended}
-        return both if self.defense is None else {**both, "defended": self.defense}
+        both = {"undefended": self.undefended, "defended": self.defense}
+        return {name: model for name, model in both.items() if model is not None}
 
 
-def chosen_models(loaded: Loaded) -> dict[str, pj.defense.Defense]:
+def chosen_models(loaded: Loaded) -> dict[str, pj.types.PredictFn]:
     """What is evaluated, by name, without the bare classifier under --noundefended."""
     if FLAGS.undefended:
         return loaded.models
@@ -116,11 +151,28 @@ def chosen_models(loaded: Loaded) -> dict[str, pj.defense.Defense]:
 
 def load() -> Loaded:
     """The models and the whole split that the flags name; InputError where they do not fit."""
+    if place := own_code():
+        return _load_own_code(place)
     score_model, classifier = read_models(_needs["score_model"])
     defense = make_defense(score_model, classifier)
     dataset = pj.models.match_classes(classifier, load_dataset(classifier, "classifier"))
     bare = pj.undefended(pj.models.logits_fn(classifier))
     return Loaded(score_model, classifier, bare, defense, dataset)
+
+
+def _load_own_code(place: str) -> Loaded:
+    if FLAGS.dataset is None:
+        raise InputError("dataset: not given, expected --dataset beside --defense")
+    dataset = pj.data.load_split(
+        FLAGS.dataset, FLAGS.split, FLAGS.data_dir, image_size=FLAGS.image_size
+    )
+    given = pj.bridges.defense_of(pj.bridges.built(place), dataset)
+    own = pj.defense.attackable(given, dataset.image_shape)
+    if not isinstance(own, pj.Defense):
+        return Loaded(None, None, None, own, dataset)
+    bare = pj.undefended(own.logits_fn)
+    defended = pj.evaluation.suite_runs.is_defended(own)
+    return Loaded(None, None, bare, own if defended else None, dataset)
 
 
 def load_dataset(model: pj.models.Model, called: str) -> pj.data.Dataset:

@@ -16,6 +16,7 @@ from purify_jax.attacks.gradients import (
 from purify_jax.attacks.grafting import Grafted
 from purify_jax.attacks.momentum import MomentumPGD
 from purify_jax.attacks.projected_gradient import PGD
+from purify_jax.attacks.shared_keys import white_box
 from purify_jax.attacks.square_search import Square
 from purify_jax.attacks.targeted import TargetedAPGD
 
@@ -39,4 +40,5 @@ __all__ = [
     "norms",
     "saved",
     "suites",
+    "white_box",
 ]

@@ -13,7 +13,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from purify_jax import costs, losses
 from purify_jax.attacks.auto_pgd import APGD
@@ -24,12 +24,14 @@ from purify_jax.attacks.norms import get
 from purify_jax.attacks.projected_gradient import PGD
 from purify_jax.attacks.square_search import Square
 from purify_jax.attacks.targeted import TargetedAPGD
-from purify_jax.checks import check_choice, check_count, check_epsilon
-from purify_jax.defense import Defense
-from purify_jax.keys import stream
+from purify_jax.checks import check_at_least, check_choice, check_count, check_epsilon
+from purify_jax.defense import Attackable, Defense
 from purify_jax.purifiers import score_of
-from purify_jax.pytrees import Pytree, static
-from purify_jax.types import Array, Attack, GradientFn, Keys, LossFn, PredictFn
+from purify_jax.types import Array, Attack, GradientFn, LossFn, PredictFn, ScoreFn
+
+Made = TypeVar("Made")
+#: Values of the loss for each gradient of ``Options.smoothing``.
+QUERIES = 32
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,13 @@ class Options:
     surrogate_restarts: of the purifier in the surrogate that the attacks optimise on, by default all of the
       defense's. One restart is a draw of the same thing at a fraction of the cost. Scoring uses the whole
       defense in any case.
+    bpda: in place of the exact gradient that of :func:`~purify_jax.attacks.bpda`, for a purifier that passes
+      none. It needs the parts of a defense.
+    margin: the margin in place of the cross-entropy, whose gradient vanishes where a softmax is saturated.
+    smoothing: δ > 0 of :class:`~purify_jax.attacks.SPSA`, whose gradient then takes the place of the exact one:
+      for a defense whose gradient is missing or zero almost everywhere. By default the exact gradient.
 
-    Raises InputError for an unknown norm, ε < 0 and counts below 1.
+    Raises InputError for an unknown norm, ε < 0, counts below 1 and δ ≤ 0.
     """
 
     norm: str = "linf"
@@ -53,32 +60,52 @@ class Options:
     eot: int | None = None
     samples_at_once: int | None = None
     surrogate_restarts: int | None = None
+    bpda: bool = False
+    margin: bool = False
+    smoothing: float | None = None
 
     def __post_init__(self) -> None:
         check_epsilon(self.epsilon, get(self.norm).name)
         for name in ("steps", "eot", "samples_at_once", "surrogate_restarts"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+        if self.smoothing is not None:
+            check_at_least("smoothing", self.smoothing, 1e-12)
 
     @property
     def ball(self) -> dict[str, Any]:
         """The keywords of an attack that say how far it may go."""
         return {"norm": self.norm, "epsilon": self.epsilon}
 
-    def surrogate(self, defense: Defense) -> Defense:
+    def surrogate(self, defense: Attackable) -> Attackable:
         """The defense that attacks optimise on."""
         restarts = self.surrogate_restarts
         return defense if restarts is None else defense.with_restarts(restarts)
 
+    def gradient(self, defense: PredictFn, loss_fn: LossFn = losses.cross_entropy) -> GradientFn:
+        """The exact gradient of a defense's loss, or what ``bpda`` or ``smoothing`` puts in its place."""
+        loss_fn = losses.margin if self.margin and loss_fn is losses.cross_entropy else loss_fn
+        if self.bpda and isinstance(defense, Defense):
+            return bpda(defense, loss_fn)
+        if self.smoothing is None:
+            return ExactGradient(defense, loss_fn)
+        return SPSA(defense, loss_fn, delta=self.smoothing, num_queries=QUERIES)
+
+
+#: An attack of a suite, or why a defense cannot be attacked by it.
+Possible: TypeAlias = Attack | str
+
 
 class Suite(NamedTuple):
-    """build: (defense, options) → attack by name. drop_fallen: later attacks skip fallen images."""
+    """build: (defense, options, steps) → attack by name. drop_fallen: later attacks skip fallen images. steps: of its
+    attacks, where the options name no others."""
 
-    build: Callable[[Defense, Options], dict[str, Attack]]
+    build: Callable[[Attackable, Options, int], dict[str, Possible]]
     drop_fallen: bool
+    steps: int
 
 
-#: The attack that :func:`white_box` makes, in records.
+#: The attack that :func:`~purify_jax.attacks.white_box` makes, in records.
 WHITE_BOX = "PGD, shared keys"
 
 #: Attack of any suite → its family; red flags compare families.
@@ -104,27 +131,36 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def build(name: str, defense: Defense, options: Options) -> dict[str, Attack]:
+def build(name: str, defense: Attackable, options: Options) -> dict[str, Attack]:
     """Attack by name of a suite against a defense, in the order in which they run.
 
     Raises InputError for an unknown suite.
     """
+    return {n: made for n, made in _possible(name, defense, options).items() if callable(made)}
+
+
+def left_out(name: str, defense: Attackable, options: Options) -> dict[str, str]:
+    """Attack by name of a suite that the defense cannot be attacked by → the reason."""
+    return {n: why for n, why in _possible(name, defense, options).items() if isinstance(why, str)}
+
+
+def _possible(name: str, defense: Attackable, options: Options) -> dict[str, Possible]:
     check_choice("suite", name, sorted(SUITES))
-    return SUITES[name].build(options.surrogate(defense), options)
+    suite = SUITES[name]
+    steps = suite.steps if options.steps is None else options.steps
+    return suite.build(options.surrogate(defense), options, steps)
 
 
-def passes(name: str, defense: Defense, options: Options, images: Array) -> dict[str, costs.Passes]:
+def passes(
+    name: str, defense: Attackable, options: Options, images: Array
+) -> dict[str, costs.Passes]:
     """Attack of a suite → what it costs per image of the shape of ``images [batch, h, w, c]``."""
     defense, options = options.surrogate(defense), replace(options, surrogate_restarts=None)
     cost = lambda attack: costs.count(lambda d: build(name, d, options)[attack], defense, images)
     return {attack: cost(attack) for attack in build(name, defense, options)}
 
 
-def _steps(options: Options, default: int) -> int:
-    return default if options.steps is None else options.steps
-
-
-def _eot(defense: Defense, options: Options, default: int) -> int:
+def _eot(defense: Attackable, options: Options, default: int) -> int:
     if defense.is_deterministic:
         return 1
     return default if options.eot is None else options.eot
@@ -134,17 +170,23 @@ def _mean(gradient: GradientFn, options: Options, eot: int) -> GradientFn:
     return EOT(gradient, num_samples=eot, samples_at_once=options.samples_at_once)
 
 
-def _apgd(defense: Defense, loss_fn: LossFn, options: Options, steps: int, eot: int) -> Attack:
-    gradient = _mean(ExactGradient(defense, loss_fn), options, eot)
+def _apgd(defense: Attackable, loss_fn: LossFn, options: Options, steps: int, eot: int) -> Attack:
+    gradient = _mean(options.gradient(defense, loss_fn), options, eot)
     predict = defense if defense.is_deterministic else None
     return APGD(gradient, num_steps=steps, predict=predict, **options.ball)
 
 
-def _transfer(defense: Defense, options: Options) -> Attack:
-    return APGD(blind(defense.logits_fn), num_steps=100, **options.ball)
+def _of_parts(defense: Attackable, make: Callable[[Defense], Made]) -> Made | str:
+    """What ``make`` makes of a defense with parts; else why there is nothing to make it of."""
+    return make(defense) if isinstance(defense, Defense) else defense.reason
 
 
-def _square(defense: Defense, options: Options, queries: int) -> Attack:
+def _transfer(defense: Attackable, options: Options) -> Possible:
+    attack = lambda d: APGD(blind(d.logits_fn), num_steps=100, **options.ball)
+    return _of_parts(defense, attack)
+
+
+def _square(defense: Attackable, options: Options, queries: int) -> Attack:
     return Square(
         defense,
         num_queries=queries,
@@ -155,67 +197,83 @@ def _square(defense: Defense, options: Options, queries: int) -> Attack:
     )
 
 
-def _standard(defense: Defense, options: Options) -> dict[str, Attack]:
-    steps, eot = _steps(options, 100), _eot(defense, options, 1)
+def _standard(defense: Attackable, options: Options, steps: int) -> dict[str, Possible]:
+    eot = _eot(defense, options, 1)
     targeted = TargetedAPGD(
         defense, num_steps=steps, deterministic=defense.is_deterministic, num_samples=eot,
         samples_at_once=options.samples_at_once, **options.ball,
     )  # fmt: skip
+    no_gradient = "it needs exact gradients"
     return {
         "APGD-CE": _apgd(defense, losses.cross_entropy, options, steps, eot),
-        "APGD-T": targeted,
+        "APGD-T": targeted if options.smoothing is None else no_gradient,
         "Square": Square(defense, num_queries=50 * steps, **options.ball),
     }
 
 
-def _rand(defense: Defense, options: Options) -> dict[str, Attack]:
-    steps, eot = _steps(options, 100), _eot(defense, options, 20)
+def _rand(defense: Attackable, options: Options, steps: int) -> dict[str, Possible]:
+    eot = _eot(defense, options, 20)
     return {
         "APGD-CE+EOT": _apgd(defense, losses.cross_entropy, options, steps, eot),
         "APGD-DLR+EOT": _apgd(defense, losses.dlr, options, steps, eot),
     }
 
 
-def _paper(defense: Defense, options: Options) -> dict[str, Attack]:
-    steps, eot = _steps(options, 40), _eot(defense, options, 15)
-    score_fn = score_of(defense.purifier)
-    gradients: dict[str, GradientFn] = {
-        "blind": blind(defense.logits_fn),
-        "BPDA+EOT": _mean(bpda(defense), options, eot),
+def _paper(defense: Attackable, options: Options, steps: int) -> dict[str, Possible]:
+    eot = _eot(defense, options, 15)
+    climbing = lambda d: _climbing(d, score_of(d.purifier), options.norm)
+    gradients: dict[str, GradientFn | str] = {
+        "blind": _of_parts(defense, lambda d: blind(d.logits_fn)),
+        "BPDA+EOT": _of_parts(defense, lambda d: _mean(bpda(d), options, eot)),
+        "joint (score)": _of_parts(defense, climbing),
+        "joint (full)": _of_parts(
+            defense, lambda d: _mean(JointFull(d, norm=options.norm), options, eot)
+        ),
+        "SPSA": SPSA(defense, num_queries=128),
     }
-    if score_fn is not None:  # else there is no score for this attack to climb
-        gradients["joint (score)"] = JointScore(score_fn, defense.logits_fn, norm=options.norm)
-    gradients["joint (full)"] = _mean(JointFull(defense, norm=options.norm), options, eot)
-    gradients["SPSA"] = SPSA(defense, num_queries=128)
     pgd = lambda gradient: PGD(
         gradient, step_size=options.epsilon / 4, num_steps=steps, **options.ball
     )
-    return {name: pgd(gradient) for name, gradient in gradients.items()}
+    return {n: made if isinstance(made, str) else pgd(made) for n, made in gradients.items()}
 
 
-def _honest(defense: Defense, options: Options) -> dict[str, Attack]:
-    # Chosen by benchmarks/attack_budget: docs/experiments.md, H0 to H16.
-    steps, eot = _steps(options, 400), _eot(defense, options, 1)
-    first = _mean(ExactGradient(defense), options, eot)
+def _climbing(defense: Defense, score_fn: ScoreFn | None, norm: str) -> GradientFn | str:
+    if score_fn is None:
+        return "the purifier has no score for it to climb"
+    return JointScore(score_fn, defense.logits_fn, norm=norm)
+
+
+def _honest(defense: Attackable, options: Options, steps: int) -> dict[str, Possible]:
+    eot, queries = _eot(defense, options, 1), 2 * steps
+    # An estimate from many values at each point is no draw of a gradient: fewer steps of it are enough.
+    steps = steps if options.smoothing is None else max(steps // 8, min(steps, 20))
+    first = _mean(options.gradient(defense), options, eot)
     # The second loss starts where the bare classifier already errs, with more draws at each point.
     fewer, more = max(3 * steps // 8, 1), 1 if defense.is_deterministic else 4 * eot
-    smooth = _mean(ExactGradient(defense, losses.smooth_error), options, more)
-    bare = blind(defense.logits_fn, losses.smooth_error)
-    start = MomentumPGD(bare, num_steps=50, **options.ball)
+    smooth = _mean(options.gradient(defense, losses.smooth_error), options, more)
+    start = _of_parts(
+        defense,
+        lambda d: MomentumPGD(
+            blind(d.logits_fn, losses.smooth_error), num_steps=50, **options.ball
+        ),
+    )
+    # Of a function without parts there is no bare classifier: from where the whole errs.
+    if isinstance(start, str):
+        start = MomentumPGD(first, num_steps=fewer, **options.ball)
     return {
         "transfer": _transfer(defense, options),
         "momentum PGD": MomentumPGD(first, num_steps=steps, **options.ball),
         "momentum PGD, smooth error": MomentumPGD(
             smooth, num_steps=fewer, start=start, **options.ball
         ),
-        "Square": _square(defense, options, 2 * steps),
+        "Square": _square(defense, options, queries),
     }
 
 
-def _exhaustive(defense: Defense, options: Options) -> dict[str, Attack]:
-    steps, eot = _steps(options, 200), _eot(defense, options, 20)
+def _exhaustive(defense: Attackable, options: Options, steps: int) -> dict[str, Possible]:
+    eot = _eot(defense, options, 20)
     shorter = max(steps // 4, 1)
-    gradient = _mean(ExactGradient(defense), options, eot)
+    gradient = _mean(options.gradient(defense), options, eot)
     return {
         "PGD+EOT": PGD(gradient, num_steps=steps, **options.ball),
         "APGD-CE+EOT": _apgd(defense, losses.cross_entropy, options, shorter, eot),
@@ -225,47 +283,14 @@ def _exhaustive(defense: Defense, options: Options) -> dict[str, Attack]:
     }
 
 
-class FixedKeys(Pytree):
-    """A defense that draws from the same keys at every call, whatever keys it is given."""
-
-    defense: PredictFn
-    keys: Keys
-
-    def __call__(self, keys: Keys, images: Array) -> Array:
-        return self.defense(self.keys, images)
-
-
-class SharedKeys(Pytree):
-    """Exact PGD against a defense that draws from the attack's own keys, see :func:`white_box`."""
-
-    defense: PredictFn
-    epsilon: float
-    norm: str = static()
-    num_steps: int = static()
-
-    def __call__(self, keys: Keys, images: Array, labels: Array) -> Array:
-        gradient = ExactGradient(FixedKeys(self.defense, keys))
-        attack = PGD(gradient, norm=self.norm, epsilon=self.epsilon, num_steps=self.num_steps)
-        # The attack's own draws (its start) are not those of the defense, which has ``keys`` themselves.
-        return attack(stream(keys, "attack"), images, labels)
-
-
-def white_box(defense: Defense, options: Options) -> Attack:
-    """Exact PGD by an attack that knows the defense's keys, so that the defense is deterministic to it.
-
-    For ``evaluate(..., shared_keys=True)``, which hands the attack the very draw that is scored. Nothing
-    has to be averaged, so this is the strongest and cheapest attack, if keys ever leak.
-    """
-    return SharedKeys(defense, num_steps=_steps(options, 200), **options.ball)
-
-
 SUITES: Mapping[str, Suite] = MappingProxyType(
     {
-        "clean": Suite(lambda defense, options: {}, drop_fallen=False),
-        "standard": Suite(_standard, drop_fallen=True),
-        "rand": Suite(_rand, drop_fallen=True),
-        "paper": Suite(_paper, drop_fallen=False),
-        "honest": Suite(_honest, drop_fallen=True),
-        "exhaustive": Suite(_exhaustive, drop_fallen=True),
+        "clean": Suite(lambda defense, options, steps: {}, drop_fallen=False, steps=1),
+        "standard": Suite(_standard, drop_fallen=True, steps=100),
+        "rand": Suite(_rand, drop_fallen=True, steps=100),
+        "paper": Suite(_paper, drop_fallen=False, steps=40),
+        # Chosen by benchmarks/attack_budget: docs/experiments.md, H0 to H16.
+        "honest": Suite(_honest, drop_fallen=True, steps=400),
+        "exhaustive": Suite(_exhaustive, drop_fallen=True, steps=200),
     }
 )

@@ -11,6 +11,7 @@ from purify_jax.bridges.from_torch import (
     logits_from_torch,
     purifier_from_torch,
 )
+from purify_jax.bridges.own_code import built, defense_of
 from purify_jax.bridges.torch_module import as_torch_module
 from purify_jax.bridges.traits import Traits
 
@@ -20,7 +21,9 @@ __all__ = [
     "TorchPurifier",
     "Traits",
     "as_torch_module",
+    "built",
     "defense_from_torch",
+    "defense_of",
     "logits_from_torch",
     "purifier_from_torch",
 ]

@@ -10,6 +10,7 @@ from purify_jax.evaluation import (
 )
 from purify_jax.evaluation.adversarial import AdversarialFiles, AdversarialImages
 from purify_jax.evaluation.attacked import evaluate
+from purify_jax.evaluation.audits.auditing import Audit, audit
 from purify_jax.evaluation.certification import certified_accuracy, certify
 from purify_jax.evaluation.corruption import evaluate_corrupted
 from purify_jax.evaluation.identity import identity
@@ -32,6 +33,7 @@ __all__ = [
     "SCORINGS",
     "AdversarialFiles",
     "AdversarialImages",
+    "Audit",
     "Difference",
     "Draws",
     "Examination",
@@ -40,6 +42,7 @@ __all__ = [
     "RecordFile",
     "Summary",
     "accuracy",
+    "audit",
     "certification",
     "certified_accuracy",
     "certify",

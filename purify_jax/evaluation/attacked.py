@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -95,7 +96,10 @@ def evaluate(
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What :func:`evaluate` is given; name, header: of the records' file and its first line."""
+    """What :func:`evaluate` is given; name, header: of the records' file and its first line.
+
+    seconds: no block of images is begun that would probably end later; the first one always is.
+    """
 
     key: Array
     defense: PredictFn
@@ -108,6 +112,7 @@ class Evaluation:
     saved: AdversarialImages | None = None
     name: str = "records"
     header: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seconds: float | None = None
 
     def records(self, execution: Execution) -> list[Record]:
         """Runs all attacks, or reads back what an earlier run wrote."""
@@ -135,7 +140,12 @@ class Evaluation:
         bar = progress.bar(total=total, unit="image", disable=not execution.progress)
         with bar, contextlib.closing(file):
             shown = _Shown(bar, self.name.removeprefix("records").strip("_"))
-            for block in blocks:
+            started = time.monotonic()
+            for done, block in enumerate(blocks):
+                # As long as those before it, and it would end too late.
+                until = (time.monotonic() - started) * (done + 1) / max(done, 1)
+                if self.seconds is not None and done and until > self.seconds:
+                    break
                 fallen: set[int] = set()
                 for name in attacks:
                     shown.starting(name)

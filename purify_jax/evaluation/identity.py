@@ -4,12 +4,13 @@ A run that continues reads its records back, so the records must identify the mo
 identify a model, since the file may have been overwritten.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import jax
@@ -33,8 +34,8 @@ def identity(**parts: Any) -> dict[str, Any]:
       value, other arrays by the SHA-256 over their dtype, shape and bytes, in the order of their paths.
       Fields that end with ``_at_once`` change no result and are left out.
     - A PyTorch module: the SHA-256 of its weights, settings and code.
-    - "unhashed": paths of plain functions. The weights that such a function uses are unknown: give different
-      models different work directories.
+    - "unhashed": paths of plain functions. Such a function is identified by its code and by what it has closed
+      over; what it takes from elsewhere is unknown: give different models different work directories.
 
     >>> from purify_jax.attacks import PGD
     >>> attack = PGD(lambda keys, images, labels: images, epsilon=0.1, num_steps=5)
@@ -77,6 +78,7 @@ class _Walk:
 
     def __init__(self) -> None:
         self.unhashed: set[str] = set()
+        self._inside: list[int] = []
         self._digests: dict[int, str] = {}
 
     def fields(self, value: Any, name: str, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -84,7 +86,7 @@ class _Walk:
         inside = lambda item, key: self.fields(item, name, f"{path}.{key}" if path else str(key))
         if isinstance(value, (bool, int, float, str, type(None))):
             yield path, value
-        elif hasattr(value, "dtype") and hasattr(value, "shape"):
+        elif hasattr(value, "dtype") and hasattr(value, "ndim"):
             yield path, self._array(value)
         elif isinstance(value, Partial):
             yield from self.fields(value.func, name, path)
@@ -111,8 +113,12 @@ class _Walk:
             items = value.items() if isinstance(value, Mapping) else enumerate(value)
             for key, item in items:
                 yield from inside(item, key)
-        else:
+        elif id(value) not in self._inside:
+            self._inside.append(id(value))
             yield path, self._function(value, f"{name}.{path}" if path else name)
+            for key, item in _held(value):
+                yield from inside(item, key)
+            self._inside.pop()
 
     def _array(self, array: Any) -> Any:
         if array.ndim == 0 and jax.dtypes.issubdtype(array.dtype, np.number):
@@ -137,6 +143,35 @@ class _Walk:
         if bound or package not in _KNOWN or "<" in value.__qualname__:
             self.unhashed.add(path)
         return f"{value.__module__}.{value.__qualname__}"
+
+
+def _held(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a plain function, a method or an object that is called holds, by name; and its code."""
+    package = str(getattr(value, "__module__", None)).split(".")[0]
+    if not callable(value) or isinstance(value, type) or package in _KNOWN:
+        return
+    owner = getattr(value, "__self__", None)
+    if isinstance(value, functools.partial):
+        yield from (("func", value.func), ("args", value.args), ("keywords", value.keywords))
+    elif owner is not None and not isinstance(owner, ModuleType):
+        yield from (("func", value.__func__), ("self", owner)) if hasattr(value, "__func__") else ()
+    elif isinstance(value, FunctionType):
+        yield "code", _code(value.__code__)
+        yield "defaults", value.__defaults__
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # not assigned yet
+                yield name, cell.cell_contents
+    else:
+        yield "code", _code(type(value).__call__.__code__)
+        yield from getattr(value, "__dict__", {}).items()
+
+
+def _code(code: CodeType) -> str:
+    """The SHA-256 of a function's instructions, its constants and the names that it uses."""
+    # The order of a set differs from one process to the next.
+    shown = lambda c: repr(sorted(map(repr, c))) if isinstance(c, frozenset) else repr(c)
+    constants = [_code(c) if isinstance(c, CodeType) else shown(c) for c in code.co_consts]
+    return _sha(repr((code.co_code.hex(), constants, code.co_names, code.co_varnames)))
 
 
 def _holds_arrays_alone(value: Any) -> bool:

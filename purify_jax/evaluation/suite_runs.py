@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify_jax import costs
-from purify_jax.attacks import suites
+from purify_jax.attacks import suites, white_box
 from purify_jax.checks import InputError, check_choice, check_count, check_file_name, check_seed
 from purify_jax.data import Dataset
-from purify_jax.defense import Defense
+from purify_jax.defense import Attackable, Defense, attackable
 from purify_jax.devices.execution import Execution
 from purify_jax.evaluation.adversarial import AdversarialImages
 from purify_jax.evaluation.attacked import Evaluation
@@ -22,7 +22,7 @@ from purify_jax.evaluation.protocol import Summary, own_draws, summary
 from purify_jax.evaluation.records import Record, accuracy, union_accuracy
 from purify_jax.evaluation.statistics import Interval
 from purify_jax.purifiers import identity
-from purify_jax.types import Attack
+from purify_jax.types import Array, Attack, PredictFn
 
 #: What ``Suite.skip`` calls the attack that knows the defense's keys.
 SHARED_KEYS = "shared keys"
@@ -37,6 +37,7 @@ class SuiteResult(NamedTuple):
     shared_keys: accuracy against the deterministic white box, for ``honest``; else None.
     probes, red_flags: short comparisons and what they say; empty without probe images.
     curve: the sweep, if one was asked for.
+    left_out: attacks of the suite that the defense cannot be attacked by → the reason.
     """
 
     label: str
@@ -46,6 +47,7 @@ class SuiteResult(NamedTuple):
     probes: Mapping[str, Any]
     red_flags: list[red_flags.RedFlag]
     curve: sweeps.Curve | sweeps.Grid | None
+    left_out: Mapping[str, str] = MappingProxyType({})
 
     def union_accuracy(self, label: str | None = None, scoring: str = "one_draw") -> Interval:
         """Share of images that withstand every attack of the suite."""
@@ -65,6 +67,8 @@ class SuiteRun:
     probe_images: images for the probes of the red flags; 0 for none.
     sweep: also a curve: "epsilon", "eot", "steps" or "steps_eot".
     skip: attacks to leave out by name; "shared keys" for the last row of ``honest``.
+    seconds: no block of images (``Execution.block``) is begun that would probably end later, so that fewer
+      images may be attacked. By default there is no limit.
     """
 
     suite: str = "honest"
@@ -72,6 +76,7 @@ class SuiteRun:
     probe_images: int = 48
     sweep: str | None = None
     skip: tuple[str, ...] = ()
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("suite", self.suite, sorted(suites.SUITES))
@@ -80,16 +85,21 @@ class SuiteRun:
         check_count("draws", self.draws)
         check_count("probe_images", self.probe_images, 0)
 
-    def has_shared_keys(self, defense: Defense) -> bool:
+    def has_shared_keys(self, defense: Attackable) -> bool:
         """Whether the defense is also attacked by the white box that knows its keys."""
-        return self.suite == "honest" and SHARED_KEYS not in self.skip and has_purifier(defense)
+        wanted = self.suite == "honest" and SHARED_KEYS not in self.skip
+        return wanted and is_defended(defense) and not _draws_nothing(defense)
 
-    def attacks(self, defense: Defense, options: suites.Options) -> dict[str, Attack]:
+    def draws_of(self, defense: Attackable) -> int:
+        """How many draws score a defense: one where nothing is random."""
+        return self.draws if is_defended(defense) and not _draws_nothing(defense) else 1
+
+    def attacks(self, defense: Attackable, options: suites.Options) -> dict[str, Attack]:
         """Name → attack of the suite on a defense, without those to skip."""
         built = suites.build(self.suite, defense, options)
         return {name: attack for name, attack in built.items() if name not in self.skip}
 
-    def check_skip(self, models: Mapping[str, Defense], options: suites.Options) -> None:
+    def check_skip(self, models: Mapping[str, Attackable], options: suites.Options) -> None:
         """Raises InputError for an attack to skip that the suite has for none of the models."""
         built = [suites.build(self.suite, model, options) for model in models.values()]
         known = list(dict.fromkeys(name for attacks in built for name in attacks))
@@ -98,28 +108,36 @@ class SuiteRun:
             raise InputError(f"skip: got {unknown}, expected some of {known}")
 
 
-def has_purifier(defense: Defense) -> bool:
-    """Whether anything stands before the classifier."""
+def is_defended(defense: Attackable) -> bool:
+    """Whether anything stands before the classifier; of one function nobody knows, so yes."""
+    if not isinstance(defense, Defense):
+        return True
     structure: Callable[[Any], Any] = jax.tree.structure
     return structure(defense.purifier) != structure(identity)
 
 
+def _draws_nothing(defense: Attackable) -> bool:
+    # A purifier that draws nothing is scored like the others, so that tables compare like with like.
+    return not isinstance(defense, Defense) and defense.is_deterministic
+
+
 def evaluate_suite(
-    defense: Defense,
+    defense: PredictFn,
     dataset: Dataset,
     options: suites.Options,
     run: SuiteRun = SuiteRun(),
     *,
     seed: int = 0,
     label: str = "defended",
-    beside: Mapping[str, Defense] = MappingProxyType({}),
+    beside: Mapping[str, PredictFn] = MappingProxyType({}),
     saved: Mapping[str, AdversarialImages] = MappingProxyType({}),
     execution: Execution = Execution(),
 ) -> SuiteResult:
-    """Runs a suite of attacks against a defense, with the probes of the red flags if it has a purifier.
+    """Runs a suite of attacks against a defense, with the probes of the red flags.
 
     Args:
-      defense: the purifier with its classifier, or a bare classifier.
+      defense: the purifier with its classifier, a bare classifier, or any function (keys, images) →
+        log-probabilities. Of the latter, attacks that need the parts are left out and named.
       dataset: labelled images.
       options: norm, ε, and what overrides the suite's steps and EOT samples.
       run: which suite, and how much of it.
@@ -136,7 +154,8 @@ def evaluate_suite(
     """
     check_seed(seed)
     key = jax.random.key(seed)
-    models = {**beside, label: defense}
+    given = {**beside, label: defense}
+    models = {name: attackable(each, dataset.image_shape) for name, each in given.items()}
     for name in models:
         check_file_name("label", name)
     run.check_skip(models, options)
@@ -144,7 +163,7 @@ def evaluate_suite(
     ball = {"norm": options.norm, "epsilon": options.epsilon}
     found: dict[str, list[Record]] = {}
     for name, model in models.items():
-        draws = run.draws if has_purifier(model) else 1
+        draws = run.draws_of(model)
         attacked = Evaluation(
             key,
             model,
@@ -156,32 +175,54 @@ def evaluate_suite(
             saved=saved.get(name),
             name=f"records_{name}",
             header={"suite": run.suite, **ball},
+            seconds=run.seconds,
         )
         found[name] = attacked.records(execution)
-    bare = next((name for name, model in beside.items() if not has_purifier(model)), None)
-    shared, probes, flags, curve = None, {}, [], None
-    if run.has_shared_keys(defense):
-        attacks = {suites.WHITE_BOX: suites.white_box(defense, options)}
+    if run.seconds is not None:
+        dataset = dataset.take(len({record["index"] for record in found[label]}))
+    shared = None
+    if run.has_shared_keys(models[label]):
+        attacks = {suites.WHITE_BOX: white_box(models[label], options)}
         name = "records_shared_keys"
-        white_box = Evaluation(
-            key, defense, attacks, dataset, 1, shared_keys=True, name=name, header=ball
+        sharing = Evaluation(
+            key, models[label], attacks, dataset, 1, shared_keys=True, name=name, header=ball
         )
-        shared = accuracy(white_box.records(execution), suites.WHITE_BOX)
+        shared = accuracy(sharing.records(execution), suites.WHITE_BOX)
+    bare = next((name for name in beside if not is_defended(models[name])), None)
+    missing = suites.left_out(run.suite, models[label], options)
+    result = SuiteResult(label, bare, found, shared, {}, [], None, missing)
     if execution.shard != (0, 1):  # the rest needs all records
-        return SuiteResult(label, bare, found, shared, {}, [], None)
+        return result
     inside = dataclasses.replace(execution, workdir=None, progress=False)
-    if has_purifier(defense) and run.probe_images > 0:
+    try:
+        return _probed(result, models[label], dataset, options, run, key, inside)
+    except Exception as error:  # whatever a stranger's function raises: what attacks found is kept
+        return result._replace(red_flags=[red_flags.failed(error)])
+
+
+def _probed(
+    result: SuiteResult,
+    defense: Attackable,
+    dataset: Dataset,
+    options: suites.Options,
+    run: SuiteRun,
+    key: Array,
+    execution: Execution,
+) -> SuiteResult:
+    """The result with probes, red flags and the sweep."""
+    probes, flags, curve = {}, [], None
+    if is_defended(defense) and run.probe_images > 0:
         few = dataset.take(min(run.probe_images, len(dataset)))
-        probes = red_flags.probe(key, defense, few, options, inside)
+        probes = red_flags.probe(key, defense, few, options, execution)
     if run.sweep is not None:
-        curve = sweeps.sweep(run.sweep, key, defense, dataset, options, inside)
-    if has_purifier(defense):
-        flags = red_flags.red_flags(found[label], probes, curve=curve)
-    return SuiteResult(label, bare, found, shared, probes, flags, curve)
+        curve = sweeps.sweep(run.sweep, key, defense, dataset, options, execution)
+    if is_defended(defense):
+        flags = red_flags.red_flags(result.records[result.label], probes, curve=curve)
+    return result._replace(probes=probes, red_flags=flags, curve=curve)
 
 
 def _passes(
-    suite: str, defense: Defense, options: suites.Options, dataset: Dataset, draws: int
+    suite: str, defense: Attackable, options: suites.Options, dataset: Dataset, draws: int
 ) -> dict[str, costs.Passes]:
     """Attack → its passes for one image, and those of the attacker's own draws."""
     image = jnp.asarray(dataset.batch(np.arange(1))[0])

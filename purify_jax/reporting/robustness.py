@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from purify_jax.evaluation import protocol, records
+from purify_jax.evaluation.audits.auditing import Audit
 from purify_jax.evaluation.probes.sweeps import Curve, Grid
 from purify_jax.evaluation.protocol import Summary
 from purify_jax.evaluation.suite_runs import SuiteResult
-from purify_jax.reporting import plots, verdicts
+from purify_jax.reporting import audits, plots, verdicts
 from purify_jax.reporting.pages import curve_figure, write_results
 from purify_jax.reporting.report import Section
 from purify_jax.types import Json
@@ -50,6 +51,7 @@ OTHER_TERMS = (
     ("all_draws", "right only if all draws are"),
 )
 FLAGS = "Signs that the attacks above were too weak, so that the true accuracy may be lower."
+LEFT_OUT = "Attacks of the suite that this defense cannot be attacked by."
 SWEEP = {
     "epsilon": "Where an attack may change everything, accuracy must come near 0; else the attack is too weak.",
     "eot": "The curve should be level at its end; else more draws would still find more.",
@@ -120,9 +122,14 @@ def _figure(result: SuiteResult) -> bytes:
 
 
 def write_robustness(
-    workdir: str | Path, result: SuiteResult, summary: str, settings: Json, seed: int
+    workdir: str | Path,
+    result: SuiteResult,
+    summary: str,
+    settings: Json,
+    seed: int,
+    audit: Audit | None = None,
 ) -> Path:
-    """Writes the page and ``results.json`` of a suite; returns the page's path."""
+    """Writes the page and ``results.json`` of a suite, or of the audit that it was part of; returns the path."""
     columns, rows = table(result)
     flags = [str(flag) for flag in result.red_flags]
     shown = _columns(result.label, columns, rows, "one_draw")
@@ -143,6 +150,11 @@ def write_robustness(
         )
     if result.curve is not None:
         sections.append(_sweep_section(result.curve))
+    if audit is not None:
+        sections.insert(1, audits.section(audit))
+    elif result.left_out:
+        rows_left = list(result.left_out.items())
+        sections.insert(2, Section("Left out", LEFT_OUT, ["attack", "why"], rows_left))
     content = {
         "settings": dict(settings),
         "rows": {label: records.table(found) for label, found in result.records.items()},
@@ -153,6 +165,8 @@ def write_robustness(
         "red_flags": [flag._asdict() for flag in result.red_flags],
         "probes": result.probes,
         "sweep": None if result.curve is None else result.curve._asdict(),
+        "left_out": dict(result.left_out),
+        **({} if audit is None else {"audit": audits.content(audit)}),
     }
     return write_results(
         workdir,
@@ -164,7 +178,7 @@ def write_robustness(
         content=content,
         seed=seed,
         notes=[*_notes(result), *(f"RED FLAG: {flag}" for flag in result.red_flags)],
-        verdict=_verdict(result),
+        verdict=[*([] if audit is None else audits.verdict(audit)), *_verdict(result)],
     )
 
 

@@ -251,7 +251,7 @@ def test_the_white_box_is_no_weaker_than_fresh_keys(defense, digits_test):
     from purify_jax.attacks import suites
 
     data, options = digits_test.take(48), Options(epsilon=0.12, steps=10)
-    attack = {suites.WHITE_BOX: suites.white_box(defense, options)}
+    attack = {suites.WHITE_BOX: attacks.white_box(defense, options)}
     run = lambda shared: records.accuracy(
         evaluation.evaluate(
             jax.random.key(1),

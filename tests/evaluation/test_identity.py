@@ -167,3 +167,26 @@ def test_a_label_decides_nothing(defense, digits_test):
     draws = {label: {r["draws"] for r in records} for label, records in found.records.items()}
     assert draws == {"defended": {1}, "undefended": {3}}
     assert (found.label, found.bare) == ("undefended", "defended")
+
+
+def test_a_closure_is_its_code_and_what_it_holds():
+    """A second function of the same name is another one, in the same work directory too."""
+    made = lambda weights: lambda images: _logits(weights, images)
+    same = lambda: identity(defense=pj.undefended(made(np.ones((64, 10)))))
+    assert same() == same()
+    assert same() != identity(defense=pj.undefended(made(np.zeros((64, 10)))))
+
+    def halved(images):
+        return images / 2
+
+    first = halved
+
+    def halved(images):
+        return images / 3
+
+    assert identity(defense=first) != identity(defense=halved)
+
+    def again(depth):
+        return again(depth - 1) if depth else 0
+
+    assert identity(defense=again)["unhashed"]  # it holds itself

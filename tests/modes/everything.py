@@ -85,9 +85,7 @@ def all_attacks():
         "joint (score)": attacks.PGD(attacks.JointScore(score, logits), **ball),
         "mean prediction": attacks.PGD(attacks.ExactGradient(mean), **ball),
         "evading": attacks.PGD(evading(attacked), **ball),
-        "shared keys": attacks.suites.white_box(
-            attacked, attacks.suites.Options(epsilon=0.1, steps=2)
-        ),
+        "shared keys": attacks.white_box(attacked, attacks.suites.Options(epsilon=0.1, steps=2)),
         "square": attacks.Square(attacked, epsilon=0.1, num_queries=4, num_samples=2),
         "square l2": attacks.Square(attacked, **l2, num_queries=4, num_samples=2),
     }

@@ -18,7 +18,7 @@ WHOLE = {
     "docs/scale_out.md": {},
 }
 #: Pages whose blocks are alternatives, or need files and libraries: their own tests run each of them.
-ELSEWHERE = {"docs/own_model.md", "docs/diffusion.md"}
+ELSEWHERE = {"docs/own_model.md", "docs/own_defense.md", "docs/diffusion.md"}
 
 
 def blocks(page):

@@ -6,32 +6,23 @@ does not fall to zero as ε grows, more effort still lowers it much, gradients v
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from purify_jax import losses
-from purify_jax.attacks import ExactGradient, blind, bpda
+from purify_jax.attacks import blind, bpda
 from purify_jax.attacks.norms import get
 from purify_jax.attacks.suites import FAMILIES, Options
 from purify_jax.data import Dataset
-from purify_jax.defense import Defense
-from purify_jax.devices.batches import map_images
+from purify_jax.defense import Attackable, Defense
 from purify_jax.devices.execution import Execution
-from purify_jax.evaluation.predictions import are_probabilities
+from purify_jax.evaluation.probes.health import gradient_health
 from purify_jax.evaluation.probes.sweeps import Curve, Grid, attacked_accuracy
 from purify_jax.evaluation.records import Record, attack_names, of_attack
 from purify_jax.evaluation.statistics import Interval
-from purify_jax.keys import draw_each, normal_like, stream, stream_key
-from purify_jax.keys import signs as signs_of
-from purify_jax.pytrees import Partial, Pytree
-from purify_jax.types import Array, Keys, LogitsFn
+from purify_jax.types import Array
 
-#: How far a pixel moves to measure a slope, in units of a pixel's range.
-STEP = 1e-3
 #: Shares above which something is "more than a few images" or "much".
 FEW, MUCH = 0.05, 0.10
 
@@ -47,92 +38,17 @@ class RedFlag(NamedTuple):
         return f"{self.cause}: {self.evidence}. Try: {self.advice}."
 
 
-class Health(Pytree):
-    """(keys, images, labels) → what :func:`gradient_health` averages, for each image."""
-
-    defense: Defense
-
-    def __call__(self, keys: Keys, images: Array, labels: Array) -> dict[str, Array]:
-        defense = self.defense
-        grads, loss = ExactGradient(defense)(keys, images, labels)
-        purified, pull_back = jax.vjp(lambda x: defense.purifier(keys, x)[0], images)
-        loss_of = lambda x: jnp.sum(losses.cross_entropy(defense.classify(x), labels))
-        at_purified = jax.grad(loss_of)(purified)
-        projection = normal_like(stream(keys, "projection"), jnp.moveaxis(purified, 0, 1))
-        random = jnp.moveaxis(projection, 1, 0)
-        through = pull_back(random)[0]
-        zero = lambda g, axes: jnp.all(g == 0, axis=axes)
-        # Along the gradient's own signs, so that the slope is as large as rounding allows.
-        signs = jnp.where(grads == 0, jnp.sign(random[0]), jnp.sign(grads))
-        value = lambda x: losses.cross_entropy(defense(keys, x), labels)
-        measured = _slope(value, images, signs)
-        claimed = jnp.sum(grads * signs, axis=(1, 2, 3))
-        larger = jnp.maximum(jnp.abs(measured), jnp.abs(claimed))
-        wrong = jnp.abs(measured - claimed) > 0.5 * larger + 0.02
-        # A stopped branch has no part in those signs. So the purifier alone, along random ones: what
-        # comes back from a random cotangent is off by about as much as there should be.
-        draw = lambda key: signs_of(key, images.shape[1:], images.dtype)
-        signs = draw_each(draw, stream(keys, "direction"))
-        project = lambda x: jnp.sum(random * defense.purifier(keys, x)[0], axis=(0, 2, 3, 4))
-        error = _slope(project, images, signs) - jnp.sum(through * signs, axis=(1, 2, 3))
-        wrong |= jnp.abs(error) > 0.3 * jnp.sqrt(jnp.sum(through**2, axis=(1, 2, 3)))
-        return {
-            "not_derivative": wrong,
-            "zero": zero(grads, (1, 2, 3)),
-            "not_finite": ~jnp.all(jnp.isfinite(grads), axis=(1, 2, 3)),
-            "saturated": loss < 1e-6,
-            "classifier_zero": zero(at_purified, (0, 2, 3, 4)),
-            "purifier_zero": zero(through, (1, 2, 3)),
-        }
-
-
-def _slope(function: Callable[[Array], Array], images: Array, direction: Array) -> Array:
-    """The central difference ``[batch]`` along ``direction``."""
-    ahead, behind = function(images + STEP * direction), function(images - STEP * direction)
-    return (ahead - behind) / (2 * STEP)
-
-
-def gradient_health(
-    key: Array,
-    defense: Defense,
-    dataset: Dataset,
-    execution: Execution = Execution(),
-) -> dict[str, float]:
-    """Shares of images (clean, one draw each) whose gradients vanish, and where they do.
-
-    zero, not_finite: of the exact gradient of the cross-entropy.
-    saturated: the loss itself is 0 to rounding, so its gradient must vanish.
-    classifier_zero: the gradient with respect to the purified images is zero.
-    probabilities: the classifier returns probabilities, where attacks expect logits.
-    purifier_zero: nothing comes back through the purifier from a random cotangent.
-    not_derivative: a slope measured by central differences, with the same keys, contradicts the
-      gradient: of the loss along the gradient's signs by more than half of the larger of the two, or of
-      the purifier's output, in a random projection along random signs, by 0.3 standard deviations.
-    """
-    images, labels = dataset.batch(np.arange(len(dataset)))
-    key = stream_key(key, "health")
-    found = map_images(Health(defense), key, images, labels, execution=execution)
-    # A program of its own: what is exactly 0 in another one depends on what is computed beside it.
-    outputs = Partial(_are_probabilities, defense.logits_fn)
-    found["probabilities"] = map_images(outputs, key, images, execution=execution)
-    return {name: float(np.mean(value)) for name, value in found.items()}
-
-
-def _are_probabilities(logits_fn: LogitsFn, keys: Keys, images: Array) -> Array:
-    return are_probabilities(logits_fn(images))
-
-
 def probe(
     key: Array,
-    defense: Defense,
+    defense: Attackable,
     dataset: Dataset,
     options: Options,
     execution: Execution = Execution(),
 ) -> dict[str, Interval | dict[str, float]]:
     """Short attacks whose comparison tells whether stronger ones can be trusted, and the health.
 
-    On a few dozen images, 20 steps with EOT 4: exact, BPDA, transfer; exact with 4 times the EOT
-    samples, with 4 times the steps, and with an ε that allows any image.
+    20 steps with EOT 4: exact; BPDA and transfer, of a defense with parts; exact with 4 times the EOT samples,
+    with 4 times the steps, and with an ε that allows any image.
     """
     base = dataclasses.replace(options, steps=20, eot=4)
     accuracy = lambda o=base, **more: attacked_accuracy(
@@ -141,15 +57,27 @@ def probe(
     largest = {"linf": 0.5, "l2": 0.5 * float(np.sqrt(np.prod(dataset.image_shape)))}
     everything = largest.get(get(options.norm).name, float(np.prod(dataset.image_shape)))
     at, at_large = accuracy(epsilons=(options.epsilon, everything))
+    surrogate, others = options.surrogate(defense), {}
+    if isinstance(surrogate, Defense):
+        others["BPDA"] = accuracy(gradient=bpda(surrogate))[0]
+        others["transfer"] = accuracy(gradient=blind(surrogate.logits_fn))[0]
     return {
         "exact": at,
         "exact, any image allowed": at_large,
-        "BPDA": accuracy(gradient=bpda(options.surrogate(defense)))[0],
-        "transfer": accuracy(gradient=blind(defense.logits_fn))[0],
+        **others,
         "exact, 4x EOT": accuracy(dataclasses.replace(base, eot=16))[0],
         "exact, 4x steps": accuracy(dataclasses.replace(base, steps=80))[0],
         "health": gradient_health(key, defense, dataset, execution),
     }
+
+
+def failed(error: Exception) -> RedFlag:
+    """The red flag of an evaluation whose probes ended with an error after its attacks."""
+    return RedFlag(
+        "the probes could not be run",
+        f"{type(error).__name__}: {error}",
+        "mend what it names; until then nothing says whether the attacks above were strong enough",
+    )
 
 
 def red_flags(
@@ -196,7 +124,7 @@ def _from_records(records: Sequence[Record]) -> list[RedFlag]:
 
 def _from_health(health: Mapping[str, float]) -> list[RedFlag]:
     flags = []
-    if health["probabilities"] > 1 - FEW:
+    if health.get("probabilities", 0.0) > 1 - FEW:
         flags.append(
             RedFlag(
                 "the classifier returns probabilities",
@@ -223,14 +151,14 @@ def _from_health(health: Mapping[str, float]) -> list[RedFlag]:
     if health["zero"] <= FEW:
         return flags
     where, advice = "gradients vanish", "find the step that is constant almost everywhere"
-    if health["purifier_zero"] > FEW:
+    if health.get("purifier_zero", 0.0) > FEW:
         where = "the purifier passes no gradient (quantised, or stopped on purpose)"
         advice = "BPDA through the purifier, or a smooth stand-in for it in the backward pass"
-    elif health["classifier_zero"] - health["saturated"] > FEW:
+    elif health.get("classifier_zero", 0.0) - health["saturated"] > FEW:
         # Saturated images have no gradient either; here there are more without one.
         where = "the classifier passes no gradient (quantised, or stopped on purpose)"
         advice = "BPDA through the classifier, or a transfer attack from a smooth copy"
-    elif health["saturated"] > FEW:
+    elif health["saturated"] > FEW >= health.get("margin_zero", 0.0):
         where = "the softmax is saturated (extreme temperature or confidence)"
         advice = "a margin or DLR loss on the logits, or divide the logits by their scale"
     flags.append(RedFlag(where, f"the gradient is zero on {health['zero']:.0%} of images", advice))
@@ -248,7 +176,7 @@ def _from_probes(probes: Mapping[str, Any]) -> list[RedFlag]:
         ("BPDA", "the exact gradient is masked or too noisy: more EOT samples, held step sizes"),
         ("transfer", "the exact gradient is masked: check for zero gradients, try other losses"),
     ):
-        if _lower(probes[name], base):
+        if name in probes and _lower(probes[name], base):
             evidence = f"{name} leaves {probes[name]}, the exact gradient {base}"
             flags.append(RedFlag(f"{name} beats the exact gradient", evidence, advice))
     at_large = probes["exact, any image allowed"]

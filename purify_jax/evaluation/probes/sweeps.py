@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from purify_jax.attacks import EOT, PGD, ExactGradient
+from purify_jax.attacks import EOT, PGD
 from purify_jax.attacks.norms import get
 from purify_jax.attacks.suites import Options
 from purify_jax.checks import InputError, check_choice, largest_epsilon
 from purify_jax.data import Dataset
-from purify_jax.defense import Defense
+from purify_jax.defense import Attackable
 from purify_jax.devices.batches import map_images
 from purify_jax.devices.execution import Execution
 from purify_jax.evaluation.predictions import Draws, check_classes, predicted_class
@@ -99,7 +99,7 @@ class AttackedAndScored(Pytree):
 
 def attacked_accuracy(
     key: Array,
-    defense: Defense,
+    defense: Attackable,
     dataset: Dataset,
     options: Options,
     draws: int = 4,
@@ -120,7 +120,7 @@ def attacked_accuracy(
 
 def _right(
     key: Array,
-    defense: Defense,
+    defense: Attackable,
     dataset: Dataset,
     options: Options,
     execution: Execution,
@@ -134,7 +134,7 @@ def _right(
     samples = 1 if defense.is_deterministic else samples
     steps = 20 if options.steps is None else options.steps
     chosen = EOT(
-        gradient or ExactGradient(options.surrogate(defense)),
+        gradient or options.gradient(options.surrogate(defense)),
         num_samples=samples,
         samples_at_once=options.samples_at_once,
     )
@@ -152,7 +152,7 @@ def _share(right: np.ndarray) -> Interval:
 
 def grid(
     key: Array,
-    defense: Defense,
+    defense: Attackable,
     dataset: Dataset,
     options: Options,
     steps: Sequence[int] = GRID[0],
@@ -189,7 +189,7 @@ def grid(
 def sweep(
     name: str,
     key: Array,
-    defense: Defense,
+    defense: Attackable,
     dataset: Dataset,
     options: Options,
     execution: Execution = Execution(),
