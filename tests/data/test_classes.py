@@ -137,14 +137,16 @@ def trained(outputs, dataset, start=None):
 
 
 def test_a_trained_classifier_knows_its_classes():
-    model = trained(3, labelled(ANIMALS))
-    assert model.metadata["class_names"] == list(ANIMALS)
-    # It goes on from there with two of the classes, by their names.
-    some = labelled(("dog", "Zoé"))
-    again = trained(3, some, start=model)
+    about = pj.training.settings.about_training(labelled(ANIMALS), None, num_classes=3)
+    assert about["class_names"] == list(ANIMALS)
+    assert "class_names" not in pj.training.settings.about_training(labelled(ANIMALS), None)
+    # A training goes on with two of the classes, by their names.
+    variables = Linear(3).init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))
+    start = pj.models.Model("classifier", Linear(3), variables, (2, 2, 1), about)
+    again = trained(3, labelled(("dog", "Zoé")), start=start)
     assert (again.metadata["class_names"], again.metadata["num_classes"]) == (list(ANIMALS), 3)
     with pytest.raises(InputError, match="got the classes cow"):
-        trained(3, labelled(("cow",)), start=model)
+        trained(3, labelled(("cow",)), start=start)
 
 
 def test_shapes_of_outputs():
