@@ -68,7 +68,7 @@ class Audit(NamedTuple):
 
     @property
     def converged(self) -> bool:
-        """Whether twice the steps left the average where it was, but for :data:`FALLS`."""
+        """Whether twice the steps left the average where it was, but for 2 points."""
         return self.change is None or self.change.value > -FALLS
 
 
@@ -102,7 +102,7 @@ def audit(
       seed: of all randomness.
       execution: how it is executed; records are kept in its work directory.
 
-    Raises InputError as :func:`~purify_jax.evaluation.suite_runs.evaluate_suite`, and if the time is too short.
+    Raises InputError as :func:`~purify_jax.evaluation.evaluate`, and if the time is too short.
     """
     started = time.monotonic()
     if minutes is not None:
