@@ -18,7 +18,7 @@ from absl import flags
 import purify_jax as pj
 from experiments.common import cli, loading, number_flags, shards
 
-loading.define(images=100, batch_size=10)
+loading.define(images=100, batch_size=10, own_code=True)
 number_flags.define("sigma", 0.25, "Smoothing noise, in units of a pixel's range.")
 flags.DEFINE_integer("n0", 100, "Samples that select the class.")
 flags.DEFINE_integer("n", 1000, "Samples that bound its share.")

@@ -14,7 +14,7 @@ from experiments.common import cli, flagging, loading, shards
 from purify_jax.checks import InputError
 from purify_jax.corruptions import EXTRA, NAMES, SEVERITIES, check_name, corrupt
 
-loading.define(images=360, batch_size=128)
+loading.define(images=360, batch_size=128, own_code=True)
 flags.DEFINE_list("corruptions", list(NAMES), "Which corruptions.")
 flags.DEFINE_string("corruptions_dir", None, "A CIFAR-10-C folder (<corruption>.npy, labels.npy).")
 shards.define()

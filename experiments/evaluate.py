@@ -50,7 +50,7 @@ flags.DEFINE_integer(
 flags.DEFINE_float(
     "minutes",
     None,
-    "For all of it: attack steps, then images are given up to fit (default: none are).",
+    "Time for all: steps, then images are given up.",
 )
 shards.define()
 flags.DEFINE_bool("save_adversarial", False, "Save adversarial/MODEL/ATTACK.npz, to be scored.")
@@ -127,7 +127,7 @@ def _audit() -> None:
     loaded = loading.load()
     dataset, model = loaded.dataset.take(FLAGS.images), list(loaded.models.values())[-1]
     made_with = pj.evaluation.identity(models={"defended": model}, data=dataset)
-    settings = _settings() | loading.values("defense", "minutes")
+    settings = _settings() | loading.values("minutes")
     workdir = claim_workdir(FLAGS.workdir, {**settings, "made_with": made_with}, "evaluation.json")
     found = pj.audit(
         model,

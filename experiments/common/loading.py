@@ -252,7 +252,8 @@ def settings(*more: str) -> dict[str, Any]:
         "batch_size",
         "seed",
     )
-    given = [name for name in ("image_size", "method", "rate") if FLAGS[name].value is not None]
+    chosen = ("image_size", "method", "rate", "defense")
+    given = [name for name in chosen if name in FLAGS and FLAGS[name].value is not None]
     return values(*common, *PURIFIER, *given, *more)
 
 

@@ -67,6 +67,36 @@ def test_evaluate_the_defense_alone(run):
     assert alone["shared_keys"] == both["shared_keys"]
 
 
+@pytest.mark.slow
+def test_somebodys_own_code(run_binary, refusal, tmp_path):
+    """Audited, continued, certified; and refused in the same folder once it has changed."""
+    code = tmp_path / "mine.py"
+    source = (
+        "import jax, purify_jax as pj\n"
+        "def build():\n"
+        "    logits = pj.models.logits_fn(pj.pretrained.load('digits').classifier)\n"
+        "    noise = pj.keys.normal_like\n"
+        "    return lambda keys, x: jax.nn.log_softmax(logits(x + 0.1 * noise(keys, x)))\n"
+    )
+    code.write_text(source)
+    own = (f"--defense={code}:build", "--dataset=digits", "--images=4", "--noprogress")
+    flags = ("--epsilon=0.1", "--suite=rand", "--steps=1", "--draws=2")
+    folder = tmp_path / "audit"
+    run_binary("evaluate", *own, *flags, f"--workdir={folder}")
+    found = json.loads((folder / "results.json").read_text())
+    assert found["audit"]["gradient"][0] in ("exact", "of the margin")
+    assert found["audit"]["plan"]["images"] == 4
+    assert list(found["rows"]) == ["defended"]
+    records = (folder / "records_defended.jsonl").read_bytes()
+    run_binary("evaluate", *own, *flags, f"--workdir={folder}")
+    assert (folder / "records_defended.jsonl").read_bytes() == records
+    run_binary("certify", *own, "--n0=5", "--n=20", f"--workdir={tmp_path / 'certified'}")
+    code.write_text(source.replace("0.1 *", "0.2 *"))
+    line = refusal("evaluate", *own, *flags, f"--workdir={folder}")
+    assert "belongs to another config (made_with" in line
+    assert "differs" in line
+
+
 def test_fewer_attacks_through_one_of_two_restarts(run):
     """A backward pass through the purifier is then one through the classifier, and not two."""
     ball = ("--norm=linf", "--epsilon=0.05", "--suite=honest", "--steps=4", "--eot=1")

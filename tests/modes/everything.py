@@ -10,7 +10,8 @@ import numpy as np
 
 from purify_jax import attacks, defense, diffusions, energy, losses, networks, noise, purifiers
 from purify_jax import keys as streams
-from purify_jax.evaluation import Draws, certification, detection, red_flags
+from purify_jax.evaluation import Draws, certification, detection
+from purify_jax.evaluation.probes import health
 from purify_jax.evaluation.probes.sweeps import AttackedAndScored
 from purify_jax.training import LogNormal, augmentation
 from purify_jax.training.adversarial import Attack as TrainingAttack
@@ -203,7 +204,7 @@ def _evaluation():
         "evaluation scored": lambda k, x, y: jax.tree.map(
             lambda a: jnp.moveaxis(a, -1, 0) if a.shape[0] != x.shape[0] else a, scored(k, x, y)
         ),
-        "evaluation health": red_flags.Health(defense=random),
+        "evaluation health": health.Health(defense=random),
     }
 
 
