@@ -44,9 +44,7 @@ flags.DEFINE_integer(
 flags.DEFINE_list("skip", None, "Attacks to leave out, by name ('shared keys' too).")
 flags.DEFINE_integer("probe_images", 48, "Images of the red flags' attacks; 0 for none.")
 flags.DEFINE_enum("sweep", "none", ["none", *SWEEPS], "Also draw a curve over this.")
-flags.DEFINE_integer(
-    "block", None, "Images that pass all attacks before the next ones start (default: all)."
-)
+flags.DEFINE_integer("block", None, "Images attacked before the next ones (default: all).")
 flags.DEFINE_float(
     "minutes",
     None,

@@ -59,8 +59,7 @@ def define_defense() -> None:
     flags.DEFINE_string(
         "defense",
         None,
-        "FILE.py:FUNCTION, your own code, which is run: FUNCTION() returns a torch.nn.Module, a pair "
-        "(purifier, classifier), or a function of JAX.",
+        "FILE.py:FUNCTION, your own code, which is run.",
     )
 
 

@@ -25,7 +25,7 @@ def predicted_class(log_probs: Array, num_classes: int | None = None) -> Array:
     Raises InputError unless there is a column for each class, see :func:`purify_jax.checks.check_outputs`.
     """
     check_outputs("defense", log_probs.shape, num_classes)
-    return jnp.where(is_finite(log_probs), log_probs.argmax(-1), NOT_FINITE)
+    return jnp.where(is_finite(log_probs), log_probs.argmax(-1), NOT_FINITE).astype(jnp.int32)
 
 
 def check_classes(predicted: np.ndarray | Array, name: str) -> None:

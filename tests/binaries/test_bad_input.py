@@ -35,7 +35,7 @@ REFUSED = [
     ("evaluate", "--defense=my.py:build --epsilon=0.1", "dataset: not given, expected --dataset"),
     ("evaluate", "--defense=my.py:build --model=digits --epsilon=0.1",
      "defense: got --model beside it, expected one or the other"),
-    ("evaluate", f"{SHARDED} --shard=0/4 --minutes=1", "shard: got it beside --defense or --minutes"),
+    ("evaluate", f"{SHARDED} --shard=0/4 --minutes=1", "block: got it beside --defense or --minutes"),
     ("purify", "--score_model={classifier} --input={workdir}",
      "is a classifier, expected energy or score"),
     ("purify", "--score_model={score_model} --input={workdir}", "input: {workdir} does not exist"),
