@@ -168,7 +168,7 @@ def _load_own_code(place: str) -> Loaded:
     given = pj.bridges.defense_of(pj.bridges.built(place), dataset)
     own = pj.defense.attackable(given, dataset.image_shape)
     if not isinstance(own, pj.Defense):
-        return Loaded(None, None, None, own, dataset)
+        return Loaded(None, None, None, given, dataset)
     bare = pj.undefended(own.logits_fn)
     defended = pj.evaluation.suite_runs.is_defended(own)
     return Loaded(None, None, bare, own if defended else None, dataset)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from types import CodeType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,7 +98,7 @@ def fingerprint(calls: TorchCalls) -> tuple[str, bool]:
     for path, value in reachable(calls.function):
         code = getattr(value, "__code__", None)
         if code is not None:
-            say(path, *_of_code(code))
+            say(path, *code_identity(code))
             continue
         say(path, type(value).__qualname__)
         held = {} if isinstance(value, type) else dict(getattr(value, "__dict__", {}))
@@ -117,6 +118,9 @@ def fingerprint(calls: TorchCalls) -> tuple[str, bool]:
     return f"sha256 {digest.hexdigest()}", has_weights
 
 
-def _of_code(code: Any) -> list[Any]:
-    constants = [_of_code(c) if hasattr(c, "co_code") else repr(c) for c in code.co_consts]
+def code_identity(code: CodeType) -> list[Any]:
+    """A function's instructions, the names that it uses and its constants: what identifies it."""
+    # The order of a set differs from one process to the next.
+    shown = lambda c: repr(sorted(map(repr, c))) if isinstance(c, frozenset) else repr(c)
+    constants = [code_identity(c) if isinstance(c, CodeType) else shown(c) for c in code.co_consts]
     return [code.co_code, code.co_names, constants]

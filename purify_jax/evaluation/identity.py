@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from purify_jax.bridges.from_torch import Bridge
+from purify_jax.bridges.inspection import code_identity
 from purify_jax.data import Dataset
 from purify_jax.defense import Defense
 from purify_jax.pytrees import Partial
@@ -167,11 +168,7 @@ def _held(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _code(code: CodeType) -> str:
-    """The SHA-256 of a function's instructions, its constants and the names that it uses."""
-    # The order of a set differs from one process to the next.
-    shown = lambda c: repr(sorted(map(repr, c))) if isinstance(c, frozenset) else repr(c)
-    constants = [_code(c) if isinstance(c, CodeType) else shown(c) for c in code.co_consts]
-    return _sha(repr((code.co_code.hex(), constants, code.co_names, code.co_varnames)))
+    return _sha(repr(code_identity(code)))
 
 
 def _holds_arrays_alone(value: Any) -> bool:

@@ -108,15 +108,16 @@ def test_a_failing_probe_loses_nothing(monkeypatch):
 
 
 def _gradient(defense):
-    model = attackable(defense, SHAPE)
-    return auditing._gradient(KEY, model, _data(), Options(epsilon=0.1), pj.Execution())
+    seen = pj.examine(defense, *_data().batch(np.arange(12)))
+    model = attackable(seen.defense, SHAPE)
+    return auditing._gradient(seen, model, _data(), Options(epsilon=0.1), pj.Execution())
 
 
 def test_a_gradient_that_is_zero_is_replaced():
     """By one from values for a whole function, by BPDA's where the purifier stands apart."""
     options, (name, why) = _gradient(_rounded)
     assert (name, options.smoothing) == ("smoothed", pytest.approx(0.05))
-    assert "100% of 12" in why
+    assert why == "the exact one is zero"
     rounding = pj.Defense(_purifier(lambda x: jnp.round(32 * x) / 32), _logits)
     options, (name, _) = _gradient(rounding)
     assert (name, options.bpda, options.smoothing) == ("BPDA", True, None)
@@ -252,3 +253,31 @@ def test_own_code(tmp_path):
             bridges.built(place)
     with pytest.raises(InputError, match="defense: got str, expected a torch.nn.Module, a pair"):
         bridges.defense_of(bridges.built(f"{file}:text"), data)
+
+
+def test_a_run_that_continues_keeps_its_plan(tmp_path):
+    """Measured times differ: planned anew, the steps would be others, and the records refused."""
+    first, second = _plan(), _plan()._replace(steps=7)
+    assert planning.kept(tmp_path, 2.0, lambda: first) == first
+    assert planning.kept(tmp_path, 2.0, lambda: second) == first
+    assert planning.kept(None, 2.0, lambda: second) == second
+    with pytest.raises(InputError, match=r"minutes: got 3.0, but .*plan.json was planned for 2.0"):
+        planning.kept(tmp_path, 3.0, lambda: second)
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(InputError, match="plan.json is damaged"):
+        planning.kept(tmp_path, 2.0, lambda: second)
+
+
+def test_an_audit_says_what_a_module_is():
+    """As it was given, not as the suites take it."""
+    torch = pytest.importorskip("torch")
+
+    class Sharp(torch.nn.Module):
+        def forward(self, x):
+            flat = x.permute(0, 2, 3, 1).flatten(1)
+            return torch.softmax(flat @ torch.tensor(WEIGHTS), -1)
+
+    settings = {"epsilon": 0.1, "suite": "clean", "draws": 2}
+    found = auditing.audit(Sharp(), _data(4), **settings).examination
+    assert (found.output, found.draws) == ("probabilities", "none")
+    assert found.code.startswith("Sharp, 0 parameters")

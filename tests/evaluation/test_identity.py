@@ -8,6 +8,7 @@ import pytest
 import purify_jax as pj
 from purify_jax import attacks
 from purify_jax.attacks.suites import Options
+from purify_jax.bridges.inspection import code_identity
 from purify_jax.checks import InputError
 from purify_jax.evaluation import (
     corruption,
@@ -185,6 +186,11 @@ def test_a_closure_is_its_code_and_what_it_holds():
         return images / 3
 
     assert identity(defense=first) != identity(defense=halved)
+
+    # The order in which a set is shown is another one in every process.
+    names: dict = {}
+    exec("def within(x): return x in {'b', 'a'}", names)
+    assert repr(["'a'", "'b'"]) in code_identity(names["within"].__code__)[2]
 
     def again(depth):
         return again(depth - 1) if depth else 0

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from purify_jax.attacks import norms, suites
+from purify_jax.bridges import defense_of
 from purify_jax.checks import InputError, check_at_least
 from purify_jax.data import Dataset
 from purify_jax.defense import Attackable, Defense, Whole, attackable
@@ -27,7 +28,7 @@ from purify_jax.keys import stream_key
 
 #: The change of the average by the last check that counts as "still falls".
 FALLS = 0.02
-#: Images on which the gradient is looked at before the attacks.
+#: Images on which the defense is examined before the attacks.
 LOOKED_AT = 16
 
 
@@ -37,7 +38,7 @@ class Audit(NamedTuple):
     suite: records, red flags and probes.
     examination: what the defense is and does, with ``findings`` in words.
     plan: what was run, and its predicted duration.
-    gradient: what attacks follow, "exact", "BPDA" or "smoothed", and why.
+    gradient: what attacks follow, "exact", "of the margin", "BPDA" or "smoothed", and why.
     change: of the average on some of the images, by an attack with twice the steps; None if it was left out.
     seconds: that all took.
     """
@@ -87,18 +88,20 @@ def audit(
 ) -> Audit:
     """Attacks somebody's defense and says what the number is worth.
 
-    The defense is examined first (:func:`~purify_jax.evaluation.examine`), its gradient above all: where it is zero or missing, attacks take BPDA's if the purifier stands
-    apart, else one estimated from values (:class:`~purify_jax.attacks.SPSA`). After the suite some of the
-    images are attacked again with twice the steps; if the average still falls, it is an upper bound.
+    The defense is examined first (:func:`~purify_jax.evaluation.examine`). Where its gradient is zero or
+    missing, attacks follow BPDA's if the purifier stands apart, else one estimated from values
+    (:class:`~purify_jax.attacks.SPSA`). After the suite some of the images are attacked again with twice the
+    steps. If the average still falls, it is an upper bound.
 
     Args:
-      defense: a ``Defense``, or a function (keys, images) → log-probabilities, such as
-        :func:`~purify_jax.bridges.defense_from_torch` makes of PyTorch code.
+      defense: a module of PyTorch, a pair (purifier, classifier), a function or a ``Defense``, see
+        :func:`~purify_jax.bridges.defense_of`.
       dataset: labelled images.
       norm, epsilon: the ball, in units of a pixel's range [0, 1].
       suite, steps: which attacks, see :mod:`purify_jax.attacks.suites`, and in place of their number of steps.
       draws: scoring draws of a random defense.
-      minutes: for all of it. Steps, then images are given up to fit; by default nothing is.
+      minutes: for all of it. Steps, then images are given up to fit; by default nothing is. The plan is kept
+        in the work directory, so that a run that was killed continues as it was planned.
       seed: of all randomness.
       execution: how it is executed; records are kept in its work directory.
 
@@ -108,25 +111,31 @@ def audit(
     if minutes is not None:
         check_at_least("minutes", minutes, 0.01)
     few = dataset.batch(np.arange(min(LOOKED_AT, len(dataset))))
-    seen = examine(defense, *few, seed=seed)
+    seen = examine(defense_of(defense, dataset), *few, seed=seed)
     model = attackable(seen.defense, dataset.image_shape)
     if isinstance(model, Whole) and seen.draws == "none":
         model = model.replace(is_deterministic=True)
     options = suites.Options(norm=norm, epsilon=epsilon, steps=steps)
     key = jax.random.key(seed)
-    options, gradient = _gradient(key, model, dataset, options, execution)
+    options, gradient = _gradient(seen, model, dataset, options, execution)
     run = SuiteRun(suite, draws)
     scored = run.draws_of(model)
     batch = min(execution.batch_size or 32, len(dataset))
-    rates = planning.measured(model, dataset, options, batch)
-    left = None if minutes is None else 60 * minutes - (time.monotonic() - started)
-    plan = planning.plan(suite, model, dataset, options, scored, rates, left)
+
+    def left() -> float | None:
+        return None if minutes is None else 60 * minutes - (time.monotonic() - started)
+
+    def make() -> Plan:
+        rates = planning.measured(model, dataset, options, batch)
+        return planning.plan(suite, model, dataset, options, scored, rates, left())
+
+    plan = planning.kept(execution.workdir, minutes, make)
     options = dataclasses.replace(options, steps=plan.steps)
     execution = dataclasses.replace(execution, batch_size=batch, block=execution.block or batch)
-    if left is not None:
+    if (time_left := left()) is not None:
         # The attacks on the images may take what the plan has for them, and what it has left free.
         share = (plan.attacking + plan.scoring) / plan.seconds
-        run = dataclasses.replace(run, seconds=share * left, probe_images=plan.probes)
+        run = dataclasses.replace(run, seconds=share * time_left, probe_images=plan.probes)
     chosen = dataset.take(plan.images)
     found = evaluate_suite(model, chosen, options, run, seed=seed, execution=execution)
     change = _doubled(key, model, chosen, options, found, suite, execution)
@@ -134,31 +143,28 @@ def audit(
 
 
 def _gradient(
-    key: jax.Array,
+    seen: Examination,
     defense: Attackable,
     dataset: Dataset,
     options: suites.Options,
     execution: Execution,
 ) -> tuple[suites.Options, tuple[str, str]]:
     """The options with the gradient that attacks shall follow, and (its name, the reason)."""
-    few = dataset.take(min(LOOKED_AT, len(dataset)))
-    inside = dataclasses.replace(execution, workdir=None, progress=False, shard=(0, 1), block=None)
-    health = gradient_health(key, defense, few, inside)
-    bad = max(health["margin_zero"], health["not_finite"])
-    # Where the loss is 0 to rounding, so is its gradient, or it is rounding itself.
-    saturated = max(health["saturated"], health["zero"])
-    if saturated > 0.5 >= bad:
-        reason = f"the softmax is saturated on {saturated:.0%} of {len(few)} images"
+    if seen.gradient not in ("missing", "zero", "not finite"):
+        if seen.saturated <= 0.5:
+            return options, ("exact", f"it is there ({seen.gradient})")
+        reason = (
+            f"the softmax is saturated on {seen.saturated:.0%} of the images that were looked at"
+        )
         return dataclasses.replace(options, margin=True), ("of the margin", reason)
-    if bad <= 0.5:
-        return options, ("exact", f"it is there and not zero on {1 - bad:.0%} of {len(few)} images")
-    reason = f"the exact one is zero or not finite on {bad:.0%} of {len(few)} images"
-    if isinstance(defense, Defense) and health["purifier_zero"] > 0.5 > health["classifier_zero"]:
-        return dataclasses.replace(options, bpda=True), ("BPDA", reason)
-    return dataclasses.replace(options, smoothing=smoothing(options, dataset.image_shape)), (
-        "smoothed",
-        reason,
-    )
+    reason = f"the exact one is {seen.gradient}"
+    if isinstance(defense, Defense):  # BPDA needs that of the classifier
+        few = dataset.take(min(LOOKED_AT, len(dataset)))
+        inside = Execution(execution.batch_size, execution.mesh, execution.shard_parameters)
+        if gradient_health(jax.random.key(0), defense, few, inside)["classifier_zero"] <= 0.5:
+            return dataclasses.replace(options, bpda=True), ("BPDA", reason)
+    delta = smoothing(options, dataset.image_shape)
+    return dataclasses.replace(options, smoothing=delta), ("smoothed", reason)
 
 
 def smoothing(options: suites.Options, image_shape: Sequence[int]) -> float:

@@ -5,8 +5,10 @@ program (:mod:`purify_jax.costs`). Images that fall early are not attacked again
 """
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify_jax import costs
+from purify_jax.atomic import write_atomically
 from purify_jax.attacks import suites
 from purify_jax.checks import InputError
 from purify_jax.costs import Passes
@@ -79,6 +82,32 @@ class Plan(NamedTuple):
             f"{self.seconds / 60:.1f} minutes, {self.scoring / 60:.1f} of them for scoring"
         )
         return f"{text}; given up: {', '.join(self.given_up)}" if self.given_up else text
+
+
+def kept(workdir: str | Path | None, minutes: float | None, make: Callable[[], Plan]) -> Plan:
+    """The plan of a work directory, made once: measured times differ, and a run that continues must not.
+
+    Raises InputError for a directory that was planned for other ``minutes``, and for a damaged file.
+    """
+    if workdir is None:
+        return make()
+    path = Path(workdir, "plan.json")
+    if not path.exists():
+        made = make()
+        write_atomically(path, json.dumps({"minutes": minutes, **made._asdict()}, indent=2) + "\n")
+        return made
+    try:
+        found = dict(json.loads(path.read_text()))
+        before, found["given_up"] = found.pop("minutes"), tuple(found["given_up"])
+        plan = Plan(**found)
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(f"workdir: {path} is damaged ({error}), expected a plan") from error
+    if before != minutes:
+        raise InputError(
+            f"minutes: got {minutes}, but {path} was planned for {before}, expected the same or another "
+            "work directory"
+        )
+    return plan
 
 
 def measured(defense: Attackable, dataset: Dataset, options: suites.Options, batch: int) -> Rates:
@@ -154,7 +183,7 @@ def plan(
     # Passes are linear in the steps but for rounding, so two counts are enough.
     fewer = max(full // 8, 1)
     high = attacking(full)
-    slope = (high - attacking(fewer)) / max(full - fewer, 1)
+    slope = 0.0 if seconds is None else (high - attacking(fewer)) / max(full - fewer, 1)
     samples = 1 if defense.is_deterministic else 4
     for share, most, probes in SMALLER:
         steps, images = max(int(full * share), 1), min(len(dataset), most or len(dataset))
