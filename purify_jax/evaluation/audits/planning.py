@@ -1,7 +1,8 @@
 """What an evaluation will cost, and the largest one that fits into a given time.
 
 The time of a pass is measured on the defense itself; how many passes an attack makes is counted in its
-program (:mod:`purify_jax.costs`). Images that fall early are not attacked again, so a plan is an upper bound.
+program (:mod:`purify_jax.costs`). Images that fall early are not attacked again, which takes less; compiling is a
+guess, which may take more.
 """
 
 import dataclasses
@@ -61,7 +62,7 @@ class Plan(NamedTuple):
 
     images, steps, draws: how many images, attack steps and scoring draws. probes: images of the red flags'
     short attacks; doubled: images that are attacked again with twice the steps.
-    seconds: predicted for all, at most. attacking, scoring: the parts of it for the suite's attacks with
+    seconds: predicted for all. attacking, scoring: the parts of it for the suite's attacks with
     what they compile, and for its scoring.
     given_up: what was given up to fit into the time.
     """
@@ -78,7 +79,7 @@ class Plan(NamedTuple):
 
     def __str__(self) -> str:
         text = (
-            f"{self.images} images, {self.steps} attack steps, {self.draws} scoring draws: at most "
+            f"{self.images} images, {self.steps} attack steps, {self.draws} scoring draws: about "
             f"{self.seconds / 60:.1f} minutes, {self.scoring / 60:.1f} of them for scoring"
         )
         return f"{text}; given up: {', '.join(self.given_up)}" if self.given_up else text
