@@ -103,7 +103,7 @@ def main(argv: list[str]) -> None:
             if FLAGS.save_images:
                 _save_pictures(workdir / "images" / m, models[m], written)
         pj.reporting.robustness.write_robustness(
-            workdir, result, _summary(), _settings(), FLAGS.seed
+            workdir, result, _summary(FLAGS.draws), _settings(), FLAGS.seed
         )
 
     shards.run(
@@ -140,14 +140,14 @@ def _audit() -> None:
         execution=shards.execution(workdir),
     )
     pj.reporting.robustness.write_robustness(
-        workdir, found.suite, _summary(), settings, FLAGS.seed, found
+        workdir, found.suite, _summary(found.plan.draws), settings, FLAGS.seed, found
     )
 
 
-def _summary() -> str:
+def _summary(draws: int) -> str:
     summary = (
         f"Suite {FLAGS.suite}, {FLAGS.norm} ε = {FLAGS.epsilon:g}, {FLAGS.images} images, "
-        f"{FLAGS.draws} scoring draws."
+        f"{draws} scoring draws."
     )
     if FLAGS.skip:
         summary += f" Left out: {', '.join(FLAGS.skip)}."

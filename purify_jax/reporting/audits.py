@@ -8,12 +8,15 @@ TEXT = "What was run, what could not be, and whether a longer attack would find 
 
 
 def section(audit: Audit) -> Section:
-    """A table of what the audit did."""
-    return Section("The audit", TEXT, ["what", "found", "what to do"], list(map(list, rows(audit))))
+    """What the audit found and did, line by line: sentences do not fit into a table's cells."""
+    lines = [
+        (what, f"{found} → {action}" if action else found) for what, found, action in rows(audit)
+    ]
+    return Section("The audit", TEXT, terms=lines)
 
 
 def rows(audit: Audit) -> list[tuple[str, str, str]]:
-    """(what, what was found, what to do), the findings about the defense first."""
+    """(what, what was found, what to do or nothing), the findings about the defense first."""
     plan, (gradient, reason) = audit.plan, audit.gradient
     return [
         *((each.name, each.measured, each.action) for each in audit.examination.findings),
