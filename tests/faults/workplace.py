@@ -157,7 +157,7 @@ def prepare(name: str, place: Workplace, out: Path) -> Path:
             shutil.copytree(ROOT / part, out / part)
         (out / "docs").mkdir()
         for page in PAGES:
-            (out / page).write_text((ROOT / page).read_text().replace("0.9", "0.0"))
+            (out / page).write_text((ROOT / page).read_text().replace("| 0.9", "| 0.0"))
     return out
 
 
