@@ -18,7 +18,7 @@ flags.DEFINE_string(
     "score_model", None, "Model that purifies the share config.classifier.purified of the images."
 )
 flags.DEFINE_string(
-    "classifier", None, "Model of the same network to go on from (default: random parameters)."
+    "start", None, "Model of the same network to go on from (default: random parameters)."
 )
 FLAGS = flags.FLAGS
 
@@ -46,11 +46,11 @@ def main(argv: list[str]) -> None:
             )
         purifier = from_config.training_purifier(config, score_model)
     start = None
-    if FLAGS.classifier and config.classifier.get("recipe"):
-        raise InputError("classifier: given, but this recipe starts at random, expected none")
-    if FLAGS.classifier:
-        start = pj.load_model(FLAGS.classifier, ("classifier",))
-    given = {"start": FLAGS.classifier} if start else {}
+    if FLAGS.start and config.classifier.get("recipe"):
+        raise InputError("start: given, but this recipe starts at random, expected none")
+    if FLAGS.start:
+        start = pj.load_model(FLAGS.start, ("classifier",))
+    given = {"start": FLAGS.start} if start else {}
     workdir = claim_workdir(
         FLAGS.workdir, {"classifier": {**flagging.section(config, "classifier"), **given}}
     )

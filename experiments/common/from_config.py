@@ -55,13 +55,20 @@ def _about(config: ConfigDict, section: str) -> dict[str, Any]:
 
 
 def train_ebm(
-    config: ConfigDict, dataset: pj.data.Dataset, execution: pj.Execution, **run: Any
+    config: ConfigDict,
+    dataset: pj.data.Dataset,
+    execution: pj.Execution,
+    *,
+    start: pj.models.Model | None = None,
+    **run: Any,
 ) -> Trained:
-    """Trains the energy or score model of ``config.ebm``; ``run`` as in :func:`settings`."""
+    """Trains the energy or score model of ``config.ebm``, from ``start`` or from random parameters; ``run`` as in
+    :func:`settings`."""
     return pj.train_score_model(
         pj.networks.build(config.ebm.network.to_dict()),
         dataset,
         settings(config, "ebm", **run),
+        start=start,
         purification=config.purification.to_dict(),
         metadata=_about(config, "ebm"),
         execution=execution,

@@ -4,7 +4,6 @@ import dataclasses
 
 import flax.linen as nn
 
-from purify_jax import networks
 from purify_jax.checks import InputError, check_count, check_number, check_outputs
 from purify_jax.data import Batches, Dataset, as_training_data
 from purify_jax.data.iterators import Source
@@ -16,8 +15,8 @@ from purify_jax.purifiers import Purifier
 from purify_jax.training.augmentation import CropAndPurify
 from purify_jax.training.checkpoints import claim_inputs
 from purify_jax.training.loop import minimise
-from purify_jax.training.settings import Settings, Trained, about_training, run_key
-from purify_jax.training.step import ClassificationLoss, init_state, start_state
+from purify_jax.training.settings import Settings, Trained, about_training, came_from, run_key
+from purify_jax.training.step import ClassificationLoss, first_state
 from purify_jax.types import Json
 
 
@@ -67,16 +66,10 @@ def train_classifier(
     Raises InputError for a share without a purifier, a network that has not one output for each class, a start of
     another network, image shape or other classes, or a work directory whose training began with other weights.
     """
-    if start is not None and start.network != network:
-        raise InputError(
-            f"start: got the network {networks.describe(start.network)}, expected the one that is "
-            f"trained, {networks.describe(network)}"
-        )
     data = as_training_data(dataset, labeled=True)
-    if start is not None and tuple(start.image_shape) != tuple(data.image_shape):
-        raise InputError(
-            f"start: made for images {start.image_shape}, expected the data's {data.image_shape}"
-        )
+    key, optimizer = run_key(settings.seed, "classifier"), settings.optimizer()
+    first = stream_key(key, "initial parameters")
+    state = first_state(network, optimizer, first, data.image_shape, start)
     if start is not None and isinstance(data, Dataset):
         data = match_classes(start, data)
     classes = num_outputs(network, data.image_shape)
@@ -86,12 +79,6 @@ def train_classifier(
         data.check_classes(classes)
     augment = CropAndPurify(purifier, share=settings.purified, crop_padding=settings.crop_padding)
     claim_inputs(execution.workdir, {"start": start, "purifier": augment.purifier})
-    key, optimizer = run_key(settings.seed, "classifier"), settings.optimizer()
-    if start is None:
-        first = stream_key(key, "initial parameters")
-        state = init_state(network, optimizer, first, data.image_shape)
-    else:
-        state = start_state(start.variables, optimizer)
     loss = ClassificationLoss(
         label_smoothing=settings.label_smoothing, augment=augment, network=network
     )
@@ -102,5 +89,6 @@ def train_classifier(
     if state.ema_batch_stats:
         variables["batch_stats"] = state.ema_batch_stats
     about = about_training(data, metadata, num_classes=classes, training=settings.recorded())
+    about["training"] = {**about["training"], **came_from(start)}
     model = Model("classifier", network, variables, data.image_shape, about)
     return Trained(model, finished)

@@ -27,10 +27,11 @@ from purify_jax.keys import LEVEL, NOISE, draw_each, fold_keys, normal_like, str
 from purify_jax.models.methods import check_settings
 from purify_jax.models.model import Model
 from purify_jax.pytrees import Pytree, static
+from purify_jax.training.checkpoints import claim_inputs
 from purify_jax.training.loop import minimise
 from purify_jax.training.metrics import DenoisedSheet
-from purify_jax.training.settings import Settings, Trained, about_training, run_key
-from purify_jax.training.step import DSMLoss, init_state
+from purify_jax.training.settings import Settings, Trained, about_training, came_from, run_key
+from purify_jax.training.step import DSMLoss, first_state
 from purify_jax.types import Array, Json, Keys, Params
 
 #: What the network's output is: the g of an energy ½‖x − g(x)‖² (or the energy), or the score itself.
@@ -214,6 +215,7 @@ def train_score_model(
     dataset: Dataset | Batches | Source,
     settings: ScoreSettings | DenoiserSettings,
     *,
+    start: Model | None = None,
     purification: Json | None = None,
     metadata: Json | None = None,
     execution: Execution = Execution(),
@@ -225,19 +227,27 @@ def train_score_model(
       dataset: images, a data set or batches of ``settings.batch_size`` images
         (:class:`purify_jax.data.Batches`); labels are not used.
       settings: :class:`ScoreSettings`, or :class:`DenoiserSettings` for EDM's loss.
+      start: a model of the same network whose averaged parameters to go on from, with a new optimizer
+        (``warmup_steps`` spares them its first steps); None for random ones.
       purification: settings that the model file recommends (``models.PUBLISHED`` lists them).
       metadata: more for the model file's header.
       execution: see :func:`purify_jax.training.fit`.
 
-    Returns the model with averaged parameters, and whether training finished.
+    Returns the model with averaged parameters, and whether training finished; its header says how ``start``
+    was trained. Raises InputError for a start of another network, image shape, role or scale, or a work directory
+    whose training began with other weights.
     """
     check_settings(purification or {})
+    if start is not None:
+        _check_same_output(start, settings)
     data = as_training_data(dataset, labeled=False)
     key = run_key(settings.seed, settings.part)
     first = stream_key(key, "initial parameters")
+    state = first_state(network, settings.optimizer(), first, data.image_shape, start)
+    claim_inputs(execution.workdir, {"start": start})
     state, finished = minimise(
         settings.loss(network),
-        init_state(network, settings.optimizer(), first, data.image_shape),
+        state,
         data,
         settings,
         key,
@@ -248,6 +258,16 @@ def train_score_model(
     about = about_training(
         data, metadata, purification=dict(purification or {}), training=settings.recorded()
     )
-    about = {**about, "training": {**about["training"], **settings.read_by_purifiers()}}
+    about = {**about, "training": {**about["training"], **settings.read_by_purifiers(), **came_from(start)}}
     variables = {"params": state.ema_params}
     return Trained(Model(settings.role, network, variables, data.image_shape, about), finished)
+
+
+def _check_same_output(start: Model, settings: ScoreSettings | DenoiserSettings) -> None:
+    scale = settings.read_by_purifiers().get("scale", getattr(settings, "scale", None))
+    before = start.metadata.get("training", {}).get("scale", scale)
+    if (start.role, before) != (settings.role, scale):
+        raise InputError(
+            f"start: a model of role {start.role!r} and scale {before!r}, expected those that are trained, "
+            f"{settings.role!r} and {scale!r}"
+        )

@@ -18,6 +18,7 @@ from purify_jax.data import Batches, Dataset
 from purify_jax.keys import stream_key
 from purify_jax.models.model import Model
 from purify_jax.models.versions import versions
+from purify_jax.training.checkpoints import digest
 from purify_jax.training.optimizers import KERNELS, scale_by_muon
 from purify_jax.types import Json
 
@@ -133,6 +134,14 @@ def about_training(data: Dataset | Batches, more: Json | None, **sections: Any) 
     if "num_classes" in sections and isinstance(data, Dataset) and data.class_names:
         named["class_names"] = list(data.class_names)
     return {**named, **sections, "versions": versions(), **(more or {})}
+
+
+def came_from(start: Model | None) -> Json:
+    """What a model file says of the model that its training went on from: a digest of its weights, and how
+    that one was trained; nothing without one."""
+    if start is None:
+        return {}
+    return {"start": {"weights": digest(dict(start.variables)), **start.metadata.get("training", {})}}
 
 
 def run_key(seed: int, part: str) -> jax.Array:

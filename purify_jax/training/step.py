@@ -12,9 +12,11 @@ import optax
 from chex import ArrayTree
 from jax.sharding import Mesh
 
-from purify_jax import energy, losses
+from purify_jax import energy, losses, networks
+from purify_jax.checks import InputError
 from purify_jax.devices import sharding
 from purify_jax.keys import FLIP, fold_keys, image_keys
+from purify_jax.models.model import Model
 from purify_jax.pytrees import Jitted, Pytree, as_pytree, static
 from purify_jax.training.augmentation import random_flip
 from purify_jax.types import Array, Keys, Params
@@ -64,6 +66,31 @@ def start_state(
         opt_state=optimizer.init(params),
         ema_batch_stats=copied(stats),
     )
+
+
+def first_state(
+    network: nn.Module,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    image_shape: tuple[int, ...],
+    start: Model | None,
+) -> TrainState:
+    """The state before the first step: :func:`init_state`'s, or at the parameters of ``start``.
+
+    Raises InputError for a start of another network or image shape.
+    """
+    if start is None:
+        return init_state(network, optimizer, key, image_shape)
+    if start.network != network:
+        raise InputError(
+            f"start: got the network {networks.describe(start.network)}, expected the one that is "
+            f"trained, {networks.describe(network)}"
+        )
+    if tuple(start.image_shape) != tuple(image_shape):
+        raise InputError(
+            f"start: made for images {start.image_shape}, expected the data's {tuple(image_shape)}"
+        )
+    return start_state(start.variables, optimizer)
 
 
 class DSMLoss(Pytree):
