@@ -28,9 +28,7 @@ def main(argv: list[str]) -> None:
     start = pj.load_model(FLAGS.start, pj.models.SCORE_ROLES) if FLAGS.start else None
     given = {"start": FLAGS.start} if start else {}
     workdir = claim_workdir(FLAGS.workdir, {"ebm": {**flagging.section(config, "ebm"), **given}})
-    model, finished = from_config.train_ebm(
-        config, dataset, start=start, **flagging.how(workdir)
-    )
+    model, finished = from_config.train_ebm(config, dataset, start=start, **flagging.how(workdir))
     flagging.finish(model, finished, workdir)
 
 

@@ -18,7 +18,9 @@ def get_config() -> ConfigDict:
         {"name": "ShuffledUNet", "features": (64, 128, 128), "blocks": 1}
     )
     config.ebm.update({"role": "score", "sigma_max": 0.5, "sigma_min": 0.05, "flip": True})
-    config.ebm.update({"rule": "adamw", "learning_rate": 1e-3, "warmup_steps": 0, "ema_decay": 0.999})
+    config.ebm.update(
+        {"rule": "adamw", "learning_rate": 1e-3, "warmup_steps": 0, "ema_decay": 0.999}
+    )
     config.ebm.update({"steps": 5000, "batch_size": 128})
     config.ebm.update({"steps_per_dispatch": 20, "checkpoint_every": 100})
     # The published λ = 0.05 is for scores over σ. Of displacements, whose curvature is about 1, a step takes away

@@ -4,7 +4,7 @@ import dataclasses
 
 import flax.linen as nn
 
-from purify_jax.checks import InputError, check_count, check_number, check_outputs
+from purify_jax.checks import check_count, check_number, check_outputs
 from purify_jax.data import Batches, Dataset, as_training_data
 from purify_jax.data.iterators import Source
 from purify_jax.devices.execution import Execution

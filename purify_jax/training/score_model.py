@@ -258,7 +258,10 @@ def train_score_model(
     about = about_training(
         data, metadata, purification=dict(purification or {}), training=settings.recorded()
     )
-    about = {**about, "training": {**about["training"], **settings.read_by_purifiers(), **came_from(start)}}
+    about = {
+        **about,
+        "training": {**about["training"], **settings.read_by_purifiers(), **came_from(start)},
+    }
     variables = {"params": state.ema_params}
     return Trained(Model(settings.role, network, variables, data.image_shape, about), finished)
 

@@ -141,7 +141,9 @@ def came_from(start: Model | None) -> Json:
     that one was trained; nothing without one."""
     if start is None:
         return {}
-    return {"start": {"weights": digest(dict(start.variables)), **start.metadata.get("training", {})}}
+    return {
+        "start": {"weights": digest(dict(start.variables)), **start.metadata.get("training", {})}
+    }
 
 
 def run_key(seed: int, part: str) -> jax.Array:

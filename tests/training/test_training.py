@@ -1,5 +1,7 @@
 """Training resumes to the bit, as a real process that is really killed."""
 
+import dataclasses
+import functools
 import json
 import random
 import time
@@ -18,6 +20,7 @@ from purify_jax import energy, networks, noise, training
 from purify_jax.checks import InputError
 from purify_jax.devices import compiling
 from purify_jax.training import feeding
+from purify_jax.training.checkpoints import digest
 from tests.faults import harness
 
 
@@ -223,3 +226,63 @@ def test_a_classifier_goes_on_from_another_one():
         InputError, match="start: got the network {.*expected the one that is trained, {"
     ):
         pj.train_classifier(other, dataset, settings, start=ready)
+
+
+def test_a_score_network_goes_on_from_another_one(tmp_path):
+    dataset = pj.data.load_split("digits", "train").take(64)
+    ready = pj.pretrained.load("digits").score_model
+    kept = dict(learning_rate=0.0, ema_decay=0.5, sigmas=[0.1, 0.5])
+    how = {"role": ready.role, "scale": ready.metadata["training"]["scale"]}
+    settings = training.ScoreSettings(2, 16, **kept, **how)
+    train = functools.partial(pj.train_score_model, ready.network, dataset)
+    made, _ = train(settings, start=ready, execution=pj.Execution(workdir=tmp_path / "one"))
+    chex.assert_trees_all_close(made.params, ready.params, rtol=1e-6)  # the average rounds
+    # The chain of stages is in the header, and a stage says of which weights it is the next.
+    again, _ = train(settings, start=made)
+    before = again.metadata["training"]["start"]
+    assert before["start"]["sigma_max"] == ready.metadata["training"]["sigma_max"]
+    assert before["weights"] == digest(dict(made.variables))
+    assert before["start"]["weights"] == digest(dict(ready.variables))
+    fresh, _ = train(settings)
+    assert "start" not in fresh.metadata["training"]
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(fresh.params, ready.params, rtol=1e-6)
+    with pytest.raises(InputError, match="start: its weights are not those that the training"):
+        train(settings, start=fresh, execution=pj.Execution(workdir=tmp_path / "one"))
+
+
+def test_a_score_network_goes_on_from_its_like_only():
+    dataset = pj.data.load_split("digits", "train").take(64)
+    shipped = pj.pretrained.load("digits")
+    ready = shipped.score_model
+    role, scale = ready.role, ready.metadata["training"]["scale"]
+    settings = functools.partial(training.ScoreSettings, 2, 16, sigmas=[0.1, 0.5])
+    other = "score" if role == "energy" else "energy"
+    for start, network, given, message in [
+        (
+            shipped.classifier,
+            ready.network,
+            {"role": role, "scale": scale},
+            "start: a model of role 'classifier'",
+        ),
+        (ready, ready.network, {"role": other, "scale": scale}, f"expected .* {other!r}"),
+        (
+            ready,
+            ready.network,
+            {"role": role, "scale": "per_sigma"},
+            f"scale {scale!r}, expected",
+        ),
+        (
+            ready,
+            networks.MLP(features=(4,)),
+            {"role": role, "scale": scale},
+            "start: got the network {",
+        ),
+    ]:
+        with pytest.raises(InputError, match=message):
+            pj.train_score_model(network, dataset, settings(**given), start=start)
+    wider = dataclasses.replace(ready, image_shape=(16, 16, 1))
+    with pytest.raises(
+        InputError, match=r"start: made for images \(16, 16, 1\), expected the data's \(8, 8, 1\)"
+    ):
+        pj.train_score_model(ready.network, dataset, settings(role=role, scale=scale), start=wider)
