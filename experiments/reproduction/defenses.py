@@ -59,7 +59,7 @@ class Network(NamedTuple):
 
 
 def _tuned(config: str, score_model: str, ships: str) -> Network:
-    given = {"classifier": "classifier", "score_model": score_model}
+    given = {"start": "classifier", "score_model": score_model}
     return Network("train_classifier", config, given, {_MODEL: f"{ships}.safetensors"})
 
 

@@ -60,8 +60,8 @@ FLAGS = {
     },
     "reproduce": {"suite": ["nope", ""], "images": _COUNT, "budget": ["0", "-1", "nan", "inf", "x"], "parts": ["nope", "", "certification,nope"]},
     "experiments.reproduction.exchange": {"results": _FILE[:1] + _FILE[2:], "out": ["/dev/null/x", str(ROOT / "README.md")]},
-    "train_ebm": {"config": ["nope.py", "/", str(ROOT / "README.md"), ""], "image_size": ["9", "0", "x"]},
-    "train_classifier": {"score_model": [str(ROOT / "pretrained/digits_score_model.safetensors")], "config": ["nope.py", ""]},
+    "train_ebm": {"start": _FILE, "config": ["nope.py", "/", str(ROOT / "README.md"), ""], "image_size": ["9", "0", "x"]},
+    "train_classifier": {"start": _FILE, "score_model": [str(ROOT / "pretrained/digits_score_model.safetensors")], "config": ["nope.py", ""]},
     "train_defense": {"classifier": _FILE, "score_model": _FILE, "config": ["digits", "nope.py"]},
 }  # fmt: skip
 _FIELD_COUNT = ["0", "-1", "2.5", "abc", "nan", "'x'"]
