@@ -2,6 +2,7 @@
 
 python -m experiments.score --images=FILE.npz --model=digits
 
+--defense=FILE.py:FUNCTION scores your own code in place of a model.
 FILE.npz holds "adversarial" [images, h, w, c] in [0, 1] and "labels" [images]; if it also holds
 "clean", "epsilon" and "norm", the ball is checked. ``experiments.evaluate --save_adversarial`` writes
 such files; so does np.savez. Writes results.json and a page next to the file, or to --workdir.
@@ -18,8 +19,10 @@ from absl import flags
 import purify_jax as pj
 from experiments.common import cli, loading
 from experiments.common.workdirs import claim_workdir
+from purify_jax.checks import InputError
 
 loading.define_models()
+loading.define_defense()
 loading.define_purifier()
 flags.DEFINE_string("images", None, "File of adversarial images (.npz).", required=True)
 flags.DEFINE_string("workdir", None, "Folder for the results (default: FILE_score).")
@@ -39,12 +42,8 @@ NOTE = (
 def main(argv: list[str]) -> None:
     """A file of images in, results.json and a page out."""
     del argv
-    score_model, classifier = loading.read_models(needs_score_model=False)
-    defense = None if FLAGS.undefended else loading.make_defense(score_model, classifier)
-    if defense is None:
-        defense = pj.undefended(pj.models.logits_fn(classifier))
     file = Path(FLAGS.images)
-    found = pj.attacks.saved.load(file, tuple(classifier.image_shape))
+    defense, found = _own_code(file) if loading.own_code() else _models(file)
     workdir = FLAGS.workdir or file.with_name(f"{file.stem}_score")
     made_with = pj.evaluation.identity(defense=defense, images=found.adversarial)
     workdir = claim_workdir(workdir, {**_settings(), "made_with": made_with}, "settings.json")
@@ -58,6 +57,23 @@ def main(argv: list[str]) -> None:
     _write(workdir, found, adversarial, clean)
 
 
+def _own_code(file: Path) -> tuple[pj.defense.Attackable, pj.attacks.saved.SavedImages]:
+    found = pj.attacks.saved.load(file)
+    _, own = loading.read_own_code(FLAGS.defense, found.adversarial)
+    if FLAGS.undefended and not isinstance(own, pj.Defense):
+        raise InputError(
+            "undefended: got it for one function, expected a pair (purifier, classifier)"
+        )
+    return pj.undefended(own.logits_fn) if FLAGS.undefended else own, found
+
+
+def _models(file: Path) -> tuple[pj.Defense, pj.attacks.saved.SavedImages]:
+    score_model, classifier = loading.read_models(needs_score_model=False)
+    found = pj.attacks.saved.load(file, tuple(classifier.image_shape))
+    defense = None if FLAGS.undefended else loading.make_defense(score_model, classifier)
+    return defense or pj.undefended(pj.models.logits_fn(classifier)), found
+
+
 def _settings() -> dict[str, Any]:
     names = (
         "model",
@@ -69,7 +85,7 @@ def _settings() -> dict[str, Any]:
         "batch_size",
         "seed",
     )
-    given = ("rate",) if FLAGS.rate is not None else ()
+    given = [name for name in ("rate", "defense") if FLAGS[name].value is not None]
     return loading.values(*names, *loading.PURIFIER, *given)
 
 

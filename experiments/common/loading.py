@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from absl import flags
 
 import purify_jax as pj
@@ -165,13 +166,22 @@ def _load_own_code(place: str) -> Loaded:
     dataset = pj.data.load_split(
         FLAGS.dataset, FLAGS.split, FLAGS.data_dir, image_size=FLAGS.image_size
     )
-    given = pj.bridges.defense_of(pj.bridges.built(place), dataset)
-    own = pj.defense.attackable(given, dataset.image_shape)
+    given, own = read_own_code(
+        place, dataset.batch(np.arange(min(4, len(dataset))))[0], dataset.num_classes
+    )
     if not isinstance(own, pj.Defense):
         return Loaded(None, None, None, given, dataset)
     bare = pj.undefended(own.logits_fn)
     defended = pj.evaluation.suite_runs.is_defended(own)
     return Loaded(None, None, bare, own if defended else None, dataset)
+
+
+def read_own_code(
+    place: str, images: np.ndarray, num_classes: int | None = None
+) -> tuple[pj.types.PredictFn, pj.defense.Attackable]:
+    """(what --defense builds as a prediction, the same as attacks and judges take it)."""
+    given = pj.bridges.defense_of(pj.bridges.built(place), images, num_classes)
+    return given, pj.defense.attackable(given, images.shape[1:])
 
 
 def load_dataset(model: pj.models.Model, called: str) -> pj.data.Dataset:

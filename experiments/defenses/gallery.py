@@ -18,19 +18,9 @@ from absl import flags
 
 import purify_jax as pj
 from experiments.common import cli, flagging, provenance
+from experiments.defenses.gallery_table import DEFENSES, FOLDER
 from purify_jax.atomic import write_atomically
 
-#: Module → what the table calls it.
-DEFENSES = {
-    "random_resizing": "random resizing and padding",
-    "jpeg_and_tv": "JPEG and total variation",
-    "feature_squeezing": "feature squeezing",
-    "k_winners": "k-winners-take-all",
-    "smoothing_vote": "majority vote of noisy copies",
-    "random_ensemble": "ensemble drawn at random",
-    "langevin": "Langevin purification, detached",
-    "diffpure": "DiffPure",
-}
 _EPSILON, _STEP, _STEPS = 8 / 255, 2 / 255, 40
 
 flags.DEFINE_list("names", list(DEFENSES), "Which defenses.")
@@ -46,7 +36,7 @@ def main(argv: list[str]) -> None:
     dataset = pj.load_split("cifar10", "test", FLAGS.data_dir).take(FLAGS.images)
     command = provenance.shown(["experiments.defenses.gallery", *argv[1:]], FLAGS.data_dir)
     for name in FLAGS.names:
-        path = provenance.ROOT / "results" / "gallery" / f"{name}.json"
+        path = provenance.ROOT / "results" / FOLDER / f"{name}.json"
         if path.is_file():
             continue
         found = measure(name, dataset)
@@ -82,7 +72,7 @@ def claims(given: Any, images: np.ndarray, labels: np.ndarray) -> Mapping[str, A
     from experiments.defenses import networks
 
     torch.manual_seed(FLAGS.seed)
-    np.random.seed(FLAGS.seed)
+    np.random.seed(FLAGS.seed)  # noqa: NPY002  (what a defense draws from)
     defense = torch.nn.Sequential(*given) if isinstance(given, tuple) else given
     x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     y = torch.from_numpy(np.asarray(labels, np.int64))

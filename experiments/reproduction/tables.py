@@ -4,7 +4,8 @@ python -m experiments.reproduction.tables            # rewrites them: make table
 python -m experiments.reproduction.tables --check    # fails if one differs from what results/ says
 
 ``<!-- table: SUITE -->`` stands for all of a suite, ``<!-- flagship: SUITE -->`` for its most important lines,
-``<!-- defenses: cifar10 -->`` for the defenses of CIFAR-10; all end with ``<!-- end -->``.
+``<!-- defenses: cifar10 -->`` for the defenses of CIFAR-10, ``<!-- gallery: gallery -->`` for docs/gallery.md; all
+end with ``<!-- end -->``.
 """
 
 import re
@@ -15,6 +16,7 @@ from absl import flags
 
 from experiments.common import cli, locks
 from experiments.common.provenance import ROOT
+from experiments.defenses import gallery_table
 from experiments.reproduction import defense_table, leaderboard, model_list
 from experiments.reproduction.defenses import DEFENSES
 from experiments.reproduction.results import (
@@ -54,7 +56,7 @@ def main(argv: list[str]) -> None:
     del argv
     if not FLAGS.check:
         locks.hold("results", ROOT / "results")
-    marked = (ROOT / "README.md", ROOT / "docs" / "results.md")
+    marked = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "gallery.md")
     pages = {path: rewrite(path.read_text(), ROOT / "results") for path in marked}
     pages[ROOT / "docs" / "leaderboard.md"] = leaderboard.page(ROOT / "results")
     shipped = ROOT / "pretrained"
@@ -79,11 +81,13 @@ def rewrite(text: str, results: Path) -> str:
         "table": block,
         "flagship": flagship,
         "defenses": lambda suite, folder: defense_table.table(folder.parent),
+        "gallery": lambda suite, folder: gallery_table.table(folder),
     }
     folders = {p.name for p in results.iterdir() if p.is_dir()}
     # The defenses have a folder each.
     defenses = {"cifar10"} if folders & set(DEFENSES) else set()
-    there = {"table": folders, "flagship": folders, "defenses": defenses}
+    gallery = {gallery_table.FOLDER} & folders
+    there = {"table": folders, "flagship": folders, "defenses": defenses, "gallery": gallery}
 
     def anew(found: re.Match[str]) -> str:
         start, kind, suite, end = found.groups()

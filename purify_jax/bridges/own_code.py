@@ -10,12 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from purify_jax.checks import InputError
-from purify_jax.data import Dataset
 from purify_jax.defense import Defense, Whole, undefended
-from purify_jax.types import PredictFn
+from purify_jax.types import Array, PredictFn
 
 #: What ``build()`` may return, for messages.
 EXPECTED = (
@@ -66,24 +64,25 @@ def _calling(place: str, function: Callable[[], Any]) -> Any:
         ) from error
 
 
-def defense_of(given: Any, dataset: Dataset) -> PredictFn:
+def defense_of(given: Any, images: Array, num_classes: int | None = None) -> PredictFn:
     """Somebody's defense as (keys, images) → log-probabilities.
 
     Args:
       given: a PyTorch module of the whole defense, a pair (purifier, classifier) whose parts are PyTorch
         modules or functions of JAX, a function (keys, images) → log-probabilities or images → logits, or a
         ``Defense``. A purifier of JAX is (keys, images) → (purified, info).
-      dataset: on whose first images PyTorch code is measured.
+      images: ``[batch, h, w, c]`` in [0, 1], on the first of which PyTorch code is measured.
+      num_classes: how many classes PyTorch code shall have; measured by default.
 
     Raises InputError for anything else.
     """
-    images, _ = dataset.batch(np.arange(min(4, len(dataset))))
+    images = images[:4]
     if isinstance(given, (tuple, list)) and len(given) == 2:
-        return _pair(given[0], given[1], dataset, images)
+        return _pair(given[0], given[1], images, num_classes)
     if _is_torch(given):
         from purify_jax.bridges.from_torch import defense_from_torch
 
-        return defense_from_torch(given, dataset.num_classes, images=images)
+        return defense_from_torch(given, num_classes, images=images)
     if isinstance(given, (Defense, Whole)) or (callable(given) and _operands(given) >= 2):
         return given
     if callable(given) and not isinstance(given, type):
@@ -91,7 +90,7 @@ def defense_of(given: Any, dataset: Dataset) -> PredictFn:
     raise InputError(f"defense: got {type(given).__name__}, expected {EXPECTED}")
 
 
-def _pair(purifier: Any, classifier: Any, dataset: Dataset, images: Any) -> Defense:
+def _pair(purifier: Any, classifier: Any, images: Array, num_classes: int | None) -> Defense:
     if _is_torch(purifier):
         from purify_jax.bridges.from_torch import purifier_from_torch
 
@@ -101,7 +100,7 @@ def _pair(purifier: Any, classifier: Any, dataset: Dataset, images: Any) -> Defe
 
         keys = jax.random.split(jax.random.key(0), len(images))
         purified = purifier(keys, jnp.asarray(images))[0][0]
-        classifier = logits_from_torch(classifier, dataset.num_classes, images=purified)
+        classifier = logits_from_torch(classifier, num_classes, images=purified)
     for name, part in (("purifier", purifier), ("classifier", classifier)):
         if not callable(part):
             raise InputError(f"defense: its {name} is a {type(part).__name__}, expected a function")

@@ -59,6 +59,39 @@ def test_saved_by_evaluate_and_scored_by_score(run_binary, tmp_path):
     assert "inside the ball of 0.2" in done.stdout
 
 
+def test_somebodys_own_code_is_scored(run_binary, refusal, tmp_path):
+    """A function that answers the class of the brightest quarter; two classes of the ten are in the file."""
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "import jax, jax.numpy as jnp\n"
+        "def build():\n"
+        "    halves = lambda x: jnp.stack([x[:, :4].sum((1, 2, 3)), x[:, 4:].sum((1, 2, 3))], -1)\n"
+        "    coin = lambda key: jnp.where(jax.random.bernoulli(key, 0.25), -1.0, 1.0)\n"
+        "    turned = lambda keys, x: jax.vmap(coin)(keys)[:, None] * halves(x)\n"
+        "    return lambda keys, x: jax.nn.log_softmax(turned(keys, x))\n"
+        "def pair():\n"
+        "    same = lambda keys, x: (x[None], {})\n"
+        "    return same, lambda x: jnp.stack([x[:, :4].sum((1, 2, 3)), x[:, 4:].sum((1, 2, 3))], -1)\n"
+    )
+    images = np.zeros((40, 8, 8, 1), np.float32)
+    images[:20, :4] = images[20:, 4:] = 1.0
+    file = tmp_path / "mine.npz"
+    np.savez(file, adversarial=images, labels=np.repeat([0, 1], 20))
+    own = ("score", f"--images={file}", f"--workdir={tmp_path / 'out'}")
+    run_binary(*own, f"--defense={code}:build", "--draws=50")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    # Right in 3 of 4 draws: 2000 draws, a standard deviation of 0.01.
+    assert results["average"][0] == pytest.approx(0.75, abs=0.04)
+    assert results["settings"]["defense"] == f"{code}:build"
+    run_binary(*own[:2], f"--defense={code}:pair", "--undefended", f"--workdir={tmp_path / 'bare'}")
+    bare = json.loads((tmp_path / "bare" / "results.json").read_text())
+    assert (bare["average"][0], bare["draws"]) == (1.0, 1)
+    line = refusal(*own, f"--defense={code}:build", "--undefended")
+    assert "undefended: got it for one function, expected a pair (purifier, classifier)" in line
+    line = refusal(*own, f"--defense={code}:build", "--model=digits")
+    assert "defense: got --model beside it" in line
+
+
 def test_a_plain_file_and_the_bare_classifier(run_binary, tmp_path):
     """Two arrays are enough, and clean digits are classified right."""
     test = pj.load_split("digits", "test[:30]")

@@ -49,7 +49,7 @@ def test_the_page_of_models_does_not_guess_hours(tmp_path):
     assert "| dsm |" not in page
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/gallery.md"])
 def test_tables_are_what_results_say(page):
     text = (ROOT / page).read_text()
     assert tables.rewrite(text, ROOT / "results") == text

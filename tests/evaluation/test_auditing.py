@@ -240,8 +240,8 @@ def test_own_code(tmp_path):
     bridges = pj.bridges
     assert bridges.built(f"{file}:build")(None, 1) == 1
     data = _data(2)
-    assert isinstance(bridges.defense_of(bridges.built(f"{file}:logits"), data), pj.Defense)
-    pair = bridges.defense_of((_purifier(lambda x: x), _logits), data)
+    assert isinstance(bridges.defense_of(bridges.built(f"{file}:logits"), data.images), pj.Defense)
+    pair = bridges.defense_of((_purifier(lambda x: x), _logits), data.images)
     assert isinstance(attackable(pair, SHAPE), pj.Defense)
     for place, message in (
         (f"{tmp_path}/none.py:build", "is no file, expected FILE.py:FUNCTION"),
@@ -252,7 +252,7 @@ def test_own_code(tmp_path):
         with pytest.raises(InputError, match=message):
             bridges.built(place)
     with pytest.raises(InputError, match="defense: got str, expected a torch.nn.Module, a pair"):
-        bridges.defense_of(bridges.built(f"{file}:text"), data)
+        bridges.defense_of(bridges.built(f"{file}:text"), data.images)
 
 
 def test_a_run_that_continues_keeps_its_plan(tmp_path):

@@ -70,7 +70,7 @@ def make(folder: Path) -> Workplace:
 
 #: Reads results/ and writes the checkout's own pages.
 TABLES = "experiments.reproduction.tables"
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("README.md", "docs/results.md", "docs/gallery.md")
 #: Binaries that write into a folder of their own.
 BINARIES = (
     "train_ebm", "train_classifier", "train_defense", "evaluate", "detect", "certify", "corruptions",

@@ -111,7 +111,7 @@ def audit(
     if minutes is not None:
         check_at_least("minutes", minutes, 0.01)
     few = dataset.batch(np.arange(min(LOOKED_AT, len(dataset))))
-    seen = examine(defense_of(defense, dataset), *few, seed=seed)
+    seen = examine(defense_of(defense, few[0], dataset.num_classes), *few, seed=seed)
     model = attackable(seen.defense, dataset.image_shape)
     if isinstance(model, Whole) and seen.draws == "none":
         model = model.replace(is_deterministic=True)
