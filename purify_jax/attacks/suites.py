@@ -15,6 +15,9 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+import jax
+import jax.numpy as jnp
+
 from purify_jax import costs, losses
 from purify_jax.attacks.auto_pgd import APGD
 from purify_jax.attacks.averages import EOT
@@ -26,6 +29,7 @@ from purify_jax.attacks.square_search import Square
 from purify_jax.attacks.targeted import TargetedAPGD
 from purify_jax.checks import check_at_least, check_choice, check_count, check_epsilon
 from purify_jax.defense import Attackable, Defense
+from purify_jax.keys import image_keys
 from purify_jax.purifiers import score_of
 from purify_jax.types import Array, Attack, GradientFn, LossFn, PredictFn, ScoreFn
 
@@ -50,6 +54,8 @@ class Options:
     margin: the margin in place of the cross-entropy, whose gradient vanishes where a softmax is saturated.
     smoothing: δ > 0 of :class:`~purify_jax.attacks.SPSA`, whose gradient then takes the place of the exact one:
       for a defense whose gradient is missing or zero almost everywhere. By default the exact gradient.
+    num_classes: of the defense. Attacks whose loss needs more are left out; None for enough
+      (:func:`with_classes` finds out).
 
     Raises InputError for an unknown norm, ε < 0, counts below 1 and δ ≤ 0.
     """
@@ -63,6 +69,7 @@ class Options:
     bpda: bool = False
     margin: bool = False
     smoothing: float | None = None
+    num_classes: int | None = None
 
     def __post_init__(self) -> None:
         check_epsilon(self.epsilon, get(self.norm).name)
@@ -108,27 +115,12 @@ class Suite(NamedTuple):
 #: The attack that :func:`~purify_jax.attacks.white_box` makes, in records.
 WHITE_BOX = "PGD, shared keys"
 
-#: Attack of any suite → its family; red flags compare families.
-FAMILIES: Mapping[str, str] = MappingProxyType(
-    {
-        "PGD+EOT": "exact",
-        "momentum PGD": "exact",
-        "momentum PGD, smooth error": "exact",
-        WHITE_BOX: "exact",
-        "APGD-CE": "exact",
-        "APGD-T": "exact",
-        "APGD-CE+EOT": "exact",
-        "APGD-DLR+EOT": "exact",
-        "APGD-CW+EOT": "exact",
-        "BPDA+EOT": "approximate",
-        "joint (score)": "approximate",
-        "joint (full)": "approximate",
-        "blind": "transfer",
-        "transfer": "transfer",
-        "Square": "black-box",
-        "SPSA": "black-box",
-    }
-)
+
+def with_classes(options: Options, defense: PredictFn, image_shape: tuple[int, ...]) -> Options:
+    """The options with the number of classes that the defense answers with, by its shapes alone."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    keys = jax.eval_shape(lambda: image_keys(jax.random.key(0), jnp.arange(1)))
+    return replace(options, num_classes=jax.eval_shape(defense, keys, images).shape[-1])
 
 
 def build(name: str, defense: Attackable, options: Options) -> dict[str, Attack]:
@@ -176,6 +168,12 @@ def _apgd(defense: Attackable, loss_fn: LossFn, options: Options, steps: int, eo
     return APGD(gradient, num_steps=steps, predict=predict, **options.ball)
 
 
+def _few_classes(options: Options, needed: int) -> str | None:
+    """Why an attack whose loss takes ``needed`` classes is impossible; None if it is not."""
+    has = options.num_classes
+    return None if has is None or has >= needed else f"its loss needs {needed} classes of {has}"
+
+
 def _of_parts(defense: Attackable, make: Callable[[Defense], Made]) -> Made | str:
     """What ``make`` makes of a defense with parts; else why there is nothing to make it of."""
     return make(defense) if isinstance(defense, Defense) else defense.reason
@@ -203,10 +201,11 @@ def _standard(defense: Attackable, options: Options, steps: int) -> dict[str, Po
         defense, num_steps=steps, deterministic=defense.is_deterministic, num_samples=eot,
         samples_at_once=options.samples_at_once, **options.ball,
     )  # fmt: skip
-    no_gradient = "it needs exact gradients"
+    replaced = options.bpda or options.smoothing is not None
+    impossible = _few_classes(options, 4) or ("it needs exact gradients" if replaced else None)
     return {
         "APGD-CE": _apgd(defense, losses.cross_entropy, options, steps, eot),
-        "APGD-T": targeted if options.smoothing is None else no_gradient,
+        "APGD-T": impossible or targeted,
         "Square": Square(defense, num_queries=50 * steps, **options.ball),
     }
 
@@ -215,7 +214,7 @@ def _rand(defense: Attackable, options: Options, steps: int) -> dict[str, Possib
     eot = _eot(defense, options, 20)
     return {
         "APGD-CE+EOT": _apgd(defense, losses.cross_entropy, options, steps, eot),
-        "APGD-DLR+EOT": _apgd(defense, losses.dlr, options, steps, eot),
+        "APGD-DLR+EOT": _few_classes(options, 3) or _apgd(defense, losses.dlr, options, steps, eot),
     }
 
 

@@ -158,6 +158,7 @@ def evaluate_suite(
     models = {name: attackable(each, dataset.image_shape) for name, each in given.items()}
     for name in models:
         check_file_name("label", name)
+    options = suites.with_classes(options, models[label], dataset.image_shape)
     run.check_skip(models, options)
     execution = dataclasses.replace(execution, batch_size=execution.batch_size or 32)
     ball = {"norm": options.norm, "epsilon": options.epsilon}

@@ -71,6 +71,27 @@ def test_every_suite_takes_a_plain_function(suite):
         assert float(jnp.abs(attack(keys, images, labels) - images).max()) <= 0.1 + 1e-6
 
 
+@pytest.mark.parametrize(
+    ("suite", "attack", "needed"), [("standard", "APGD-T", 4), ("rand", "APGD-DLR+EOT", 3)]
+)
+def test_losses_that_need_more_classes_are_left_out(suite, attack, needed):
+    for classes in (needed - 1, needed):
+        model = attackable(lambda keys, x, n=classes: _whole(keys, x)[:, :n], SHAPE)
+        options = suites.with_classes(Options(epsilon=0.1, steps=2), model, SHAPE)
+        assert options.num_classes == classes
+        missing = suites.left_out(suite, model, options)
+        if classes == needed:
+            assert not missing
+        else:
+            assert missing == {attack: f"its loss needs {needed} classes of {classes}"}
+    few = pj.data.Dataset("d", "s", _data().images, np.zeros(len(_data()), np.int32), 2)
+    two = lambda keys, x: jax.nn.log_softmax(_whole(keys, x)[:, :2])
+    run = suite_runs.SuiteRun(suite, probe_images=0)
+    found = suite_runs.evaluate_suite(two, few, Options(epsilon=0.1, steps=1, eot=1), run)
+    assert attack in found.left_out
+    assert attack not in {record["attack"] for record in found.records["defended"]}
+
+
 def test_a_purifier_that_resizes_is_one_function():
     crop = pj.Defense(_purifier(lambda x: x[:, 1:3]), lambda x: x.reshape(len(x), -1) @ WEIGHTS[:8])
     model = attackable(crop, SHAPE)

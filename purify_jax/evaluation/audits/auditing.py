@@ -117,6 +117,7 @@ def audit(
         model = model.replace(is_deterministic=True)
     options = suites.Options(norm=norm, epsilon=epsilon, steps=steps)
     key = jax.random.key(seed)
+    options = suites.with_classes(options, model, dataset.image_shape)
     options, gradient = _gradient(seen, model, dataset, options, execution)
     run = SuiteRun(suite, draws)
     scored = run.draws_of(model)

@@ -7,13 +7,14 @@ does not fall to zero as ε grows, more effort still lowers it much, gradients v
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from purify_jax.attacks import blind, bpda
 from purify_jax.attacks.norms import get
-from purify_jax.attacks.suites import FAMILIES, Options
+from purify_jax.attacks.suites import WHITE_BOX, Options
 from purify_jax.data import Dataset
 from purify_jax.defense import Attackable, Defense
 from purify_jax.devices.execution import Execution
@@ -25,6 +26,28 @@ from purify_jax.types import Array
 
 #: Shares above which something is "more than a few images" or "much".
 FEW, MUCH = 0.05, 0.10
+
+#: Attack of any suite → its family.
+FAMILIES: Mapping[str, str] = MappingProxyType(
+    {
+        "PGD+EOT": "exact",
+        "momentum PGD": "exact",
+        "momentum PGD, smooth error": "exact",
+        WHITE_BOX: "exact",
+        "APGD-CE": "exact",
+        "APGD-T": "exact",
+        "APGD-CE+EOT": "exact",
+        "APGD-DLR+EOT": "exact",
+        "APGD-CW+EOT": "exact",
+        "BPDA+EOT": "approximate",
+        "joint (score)": "approximate",
+        "joint (full)": "approximate",
+        "blind": "transfer",
+        "transfer": "transfer",
+        "Square": "black-box",
+        "SPSA": "black-box",
+    }
+)
 
 
 class RedFlag(NamedTuple):
