@@ -80,6 +80,7 @@ class Generators:
         ``used``: of a call that measures, collects those that were drawn from: name → digests of the states
         that they ended in.
         """
+        # A generator's number is that of its place among all, whichever of them are idle.
         digest = hashlib.shake_128(source).digest(8 * len(self.all))
         with LOCK:
             chosen = [g for g in self.all if used is not None or g.name not in self.idle]
@@ -90,8 +91,10 @@ class Generators:
                 if g.glance and used is None and g.name in self.idle
             ]
             try:
-                for i, generator in enumerate(chosen):
-                    generator.seed(int.from_bytes(digest[8 * i : 8 * i + 8], "little") >> 1)
+                for place, generator in enumerate(self.all):
+                    if generator in chosen:
+                        number = digest[8 * place : 8 * place + 8]
+                        generator.seed(int.from_bytes(number, "little") >> 1)
                 begun = [] if used is None else [generator.digest() for generator in chosen]
                 yield
                 for generator, before in zip(chosen, begun, strict=used is not None):

@@ -15,6 +15,7 @@ from purify_jax.bridges import (
     purifier_from_torch,
     torch_calls,
 )
+from purify_jax.bridges.generators import Generators
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (make torch)")
 modules = pytest.importorskip("tests.bridges.torch_modules")
@@ -283,3 +284,15 @@ def test_a_generator_that_is_used_late_is_said(images):
     before = GLOBAL.get_state()[1].tolist()
     np.testing.assert_array_equal(defense(keys_for(4), images), defense(keys_for(4), images))
     assert GLOBAL.get_state()[1].tolist() == before
+
+
+def test_a_seed_does_not_depend_on_which_generators_are_idle():
+    """Python's generator, beside NumPy's that no call draws from: eval() changes nothing then."""
+    generators = Generators(lambda x: x, torch.device("cpu"))
+    drawn = []
+    for idle in (set(), {"numpy"}):
+        generators.idle = idle
+        with generators.seeded(b"a call"):
+            drawn.append((random.random(), float(torch.rand(()))))
+    assert drawn[0] == drawn[1]
+    assert drawn[0][0] != drawn[0][1]
