@@ -9,7 +9,6 @@ results/gallery/NAME.json; a defense whose file is there is left out. ``make tab
 
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from experiments.common import cli, flagging, provenance
 from experiments.defenses.gallery_table import DEFENSES, FOLDER
 from purify_jax.atomic import write_atomically
 
-_EPSILON, _STEP, _STEPS = 8 / 255, 2 / 255, 40
+_EPSILON = 8 / 255
 
 flags.DEFINE_list("names", list(DEFENSES), "Which defenses.")
 flags.DEFINE_integer("images", 64, "Images, from the start of the test split.")
@@ -49,9 +48,11 @@ def main(argv: list[str]) -> None:
 
 def measure(name: str, dataset: pj.data.Dataset) -> dict[str, Any]:
     """What the defense claims, and what the audit found."""
+    from experiments.defenses.claims import claims  # PyTorch, after flags are read
+
     started = time.monotonic()
     given = pj.bridges.built(f"{Path(__file__).parent / name}.py:build")
-    claimed = claims(given, *dataset.batch(np.arange(len(dataset))))
+    claimed = claims(given, *dataset.batch(np.arange(len(dataset))), _EPSILON, FLAGS.seed)
     claiming = time.monotonic() - started
     audit = pj.audit(given, dataset, epsilon=_EPSILON, minutes=FLAGS.minutes, seed=FLAGS.seed)
     return {
@@ -63,48 +64,6 @@ def measure(name: str, dataset: pj.data.Dataset) -> dict[str, Any]:
         **pj.reporting.audits.content(audit),
         "seconds_of_the_claims": round(claiming, 1),
     }
-
-
-def claims(given: Any, images: np.ndarray, labels: np.ndarray) -> Mapping[str, Any]:
-    """Accuracy of one draw on clean images, under the transfer attack and under naive PGD."""
-    import torch
-
-    from experiments.defenses import networks
-
-    torch.manual_seed(FLAGS.seed)
-    np.random.seed(FLAGS.seed)  # noqa: NPY002  (what a defense draws from)
-    defense = torch.nn.Sequential(*given) if isinstance(given, tuple) else given
-    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    y = torch.from_numpy(np.asarray(labels, np.int64))
-
-    def accuracy(images: Any) -> pj.evaluation.statistics.Interval:
-        with torch.no_grad():
-            right = int((defense(images).argmax(-1) == y).sum())
-        return pj.evaluation.statistics.wilson(right, len(y))
-
-    moved = {
-        "clean": x,
-        "transfer": _pgd(networks.classifier(), x, y),
-        "naive": _pgd(defense, x, y),
-    }
-    return {kind: accuracy(images) for kind, images in moved.items()}
-
-
-def _pgd(module: Any, x: Any, y: Any) -> Any:
-    """Sign steps along the gradient of one draw each; images without a gradient stay."""
-    import torch
-
-    moved = x.clone()
-    for _ in range(_STEPS):
-        moved.requires_grad_()
-        loss = torch.nn.functional.cross_entropy(module(moved), y)
-        if loss.requires_grad:
-            (slope,) = torch.autograd.grad(loss, moved, allow_unused=True)
-        if not loss.requires_grad or slope is None:
-            return x
-        moved = moved.detach() + _STEP * slope.sign()
-        moved = torch.clamp(torch.minimum(torch.maximum(moved, x - _EPSILON), x + _EPSILON), 0, 1)
-    return moved.detach()
 
 
 if __name__ == "__main__":
