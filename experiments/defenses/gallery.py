@@ -8,6 +8,7 @@ results/gallery/NAME.json; a defense whose file is there is left out. ``make tab
 """
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ FLAGS = flags.FLAGS
 
 def main(argv: list[str]) -> None:
     """Flags in, a file for each defense out."""
+    del argv
     dataset = pj.load_split("cifar10", "test", FLAGS.data_dir).take(FLAGS.images)
-    command = provenance.shown(["experiments.defenses.gallery", *argv[1:]], FLAGS.data_dir)
+    command = provenance.shown(["experiments.defenses.gallery", *sys.argv[1:]], FLAGS.data_dir)
     for name in FLAGS.names:
         path = provenance.ROOT / "results" / FOLDER / f"{name}.json"
         if path.is_file():
@@ -59,7 +61,7 @@ def measure(name: str, dataset: pj.data.Dataset) -> dict[str, Any]:
         "claimed": claimed,
         "average": audit.average,
         "worst_of_10": audit.worst_of(audit.plan.draws),
-        "red_flags": [flag.name for flag in audit.red_flags],
+        "red_flags": [flag.cause for flag in audit.red_flags],
         "cost": audit.suite.summary().cost,
         **pj.reporting.audits.content(audit),
         "seconds_of_the_claims": round(claiming, 1),
