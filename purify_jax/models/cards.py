@@ -100,7 +100,7 @@ def _accuracies(card: Json) -> Iterator[tuple[str, str, Any, Any]]:
     for evaluation, found in card.get("evaluations", {}).items():
         kinds = {"clean": found["clean"]}
         if evaluation != "clean":
-            kinds["worst case per image"] = found["union_accuracy"]
+            kinds["union of attacks"] = found["union_accuracy"]
             averages = {model: f["average"] for model, f in found["summary"].items()}
             kinds["average of one answer"] = averages
         for what, models in kinds.items():

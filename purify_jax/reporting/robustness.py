@@ -1,4 +1,4 @@
-"""The page of a suite: a table of attacks by scorings, the worst case, the red flags."""
+"""The page of a suite: a table of attacks by scorings, their union, the red flags."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +32,8 @@ ATTACKS = (
 )
 ATTACK_TERMS = (
     (
-        "worst case per image",
-        "right after every attack, with one answer each. It is a union that falls with every attack that is added, even a useless one: read it, but quote the average above",
+        "union of attacks",
+        "right after every attack, with one answer each. It falls with every attack that is added, even a useless one: read it, but quote the average above",
     ),
     (
         "shared keys",
@@ -68,7 +68,7 @@ def _scorings(found: Sequence[records.Record]) -> tuple[str, ...]:
 
 
 def table(result: SuiteResult) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows): an attack a row, a scoring of a model a column, the worst case last.
+    """(columns, rows): an attack a row, a scoring of a model a column, the union of attacks last.
 
     An attack that one model has no row for (the joint attack on a purifier without a score) leaves
     its cells empty.
@@ -87,7 +87,7 @@ def table(result: SuiteResult) -> tuple[list[str], list[list[str]]]:
         for name in names
     ]
     worst = [str(result.union_accuracy(label, scoring)) for label, scoring in columns]
-    body.append(["worst case per image", *worst])
+    body.append(["union of attacks", *worst])
     if result.shared_keys is not None:
         first = columns.index((result.label, "one_draw"))
         blanks = [""] * len(columns)
@@ -114,7 +114,7 @@ def _figure(result: SuiteResult) -> bytes:
     values: dict[str, dict[str, records.Interval]] = {}
     for label, found in result.records.items():
         rows = {row["attack"]: row["one_draw"] for row in records.table(found)}
-        values[label] = {**rows, "worst case per image": result.union_accuracy(label)}
+        values[label] = {**rows, "union of attacks": result.union_accuracy(label)}
     names = list(dict.fromkeys(name for row in values.values() for name in row))
     cell = lambda found: None if found is None else (found.value, found.low, found.high)
     groups = {label: [cell(row.get(name)) for name in names] for label, row in values.items()}

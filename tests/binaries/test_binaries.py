@@ -96,7 +96,7 @@ def test_evaluate_paper_suite_and_resume(run_binary, model_files, tmp_path):
         # A bare classifier always says the same.
         assert (len(found["correct_draws"]), found["draws"]) == (8, 2 if label == "defended" else 1)
         assert share == pytest.approx(results["summary"][label]["average"][0])
-    assert "worst case per image" in done.stdout
+    assert "union of attacks" in done.stdout
     # Each attack and the strongest images; a bare classifier has no score for joint (score).
     assert done.stdout.count("after rounding to 8 bits") == 6 + 5
     saved = np.load(tmp_path / "adversarial" / "defended" / "blind.npz")

@@ -93,7 +93,7 @@ def test_the_card_says_what_the_hub_reads(folder):
     ]
     cell = lambda found: f"{found[0]:.3f} [{found[1]:.3f}, {found[2]:.3f}]"
     row = [cell(honest["undefended"]), cell(honest["defended"]), str(honest["defended"][3])]
-    assert f"| honest_linf_0.15 | worst case per image | {' | '.join(row)} |" in text.splitlines()
+    assert f"| honest_linf_0.15 | union of attacks | {' | '.join(row)} |" in text.splitlines()
     assert 'pj.pretrained.load("THIS_FOLDER")' in text
 
 
