@@ -26,8 +26,6 @@ class Suite:
     sigma: float
     clean_images: int = 0  # for a part without attacks, beside the clean rows of the others
     norms: tuple[tuple[str, float], ...] = ()  # further (norm, ε)
-    note: str = ""
-    config: str = ""  # of the two trainings, where it is not named like the suite
     trained_by_demo: bool = False
     on_purified: bool = False  # the classifier trains on purified images
     beside_attacks: bool = True  # also detection, corruptions and certification
@@ -93,25 +91,6 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
             on_purified=True,
             beside_attacks=False,
         ),
-        "cifar10_small": Suite(
-            config="cifar10",
-            minutes=60,
-            ebm_steps=1500,
-            classifier_steps=6000,
-            epsilons=(8 / 255,),
-            norms=(("l2", 0.5),),
-            paper=(16, 4, 2),
-            honest=(16, 20, 1),
-            detection_images=32,
-            corruption_images=16,
-            certification=(8, 100),
-            sigma=0.1,
-            clean_images=1000,
-            note=(
-                "Small networks, trained as far as a CPU goes; it proves the path on real images and is "
-                "no measure of the method."
-            ),
-        ),
     }
 )
 
@@ -166,16 +145,15 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
         threat = (f"--norm={norm}", f"--epsilon={epsilon:.6g}", draft.images(64))
         draft.add("comparison", "compare", *draft.models, *threat)
     trained = f"{steps['ebm']} EBM steps, {steps['classifier']} classifier steps"
-    note = f"{draft.budget}; {trained}. {suite.note}".strip()
+    note = f"{draft.budget}; {trained}."
     return Plan(draft.parts, score_model, classifier, note, name)
 
 
 def _train(draft: Draft, name: str, suite: Suite, steps: Mapping[str, int]) -> tuple[Path, Path]:
     """Adds the trainings; returns the score model's file and the classifier's."""
-    config = suite.config or name
     flags = {network: f"--config.{network}.steps={number}" for network, number in steps.items()}
     if suite.trained_by_demo:
-        path = f"--config=experiments/configs/{config}.py"
+        path = f"--config=experiments/configs/{name}.py"
         draft.add("demo", "quickstart", path, *flags.values(), draft.images(256))
         folder = draft.workdir / "demo"
         return folder / "score_model.safetensors", folder / "classifier.safetensors"

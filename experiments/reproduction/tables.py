@@ -36,18 +36,11 @@ from purify_jax.checks import InputError
 flags.DEFINE_bool("check", False, "Only compare.")
 FLAGS = flags.FLAGS
 
-#: Published accuracies (percent), with their source; REFERENCE: Croce et al. 2022 and the paper.
-PUBLISHED = {
-    "cifar10_small": "published, ADP with WideResNet-28-10 at Linf 8/255: clean 86.14, BPDA+EOT 70.01 "
-    "(Yoon et al. 2021), exact gradients 33.7 ± 0.5 (Croce et al. 2022)",
-    "mnist": "published: the paper prints no table for MNIST",
-}
 #: What a flagship's table is of.
 TITLES = {
     "digits": "Handwritten digits, 8×8 pixels",
     "digits_best": "Handwritten digits, 8×8 pixels, best settings found",
     "mnist": "MNIST",
-    "cifar10_small": "CIFAR-10, small networks",
 }
 
 
@@ -151,8 +144,6 @@ def block(suite: str, folder: Path) -> str:
         f"{any_part['budget'].rstrip('. ')}; {minutes} on {versions['device']}, jax {versions['jax']}; "
         f"commit {commits(parts.values())}; files in `results/{suite}/`."
     )
-    if suite in PUBLISHED:
-        lines.append(f"For scale, {PUBLISHED[suite]}.")
     return "\n".join(lines)
 
 
