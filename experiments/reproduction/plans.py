@@ -162,7 +162,7 @@ def _train(draft: Draft, name: str, suite: Suite, steps: Mapping[str, int]) -> t
         given = {"score_model": made["ebm"]} if suite.on_purified and made else {}
         shipped = {"model.safetensors": f"{name}_{_ROLES[network]}.safetensors"}
         folder = draft.workdir / network
-        draft.train(network, f"train_{network}", flag, given, folder, shipped, config)
+        draft.train(network, f"train_{network}", flag, given, folder, shipped, name)
         made[network] = folder / "model.safetensors"
     return made["ebm"], made["classifier"]
 
