@@ -81,7 +81,7 @@ def test_a_part_is_done_for_the_networks_that_it_read(models, tmp_path):
 @pytest.mark.parametrize("name", sorted(plans.SUITES))
 def test_every_suite_has_a_config_that_builds(name):
     plan = plans.plan(name, None, tables.ROOT / "runs", "DIR")
-    module = f"experiments.configs.{plans.SUITES[name].config or name}"
+    module = f"experiments.configs.{name}"
     config = importlib.import_module(module).get_config()
     assert config.purification.method in pj.models.METHODS
     pj.networks.build(config.ebm.network.to_dict())
