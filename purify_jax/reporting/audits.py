@@ -21,7 +21,7 @@ def rows(audit: Audit) -> list[tuple[str, str, str]]:
     return [
         *((each.name, each.measured, each.action) for each in audit.examination.findings),
         ("plan", str(plan), ""),
-        ("images attacked", f"{audit.average.images} of {plan.images}", ""),
+        ("images attacked", f"{audit.average.images}; {plan.images} were planned", ""),
         ("time", f"{audit.seconds / 60:.1f} minutes", ""),
         ("gradient of the attacks", f"{gradient}: {reason}", ""),
         (

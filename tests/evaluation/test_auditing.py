@@ -248,6 +248,16 @@ def test_no_block_is_begun_that_would_end_too_late():
     assert len({record["index"] for record in found.records["defended"]}) == 12
 
 
+def test_time_that_is_left_is_spent_on_more_images(monkeypatch):
+    """A plan of four images for a defense whose images take far less time than was foreseen."""
+    plan = planning.Plan(4, 1, 2, 0, 2, 100.0, 60.0, 20.0, ("8 of 12 images",))
+    monkeypatch.setattr(planning, "kept", lambda workdir, minutes, make: plan)
+    found = pj.audit(_whole, _data(), epsilon=0.1, suite="rand", minutes=10)
+    assert found.average.images == 12
+    assert found.change.images == 2
+    assert ("images attacked", "12; 4 were planned", "") in pj.reporting.audits.rows(found)
+
+
 def test_own_code(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(

@@ -132,14 +132,15 @@ def audit(
 
     plan = planning.kept(execution.workdir, minutes, make)
     options = dataclasses.replace(options, steps=plan.steps)
+    batch = min(batch, plan.images)
     execution = dataclasses.replace(execution, batch_size=batch, block=execution.block or batch)
     if (time_left := left()) is not None:
         # The attacks on the images may take what the plan has for them, and what it has left free.
         share = (plan.attacking + plan.scoring) / plan.seconds
         run = dataclasses.replace(run, seconds=share * time_left, probe_images=plan.probes)
-    chosen = dataset.take(plan.images)
-    found = evaluate_suite(model, chosen, options, run, seed=seed, execution=execution)
-    change = _doubled(key, model, chosen, options, found, suite, execution)
+    # Where images fall early, time is left for more of them than the plan has.
+    found = evaluate_suite(model, dataset, options, run, seed=seed, execution=execution)
+    change = _doubled(key, model, dataset.take(plan.doubled), options, found, suite, execution)
     return Audit(found, seen, plan, gradient, change, time.monotonic() - started)
 
 
@@ -184,9 +185,9 @@ def _doubled(
     suite: str,
     execution: Execution,
 ) -> Difference | None:
-    """What the attack that was strongest most often changes with twice the steps, on the first images."""
+    """What the attack that was strongest most often changes with twice the steps, on the images of ``dataset``."""
     kept = protocol.strongest(found.records[found.label])
-    count = min(planning.DOUBLED, len(kept))
+    count = min(len(dataset), len(kept))
     names = [record["attack"] for record in kept if record["attack"] != "clean"]
     steps = options.steps or suites.SUITES[suite].steps
     attacks = suites.build(suite, defense, dataclasses.replace(options, steps=2 * steps))
