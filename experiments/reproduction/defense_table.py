@@ -1,6 +1,6 @@
 """The defenses of CIFAR-10 as one table, from what results/ has of them.
 
-``<!-- defenses: cifar10 -->`` in README.md or docs/results.md, up to ``<!-- end -->``.
+``<!-- defenses: cifar10 -->`` in docs/results.md, ``<!-- headline: cifar10 -->`` in README.md, up to ``<!-- end -->``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,6 +50,49 @@ def table(results: Path) -> str:
     files = ", ".join(f"`results/{name}/`" for name in found)
     lines += ["", f"Images in brackets after each result; {files}; commit {made}."]
     return "\n".join(lines)
+
+
+def headline(results: Path) -> str:
+    """The Markdown: what a visitor asks first, in percent, of the defenses that were attacked by `honest`."""
+    head = (
+        "Purifier",
+        "Classifier",
+        "Clean",
+        "Robust [95%]",
+        "Worst of 10",
+        "Weak attacks¹",
+        "Images",
+    )
+    lines = [f"| {' | '.join(head)} |", "|---|---|---:|---:|---:|---:|---:|"]
+    for name, recipe in DEFENSES.items():
+        parts = read(results / name)
+        if recipe.parts is None or _HONEST not in parts:
+            continue
+        honest, paper = parts[_HONEST], parts.get(_PAPER)
+        found = summary(honest)
+        value, low, high, images = found["average"]
+        bound = "²" if _is_shortened(honest) else ""
+        cells = [
+            *recipe.parts,
+            _percent(summary(parts["clean"])["average"][0]),
+            f"**{_percent(value)}** [{_percent(low)}, {_percent(high)}]{bound}",
+            _percent(found["all_draws"][0]),
+            "–" if paper is None else _percent(summary(paper)["average"][0]) + (bound and "²"),
+            str(images),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _is_shortened(part: Result) -> bool:
+    """Whether `honest` had fewer steps than its own, or saw some of the restarts: an upper bound."""
+    settings = part["settings"]
+    steps = settings.get("steps")
+    return (steps or _FULL_STEPS) < _FULL_STEPS or settings.get("surrogate_restarts") is not None
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
 
 
 def _grid(rows: list[Sequence[str]]) -> list[str]:

@@ -99,7 +99,8 @@ class Recipe(NamedTuple):
     score_model: the network; None for a classifier alone. images: of `paper` and `honest` at Linf;
     0 for certification instead. minutes: on two CPU cores, an estimate. noise_scales: further (σ, λ) of clean
     images. model: its name in pretrained/, and it is shown on photographs; "" for the suite's, and it is not.
-    limits: what its results do not cover.
+    limits: what its results do not cover. parts: its purifier and its classifier in README's table; None to
+    leave it out there.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Recipe(NamedTuple):
     limits: str
     noise_scales: tuple[tuple[float, float], ...] = ()
     model: str = ""
+    parts: tuple[str, str] | None = None
 
 
 _SMALL = "Photographs of 32×32 pixels in the ten classes of CIFAR-10; each network was trained once, from seed 0. "
@@ -126,10 +128,12 @@ DEFENSES: Mapping[str, Recipe] = MappingProxyType(
         "cifar10_adp": Recipe(
             "ADP", "σ = 0.25, the classifier is not retrained",
             600, "classifier", "dsm", 64, 1000, _SMALL + _FEW, ((0.1, 0.25),), "cifar10_adp",
+            ("ADP, σ = 0.25", "standard"),
         ),
         "cifar10_purified": Recipe(
             "ADP, fine-tuned classifier", "σ = 0.1, the classifier is fine-tuned on purified images",
             600, "purified", "dsm", 64, 1000, _SMALL + _FEW,
+            parts=("ADP, σ = 0.1", "fine-tuned"),
         ),
         "cifar10_defense": Recipe(
             "adversarially trained, one denoising step",
@@ -141,10 +145,12 @@ DEFENSES: Mapping[str, Recipe] = MappingProxyType(
             "which at its own σ no longer denoises better than a blur. Answers are random: an attacker who may submit "
             "an image again meets the worst of several draws, not the average.",
             model="cifar10",
+            parts=("one denoising step", "adversarially trained"),
         ),
         "cifar10_control": Recipe(
             "adversarially trained, no purifier", "the same training of the classifier alone",
             400, "control", None, 512, 10_000, _SMALL + "Trained against attacks of Linf 8/255 alone.",
+            parts=("none", "adversarially trained"),
         ),
         "cifar10_certified": Recipe(
             "certified, one denoising step", "the classifier is fine-tuned on denoised images",

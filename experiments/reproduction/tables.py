@@ -4,7 +4,8 @@ python -m experiments.reproduction.tables            # rewrites them: make table
 python -m experiments.reproduction.tables --check    # fails if one differs from what results/ says
 
 ``<!-- table: SUITE -->`` stands for all of a suite, ``<!-- flagship: SUITE -->`` for its most important lines,
-``<!-- defenses: cifar10 -->`` for the defenses of CIFAR-10, ``<!-- gallery: gallery -->`` for docs/gallery.md; all
+``<!-- defenses: cifar10 -->`` for the defenses of CIFAR-10, ``<!-- headline: cifar10 -->`` for their most important
+figures, ``<!-- gallery: gallery -->`` for docs/gallery.md; all
 end with ``<!-- end -->``.
 """
 
@@ -74,13 +75,16 @@ def rewrite(text: str, results: Path) -> str:
         "table": block,
         "flagship": flagship,
         "defenses": lambda suite, folder: defense_table.table(folder.parent),
+        "headline": lambda suite, folder: defense_table.headline(folder.parent),
         "gallery": lambda suite, folder: gallery_table.table(folder),
     }
     folders = {p.name for p in results.iterdir() if p.is_dir()}
     # The defenses have a folder each.
     defenses = {"cifar10"} if folders & set(DEFENSES) else set()
     gallery = {gallery_table.FOLDER} & folders
-    there = {"table": folders, "flagship": folders, "defenses": defenses, "gallery": gallery}
+    there = {
+        "table": folders, "flagship": folders, "defenses": defenses, "headline": defenses, "gallery": gallery,
+    }  # fmt: skip
 
     def anew(found: re.Match[str]) -> str:
         start, kind, suite, end = found.groups()

@@ -64,23 +64,23 @@ def test_the_first_picture_is_told_as_it_was_measured(page):
     count = lambda name, label: round(rows[name][label] * rows[name]["images"])
     assert {row["images"] for row in rows.values()} == {32}
     bare, defended = (count("blind PGD", label) for label in ("undefended", "defended"))
-    assert f"right on {bare} of 32, the defense on {defended}" in said
-    assert f"leaves {count('exact+EOT', 'defended')} of the 32 in ten steps" in said
+    assert f"the bare classifier gets {bare} right and the defense {defended}" in said
+    assert f"ten steps long, leaves {count('exact+EOT', 'defended')} of the 32" in said
     assert rows["exact+EOT"]["steps"] == 10
     honest = json.loads((ROOT / "results/cifar10_defense/honest_linf_0.0314.json").read_text())
     average, *_, images = honest["summary"]["defended"]["average"]
-    assert f"{average:.2f} of {images} images in earnest" in said
+    assert f"white-box suite leaves {100 * average:.1f}% of {images} images" in said
 
 
-def test_the_sentence_on_what_the_purifier_adds_is_what_the_table_says():
+def test_the_headline_is_in_percent_and_says_where_it_is_a_bound():
     text = (ROOT / "README.md").read_text()
-    said, table = text.split("<!-- defenses: cifar10 -->")
-    found = re.search(
-        r"the purifier adds (\S+)\s+under `paper` and (\S+) under exact gradients", said
-    )
-    line = next(x for x in table.splitlines() if x.startswith(PAIRED))
-    assert f"`paper`, linf 8/255 {found[1]} [" in line
-    assert f"`honest`, linf 8/255 {found[2]} [" in line
+    honest = json.loads((ROOT / "results/cifar10_defense/honest_linf_0.0314.json").read_text())
+    value, low, high, images = honest["summary"]["defended"]["average"]
+    row = next(x for x in text.splitlines() if x.startswith("| one denoising step |"))
+    assert f"| **{100 * value:.1f}** [{100 * low:.1f}, {100 * high:.1f}] |" in row  # all its steps
+    assert row.endswith(f"| {images} |")
+    adp = next(x for x in text.splitlines() if x.startswith("| ADP, σ = 0.25 |"))
+    assert adp.count("²") == 2  # fewer steps, through one restart: of both suites
 
 
 def test_the_flagship_of_any_suite_can_be_shown():

@@ -46,9 +46,13 @@ def test_the_readme_prints_accuracies_with_intervals(run, capsys):
     run("README.md")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
-    clean, attacked = (float(line.split()[0]) for line in lines)
+    clean, attacked = (float(line.split()[1]) for line in lines)
     assert 0.9 < clean <= 1
     assert attacked < clean
+    # What the page shows below the block, but for rounding on another processor.
+    shown = (ROOT / "README.md").read_text().split("```text\n")[1].split("```")[0].splitlines()
+    assert [line.split()[0] for line in shown] == ["clean", "exact+EOT"]
+    assert [float(line.split()[1]) for line in shown] == pytest.approx([clean, attacked], abs=0.04)
 
 
 def test_start(run, model_files, tmp_path, capsys):
