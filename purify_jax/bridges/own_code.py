@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from purify_jax.checks import InputError
 from purify_jax.defense import Defense, Whole, undefended
@@ -99,7 +100,8 @@ def _pair(purifier: Any, classifier: Any, images: Array, num_classes: int | None
         from purify_jax.bridges.from_torch import logits_from_torch
 
         keys = jax.random.split(jax.random.key(0), len(images))
-        purified = purifier(keys, jnp.asarray(images))[0][0]
+        # Measured in [0, 1], which a purifier may leave.
+        purified = np.clip(purifier(keys, jnp.asarray(images))[0][0], 0, 1)
         classifier = logits_from_torch(classifier, num_classes, images=purified)
     for name, part in (("purifier", purifier), ("classifier", classifier)):
         if not callable(part):

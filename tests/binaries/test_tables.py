@@ -1,7 +1,6 @@
 """Tables and leaderboard are what results/ says, and every result says where it is from."""
 
 import json
-import re
 
 import numpy as np
 import PIL.Image

@@ -111,3 +111,14 @@ def test_the_mode_may_be_asked_for():
     assert module.training
     given = found.defense(pj.image_keys(jax.random.key(0), np.arange(8)), IMAGES)
     assert given.shape == (8, 10)
+
+
+def test_a_purifier_may_leave_the_range_of_images():
+    class Brighter(torch.nn.Module):
+        def forward(self, x):
+            return x + 0.5
+
+    defense = pj.bridges.defense_of((Brighter(), modules.linear()), IMAGES)
+    (purified,), _ = defense.purifier(jax.random.split(jax.random.key(0), len(IMAGES)), IMAGES)
+    np.testing.assert_allclose(purified, IMAGES + 0.5, rtol=1e-6)
+    assert pj.examine(defense, IMAGES, LABELS).gradient == "derivative"
