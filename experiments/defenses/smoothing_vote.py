@@ -10,7 +10,7 @@ from experiments.defenses import networks
 class SmoothingVote(nn.Module):
     """Images → log of the share of ``copies`` noisy copies that vote for each class."""
 
-    def __init__(self, sigma: float = 0.02, copies: int = 8):
+    def __init__(self, sigma: float = 0.02, copies: int = 4):
         super().__init__()
         self.classifier = networks.classifier()
         self.sigma, self.copies = sigma, copies
