@@ -4,7 +4,7 @@ XLA's CPU backend runs a plain forward convolution well. Inside a loop (a ``scan
 purification steps) it falls back to naive code for the two convolutions that differentiation makes. With
 jaxlib 0.10.2, two training steps of the CIFAR-10 classifier (32 images) take 4.5 s of CPU time with
 ``lax.conv_general_dilated``, 0.24 s with this module; forward passes take the same.
-``docs/performance.md`` has more. So convolution is a primitive here, because ``jax.custom_vjp`` cannot be
+``docs/performance_notes.md`` has more. So convolution is a primitive here, because ``jax.custom_vjp`` cannot be
 differentiated forwards. It is bilinear like the original, with transposes in forms that stay fast:
 
 - with respect to the images: a plain stride-1 convolution with the turned kernel; for larger strides

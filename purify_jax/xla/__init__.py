@@ -9,7 +9,7 @@ asked once for each version, and the answer is kept in the user's cache folder.
 
 Seconds of CPU time with jaxlib 0.10.2, two cores without AVX-512, without the flags → with both: to compile
 exact PGD on digits 15.5 → 9.6; three training steps of the CIFAR-10 classifier 0.76 → 0.70; two input
-gradients of the WhitenedConvNet in a loop 1.69 → 1.33. docs/performance.md has more.
+gradients of the WhitenedConvNet in a loop 1.69 → 1.33. docs/performance_notes.md has more.
 
 They are set in the environment variable XLA_FLAGS when this library is imported, so for child processes too,
 where JAX sees nothing but x86-64 CPUs. A value that XLA_FLAGS has already stays, and
