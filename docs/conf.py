@@ -25,7 +25,7 @@ extensions = [
 exclude_patterns = ["_build"]
 templates_path = ["templates"]
 
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 myst_fence_as_directive = ["mermaid"]
 
