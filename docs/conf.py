@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "docstrings",
     "flowchart",
+    "formulas",
     "notebooks",
 ]
 exclude_patterns = ["_build"]
@@ -42,6 +43,7 @@ nitpick_ignore_regex = [("py:class", r"(?!purify_jax).*")]
 default_role = "code"
 
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = f"purify_jax {release}"
 html_copy_source = False
 html_show_copyright = False
