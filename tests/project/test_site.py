@@ -96,7 +96,7 @@ def test_every_page_is_in_the_contents():
 def test_readme_is_one_screen_and_its_flagship():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 120
-    assert sum(line.startswith("<!-- flagship: ") for line in lines) == 1
+    assert sum(line.startswith("<!-- headline: ") for line in lines) == 1
     assert not any(line.startswith("<!-- table: ") for line in lines)
 
 
