@@ -31,7 +31,10 @@ def table(folder: Path) -> str:
     for name, part in found.items():
         shares = [part["claimed"][kind] for kind in ("clean", "transfer", "naive")]
         shares += [part["average"], part["worst_of_10"]]
-        lines.append(f"| {DEFENSES[name]} | {' | '.join(map(_percent, shares))} |")
+        cells = [_percent(share) for share in shares]
+        if _is_only_a_bound(part):
+            cells[3:] = [f"≤ {cell}" for cell in cells[3:]]
+        lines.append(f"| {DEFENSES[name]} | {' | '.join(cells)} |")
     lines += ["", "What the audit found:", ""]
     lines += [f"- **{DEFENSES[name]}.** {_said(part)}" for name, part in found.items()]
     claimed = {part["claimed"]["clean"][3] for part in found.values()}
@@ -41,6 +44,12 @@ def table(folder: Path) -> str:
         f"Commit {commits(found.values())}.",
     ]
     return "\n".join(lines)
+
+
+def _is_only_a_bound(part: Result) -> bool:
+    """As ``Audit.only_bounds``: the attacks were too short, or followed something else than the gradient."""
+    wrong = any(f["measured"].startswith("not the derivative") for f in part["findings"])
+    return not part["converged"] or part["gradient"][0] in ("BPDA", "smoothed") or wrong
 
 
 def _percent(share: Sequence[float]) -> str:
@@ -54,11 +63,11 @@ def _said(part: Result) -> str:
     plan = part["plan"]
     said = [
         *asks,
-        f"The attacks follow {'the exact gradient' if gradient == 'exact' else gradient}: {reason}",
+        f"The attacks follow {'the gradient as it is' if gradient == 'exact' else f'{gradient}: {reason}'}",
         f"{plan['images']} images, {plan['steps']} steps, {part['seconds'] / 60:.0f} minutes",
     ]
     if not part["converged"]:
-        said.append("Not converged: at most this")
+        said.append("Not converged")
     if part["red_flags"]:
         said.append(f"Red flags: {', '.join(part['red_flags'])}")
     return ". ".join(each.rstrip(".") for each in said) + "."

@@ -1,6 +1,6 @@
 """The part of a report that is about an audit: what was run, by which gradient, and whether it converged."""
 
-from purify_jax.evaluation.audits.auditing import FALLS, Audit
+from purify_jax.evaluation.audits.auditing import Audit
 from purify_jax.reporting.report import Section
 from purify_jax.types import Json
 
@@ -41,14 +41,12 @@ def _change(audit: Audit) -> str:
 
 
 def verdict(audit: Audit) -> list[str]:
-    """What stands above the suite's own verdict: a warning where the attacks had not converged."""
-    if audit.converged:
+    """What stands above the suite's own verdict: why the figure is no more than an upper bound."""
+    if not audit.only_bounds:
         return []
     value = f"{100 * audit.average.value:.1f}%"
-    return [
-        f"Not converged: the robust accuracy is at most {value}. With twice the attack steps it still falls by "
-        f"more than {100 * FALLS:.0f} points."
-    ]
+    head = "Robust" if audit.converged else "Not converged: robust"
+    return [f"{head} accuracy is at most {value}: {'; '.join(audit.only_bounds)}."]
 
 
 def content(audit: Audit) -> Json:
@@ -59,5 +57,6 @@ def content(audit: Audit) -> Json:
         "gradient": list(audit.gradient),
         "twice_the_steps": audit.change,
         "converged": audit.converged,
+        "only_bounds": list(audit.only_bounds),
         "seconds": round(audit.seconds, 1),
     }

@@ -161,10 +161,18 @@ def test_an_audit_reaches_a_rounded_classifier():
     level = found._replace(change=Difference(-0.01, -0.03, 0.01, 12))
     assert (falling.converged, level.converged) == (False, True)
     (line,) = pj.reporting.audits.verdict(falling)
-    assert line.startswith(
-        f"Not converged: the robust accuracy is at most {100 * found.average.value:.1f}%"
-    )
-    assert pj.reporting.audits.verdict(level) == []
+    value = f"{100 * found.average.value:.1f}%"
+    assert line.startswith(f"Not converged: robust accuracy is at most {value}: with twice")
+    assert len(falling.only_bounds) == 2
+    assert level.only_bounds == ("the gradient that attacks follow is an approximation, smoothed",)
+    # A gradient that is there, but not the derivative: what a stopped branch returns.
+    seen = level.examination._replace(gradient="derivative")
+    sound = level._replace(gradient=("exact", "it is there"), examination=seen)
+    assert pj.reporting.audits.verdict(sound) == []
+    seen = seen._replace(gradient="not the derivative", wrong=0.75)
+    (line,) = pj.reporting.audits.verdict(sound._replace(examination=seen))
+    assert line.startswith(f"Robust accuracy is at most {value}: the gradient")
+    assert line.endswith("is not the derivative on 75% of the images.")
     assert found.worst_of(1).value == found.average.value
     with pytest.raises(InputError, match="draws: got 3, expected 1 to 1"):
         found.worst_of(3)

@@ -72,6 +72,25 @@ class Audit(NamedTuple):
         """Whether twice the steps left the average where it was, but for 2 points."""
         return self.change is None or self.change.value > -FALLS
 
+    @property
+    def only_bounds(self) -> tuple[str, ...]:
+        """Why the average is no more than an upper bound of the robust accuracy; empty if nothing says so."""
+        reasons = []
+        if not self.converged:
+            reasons.append(f"with twice the attack steps it still falls by more than {FALLS:.0%}")
+        if self.gradient[0] in ("exact", "of the margin") and self.examination.gradient not in (
+            "derivative", "unknown",
+        ):  # fmt: skip
+            wrong = self.examination.wrong
+            reasons.append(
+                f"the gradient that PyTorch or JAX returns is not the derivative on {wrong:.0%} of the images"
+            )
+        if self.gradient[0] in ("BPDA", "smoothed"):
+            reasons.append(
+                f"the gradient that attacks follow is an approximation, {self.gradient[0]}"
+            )
+        return tuple(reasons)
+
 
 def audit(
     defense: Any,
