@@ -43,6 +43,19 @@ def claims(
     return {kind: accuracy(images) for kind, images in moved.items()}
 
 
+def through(
+    surrogate: Any, given: Any, images: np.ndarray, labels: np.ndarray, epsilon: float, seed: int
+) -> Interval:
+    """Accuracy of one draw of ``given`` where naive PGD follows the gradient of ``surrogate``, its differentiable twin."""
+    torch.manual_seed(seed)
+    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    y = torch.from_numpy(np.asarray(labels, np.int64))
+    attacked = pgd(torch.nn.Sequential(*surrogate), x, y, epsilon)
+    with torch.no_grad():
+        right = int((torch.nn.Sequential(*given)(attacked).argmax(-1) == y).sum())
+    return wilson(right, len(y))
+
+
 def pgd(module: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, epsilon: float) -> Tensor:
     """Sign steps of ε/4 along the gradient of one draw each; without a gradient the images stay."""
     moved = x.clone()

@@ -18,7 +18,7 @@ from absl import flags
 
 import purify_jax as pj
 from experiments.common import cli, flagging, provenance
-from experiments.defenses.gallery_table import DEFENSES, FOLDER
+from experiments.defenses.gallery_table import DEFENSES, FOLDER, SURROGATES
 from purify_jax.atomic import write_atomically
 
 _EPSILON = 8 / 255
@@ -50,11 +50,16 @@ def main(argv: list[str]) -> None:
 
 def measure(name: str, dataset: pj.data.Dataset) -> dict[str, Any]:
     """What the defense claims, and what the audit found."""
-    from experiments.defenses.claims import claims  # PyTorch, after flags are read
+    from experiments.defenses.claims import claims, through  # PyTorch, after flags are read
 
     started = time.monotonic()
-    given = pj.bridges.built(f"{Path(__file__).parent / name}.py:build")
-    claimed = claims(given, *dataset.batch(np.arange(len(dataset))), _EPSILON, FLAGS.seed)
+    place = f"{Path(__file__).parent / name}.py"
+    given = pj.bridges.built(f"{place}:build")
+    images, labels = dataset.batch(np.arange(len(dataset)))
+    claimed = claims(given, images, labels, _EPSILON, FLAGS.seed)
+    if name in SURROGATES:
+        twin = pj.bridges.built(f"{place}:surrogate")
+        claimed["surrogate"] = through(twin, given, images, labels, _EPSILON, FLAGS.seed)
     claiming = time.monotonic() - started
     audit = pj.audit(given, dataset, epsilon=_EPSILON, minutes=FLAGS.minutes, seed=FLAGS.seed)
     return {

@@ -19,6 +19,9 @@ DEFENSES = {
     "diffpure": "DiffPure",
 }
 
+#: Those with a differentiable twin, ``surrogate()``.
+SURROGATES = ("jpeg_and_tv", "langevin")
+
 
 def table(folder: Path) -> str:
     """Claims and audit of each defense that was measured; then what the audit said of it, and what it took."""
@@ -68,6 +71,9 @@ def _said(part: Result) -> str:
     ]
     if not part["converged"]:
         said.append("Not converged")
+    if "surrogate" in part["claimed"]:
+        left = _percent(part["claimed"]["surrogate"])
+        said.append(f"PGD along the gradient of a differentiable twin leaves {left}")
     if part["red_flags"]:
         said.append(f"Red flags: {', '.join(part['red_flags'])}")
     return ". ".join(each.rstrip(".") for each in said) + "."

@@ -17,18 +17,31 @@ class Langevin(nn.Module):
         self.denoiser = networks.Denoiser()
         self.steps, self.step_size, self.sigma = steps, step_size, sigma
 
-    def forward(self, x: Tensor) -> Tensor:
-        chain = x.detach()
+    def chain(self, x: Tensor) -> Tensor:
+        """The chain as it is written down, with its graph; the denoiser ends it."""
         for _ in range(self.steps):
-            with torch.no_grad():
-                score = (self.denoiser(chain, self.sigma) - chain) / self.sigma**2
-            chain = chain + 0.5 * self.step_size**2 * score
-            chain = chain + self.step_size * torch.randn_like(chain)
+            score = (self.denoiser(x, self.sigma) - x) / self.sigma**2
+            x = x + 0.5 * self.step_size**2 * score
+            x = x + self.step_size * torch.randn_like(x)
+        return self.denoiser(x, self.sigma)
+
+    def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            chain = self.denoiser(chain, self.sigma)
-        return x + (chain - x).detach()
+            purified = self.chain(x)
+        return x + (purified - x).detach()
+
+
+class Differentiated(Langevin):
+    """The same without the cut."""
+
+    forward = Langevin.chain
 
 
 def build() -> tuple[nn.Module, nn.Module]:
     """(purifier, classifier)."""
     return Langevin(), networks.classifier("cifar10_classifier_denoised")
+
+
+def surrogate() -> tuple[nn.Module, nn.Module]:
+    """The defense as its author would mend it, for an attack with its gradient."""
+    return Differentiated(), networks.classifier("cifar10_classifier_denoised")

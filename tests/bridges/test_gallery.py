@@ -70,10 +70,10 @@ def test_total_variation_by_its_dual():
     draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
     u, p = draw(2, 3, 5, 6), draw(2, 2, 3, 5, 6)
     p[0, ..., -1, :] = p[1, ..., :, -1] = 0  # where the gradient has no value
-    inner = (jpeg_and_tv._gradient(u) * p).sum()
-    torch.testing.assert_close(inner, -(u * jpeg_and_tv._divergence(p)).sum())
+    inner = (jpeg_and_tv.gradient(u) * p).sum()
+    torch.testing.assert_close(inner, -(u * jpeg_and_tv.divergence(p)).sum())
     grey = torch.full((1, 3, 16, 16), 128 / 255)
-    torch.testing.assert_close(jpeg_and_tv.JPEGAndTV()(grey), grey)
+    torch.testing.assert_close(jpeg_and_tv.TotalVariation()(grey), grey)
 
 
 def test_winners_in_closed_form():
