@@ -14,7 +14,7 @@ import numpy as np
 
 from purify_jax.checks import InputError
 from purify_jax.defense import Defense, Whole, undefended
-from purify_jax.types import Array, PredictFn
+from purify_jax.types import PredictFn
 
 #: What ``build()`` may return, for messages.
 EXPECTED = (
@@ -65,7 +65,7 @@ def _calling(place: str, function: Callable[[], Any]) -> Any:
         ) from error
 
 
-def defense_of(given: Any, images: Array, num_classes: int | None = None) -> PredictFn:
+def defense_of(given: Any, images: np.ndarray, num_classes: int | None = None) -> PredictFn:
     """Somebody's defense as (keys, images) → log-probabilities.
 
     Args:
@@ -91,7 +91,7 @@ def defense_of(given: Any, images: Array, num_classes: int | None = None) -> Pre
     raise InputError(f"defense: got {type(given).__name__}, expected {EXPECTED}")
 
 
-def _pair(purifier: Any, classifier: Any, images: Array, num_classes: int | None) -> Defense:
+def _pair(purifier: Any, classifier: Any, images: np.ndarray, num_classes: int | None) -> Defense:
     if _is_torch(purifier):
         from purify_jax.bridges.from_torch import purifier_from_torch
 

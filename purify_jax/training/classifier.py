@@ -89,6 +89,6 @@ def train_classifier(
     if state.ema_batch_stats:
         variables["batch_stats"] = state.ema_batch_stats
     about = about_training(data, metadata, num_classes=classes, training=settings.recorded())
-    about["training"] = {**about["training"], **came_from(start)}
+    about = {**about, "training": {**about["training"], **came_from(start)}}
     model = Model("classifier", network, variables, data.image_shape, about)
     return Trained(model, finished)
