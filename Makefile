@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST_FLAGS ?= -n 2
+# A file stays in one process, which so traces and trains what its tests share once.
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 # Which versions to install: .ci/oldest.txt and .ci/newest.txt are the others that are tested.
 CONSTRAINTS ?= constraints.txt
 
