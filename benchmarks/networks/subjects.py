@@ -17,7 +17,7 @@ from purify_jax import networks
 class Subject:
     """A network, its PyTorch peer and how much goes through them at once.
 
-    network: the library's class; the peer in ``benchmarks.peers.module`` has the same name.
+    network: the library's class; the peer in ``module`` has the same name.
     sizes: what both are made with.
     levels: of a score network, (largest σ, smallest σ, how many) of its training; None: a classifier.
     """
@@ -36,7 +36,7 @@ class Subject:
 
     def peer(self) -> Any:
         """The same network in PyTorch."""
-        module = importlib.import_module(f"benchmarks.peers.{self.module}")
+        module = importlib.import_module(self.module)
         return getattr(module, self.network.__name__)(**self.sizes)
 
     def variables(self) -> Any:
@@ -59,19 +59,19 @@ def chosen(settings: Settings) -> list[Subject]:
     wide = {"depth": settings.depth, "width": settings.width}
     subjects = {
         "ncsnv2": Subject(
-            f"NCSNv2, {features} features", networks.NCSNv2, "torch_ncsnv2",
+            f"NCSNv2, {features} features", networks.NCSNv2, "benchmarks.peers.torch_ncsnv2",
             {"features": features}, *large, levels=(50.0, 0.01, 232),
         ),
         "wide_resnet": Subject(
             f"WideResNet-{settings.depth}-{settings.width}", networks.WideResNet,
-            "torch_wide_resnet", wide, *large,
+            "benchmarks.peers.torch_wide_resnet", wide, *large,
         ),
         "whitened_convnet": Subject(
-            f"WhitenedConvNet {convnet}", networks.WhitenedConvNet, "torch_whitened_convnet",
+            f"WhitenedConvNet {convnet}", networks.WhitenedConvNet, "experiments.defenses.torch_whitened_convnet",
             {"features": convnet}, *small,
         ),
         "shuffled_unet": Subject(
-            f"ShuffledUNet {unet}", networks.ShuffledUNet, "torch_shuffled_unet",
+            f"ShuffledUNet {unet}", networks.ShuffledUNet, "benchmarks.peers.torch_shuffled_unet",
             {"features": unet, "blocks": 1}, *small, levels=(0.5, 0.05, 10),
         ),
     }  # fmt: skip

@@ -18,7 +18,7 @@ from absl import flags
 
 import purify_jax as pj
 from experiments.common import cli, flagging, provenance
-from experiments.defenses.gallery_table import DEFENSES, FOLDER, SURROGATES
+from experiments.reproduction.gallery_table import DEFENSES, FOLDER, SURROGATES
 from purify_jax.atomic import write_atomically
 
 _EPSILON = 8 / 255

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import purify_jax as pj
-from benchmarks.peers.torch_whitened_convnet import WhitenedConvNet
+from experiments.defenses.torch_whitened_convnet import WhitenedConvNet
 
 _FREQUENCIES = 2.0 ** torch.arange(-1, 7)
 

@@ -17,8 +17,7 @@ from absl import flags
 
 from experiments.common import cli, locks
 from experiments.common.provenance import ROOT
-from experiments.defenses import gallery_table
-from experiments.reproduction import defense_table, leaderboard, model_list
+from experiments.reproduction import defense_table, gallery_table, leaderboard, model_list
 from experiments.reproduction.defenses import DEFENSES
 from experiments.reproduction.results import (
     Result,

@@ -185,8 +185,10 @@ def claim_inputs(workdir: str | Path | None, inputs: Mapping[str, Any]) -> None:
         before = json.loads(path.read_text()) if path.is_file() else None
     except ValueError as error:
         raise InputError(f"workdir: {path} is damaged ({error}), expected it as written") from error
+    if before is None and (Path(workdir) / "checkpoints").is_dir():
+        before = {}  # a training that began with nothing
     if before is None:
-        if jax.process_index() == 0:
+        if now and jax.process_index() == 0:
             write_atomically(path, json.dumps(now, indent=2))
         return
     for name in sorted({**before, **now}):

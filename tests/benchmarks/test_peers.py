@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from twins import check_close, input_gradient, nchw, nhwc, randomised  # noqa: E402
 
 from benchmarks.peers.torch_shuffled_unet import ShuffledUNet  # noqa: E402
-from benchmarks.peers.torch_whitened_convnet import WhitenedConvNet  # noqa: E402
+from experiments.defenses.torch_whitened_convnet import WhitenedConvNet  # noqa: E402
 
 
 def _kernel(weight, rows=None, columns=None):

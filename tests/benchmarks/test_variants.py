@@ -12,7 +12,7 @@ from twins import check_close, input_gradient, nchw, nhwc, randomised  # noqa: E
 
 from benchmarks.peers import torch_published, variants  # noqa: E402
 from benchmarks.peers.torch_shuffled_unet import ShuffledUNet  # noqa: E402
-from benchmarks.peers.torch_whitened_convnet import WhitenedConvNet  # noqa: E402
+from experiments.defenses.torch_whitened_convnet import WhitenedConvNet  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -220,3 +220,9 @@ def test_a_work_directory_is_for_the_weights_that_its_training_began_with(tmp_pa
     (tmp_path / "inputs.json").write_text("{")
     with pytest.raises(InputError, match=r"inputs.json is damaged"):
         claim_inputs(tmp_path, first)
+    # A training that began at random parameters leaves no file, and goes on from none.
+    claim_inputs(tmp_path / "random", {"start": None})
+    assert not (tmp_path / "random").exists()
+    (tmp_path / "random" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InputError, match="start: its weights are not those"):
+        claim_inputs(tmp_path / "random", first)

@@ -9,12 +9,12 @@ import pytest
 from conftest import ROOT
 
 import purify_jax as pj
+from experiments.reproduction import gallery_table
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (make torch)")
 from experiments.defenses import (  # noqa: E402
     claims,
     diffpure,
-    gallery_table,
     jpeg_and_tv,
     k_winners,
     langevin,

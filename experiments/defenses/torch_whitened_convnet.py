@@ -1,4 +1,4 @@
-"""WhitenedConvNet in PyTorch, for comparison only: the architecture of ``networks.WhitenedConvNet``."""
+"""WhitenedConvNet in PyTorch: the architecture of ``networks.WhitenedConvNet``."""
 
 from collections.abc import Sequence
 
