@@ -27,20 +27,13 @@ def claims(
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002  (a defense draws from it)
     defense = torch.nn.Sequential(*given) if isinstance(given, tuple) else given
-    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    y = torch.from_numpy(np.asarray(labels, np.int64))
-
-    def accuracy(images: Tensor) -> Interval:
-        with torch.no_grad():
-            right = int((defense(images).argmax(-1) == y).sum())
-        return wilson(right, len(y))
-
+    x, y = _tensors(images, labels)
     moved = {
         "clean": x,
         "transfer": pgd(networks.classifier(), x, y, epsilon),
         "naive": pgd(defense, x, y, epsilon),
     }
-    return {kind: accuracy(images) for kind, images in moved.items()}
+    return {kind: _accuracy(defense, images, y) for kind, images in moved.items()}
 
 
 def through(
@@ -48,12 +41,20 @@ def through(
 ) -> Interval:
     """Accuracy of one draw of ``given`` where naive PGD follows the gradient of ``surrogate``, its differentiable twin."""
     torch.manual_seed(seed)
-    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    y = torch.from_numpy(np.asarray(labels, np.int64))
+    x, y = _tensors(images, labels)
     attacked = pgd(torch.nn.Sequential(*surrogate), x, y, epsilon)
+    return _accuracy(torch.nn.Sequential(*given), attacked, y)
+
+
+def _tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+    nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return torch.from_numpy(nchw), torch.from_numpy(np.asarray(labels, np.int64))
+
+
+def _accuracy(defense: torch.nn.Module, images: Tensor, labels: Tensor) -> Interval:
     with torch.no_grad():
-        right = int((torch.nn.Sequential(*given)(attacked).argmax(-1) == y).sum())
-    return wilson(right, len(y))
+        right = int((defense(images).argmax(-1) == labels).sum())
+    return wilson(right, len(labels))
 
 
 def pgd(module: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, epsilon: float) -> Tensor:

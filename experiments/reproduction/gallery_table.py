@@ -67,7 +67,7 @@ def _said(part: Result) -> str:
     said = [
         *asks,
         f"The attacks follow {'the gradient as it is' if gradient == 'exact' else f'{gradient}: {reason}'}",
-        f"{plan['images']} images, {plan['steps']} steps, {part['seconds'] / 60:.0f} minutes",
+        f"{plan['images']} images, {plan['steps']} steps, {part['seconds']:.0f} seconds",
     ]
     if not part["converged"]:
         said.append("Not converged")
@@ -76,4 +76,4 @@ def _said(part: Result) -> str:
         said.append(f"PGD along the gradient of a differentiable twin leaves {left}")
     if part["red_flags"]:
         said.append(f"Red flags: {', '.join(part['red_flags'])}")
-    return ". ".join(each.rstrip(".") for each in said) + "."
+    return " ".join(f"{each[0].upper()}{each[1:].rstrip('.')}." for each in said)

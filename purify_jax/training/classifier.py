@@ -15,7 +15,7 @@ from purify_jax.purifiers import Purifier
 from purify_jax.training.augmentation import CropAndPurify
 from purify_jax.training.checkpoints import claim_inputs
 from purify_jax.training.loop import minimise
-from purify_jax.training.settings import Settings, Trained, about_training, came_from, run_key
+from purify_jax.training.settings import Settings, Trained, about_training, run_key
 from purify_jax.training.step import ClassificationLoss, first_state
 from purify_jax.types import Json
 
@@ -88,7 +88,6 @@ def train_classifier(
     variables = {"params": state.ema_params}
     if state.ema_batch_stats:
         variables["batch_stats"] = state.ema_batch_stats
-    about = about_training(data, metadata, num_classes=classes, training=settings.recorded())
-    about = {**about, "training": {**about["training"], **came_from(start)}}
+    about = about_training(data, metadata, start, num_classes=classes, training=settings.recorded())
     model = Model("classifier", network, variables, data.image_shape, about)
     return Trained(model, finished)

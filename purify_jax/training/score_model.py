@@ -30,7 +30,7 @@ from purify_jax.pytrees import Pytree, static
 from purify_jax.training.checkpoints import claim_inputs
 from purify_jax.training.loop import minimise
 from purify_jax.training.metrics import DenoisedSheet
-from purify_jax.training.settings import Settings, Trained, about_training, came_from, run_key
+from purify_jax.training.settings import Settings, Trained, about_training, run_key
 from purify_jax.training.step import DSMLoss, first_state
 from purify_jax.types import Array, Json, Keys, Params
 
@@ -256,11 +256,14 @@ def train_score_model(
         picture=settings.sheet(network, data) if settings.tensorboard else None,
     )
     about = about_training(
-        data, metadata, purification=dict(purification or {}), training=settings.recorded()
+        data, metadata, start, purification=dict(purification or {}), training=settings.recorded()
     )
     about = {
         **about,
-        "training": {**about["training"], **settings.read_by_purifiers(), **came_from(start)},
+        "training": {
+            **about["training"],
+            **settings.read_by_purifiers(),
+        },
     }
     variables = {"params": state.ema_params}
     return Trained(Model(settings.role, network, variables, data.image_shape, about), finished)

@@ -127,13 +127,16 @@ class Trained(NamedTuple):
     finished: bool
 
 
-def about_training(data: Dataset | Batches, more: Json | None, **sections: Any) -> Json:
+def about_training(
+    data: Dataset | Batches, more: Json | None, start: Model | None = None, **sections: Any
+) -> Json:
     """The header of a model file: the data's name, and for a classifier what its classes are called, if they
-    have any; ``sections``, versions and ``more``."""
+    have any; ``sections``, versions, ``more``, and the ``start`` that the training went on from."""
     named: dict[str, Any] = {"dataset": data.name} if isinstance(data, Dataset) else {}
     if "num_classes" in sections and isinstance(data, Dataset) and data.class_names:
         named["class_names"] = list(data.class_names)
-    return {**named, **sections, "versions": versions(), **(more or {})}
+    about = {**named, **sections, "versions": versions(), **(more or {})}
+    return {**about, "training": {**about["training"], **came_from(start)}}
 
 
 def came_from(start: Model | None) -> Json:
