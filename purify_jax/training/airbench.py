@@ -206,6 +206,6 @@ def train_airbench(
     )
     recorded = {"steps": settings.num_steps, "batch_size": settings.batch_size}
     training = {"recipe": "airbench", **recorded, "seed": settings.seed}
-    about = about_training(dataset, metadata, num_classes=dataset.num_classes, training=training)
+    about = about_training(dataset, training, metadata, num_classes=dataset.num_classes)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return Trained(Model("classifier", network, variables, dataset.image_shape, about), finished)

@@ -88,6 +88,6 @@ def train_classifier(
     variables = {"params": state.ema_params}
     if state.ema_batch_stats:
         variables["batch_stats"] = state.ema_batch_stats
-    about = about_training(data, metadata, start, num_classes=classes, training=settings.recorded())
+    about = about_training(data, settings.recorded(), metadata, start, num_classes=classes)
     model = Model("classifier", network, variables, data.image_shape, about)
     return Trained(model, finished)

@@ -255,16 +255,9 @@ def train_score_model(
         description="energy model" if settings.role == "energy" else settings.part,
         picture=settings.sheet(network, data) if settings.tensorboard else None,
     )
-    about = about_training(
-        data, metadata, start, purification=dict(purification or {}), training=settings.recorded()
-    )
-    about = {
-        **about,
-        "training": {
-            **about["training"],
-            **settings.read_by_purifiers(),
-        },
-    }
+    given = {"purification": dict(purification or {})}
+    about = about_training(data, settings.recorded(), metadata, start, **given)
+    about = {**about, "training": {**about["training"], **settings.read_by_purifiers()}}
     variables = {"params": state.ema_params}
     return Trained(Model(settings.role, network, variables, data.image_shape, about), finished)
 

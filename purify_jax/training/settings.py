@@ -128,14 +128,19 @@ class Trained(NamedTuple):
 
 
 def about_training(
-    data: Dataset | Batches, more: Json | None, start: Model | None = None, **sections: Any
+    data: Dataset | Batches,
+    training: Json,
+    more: Json | None = None,
+    start: Model | None = None,
+    **sections: Any,
 ) -> Json:
     """The header of a model file: the data's name, and for a classifier what its classes are called, if they
-    have any; ``sections``, versions, ``more``, and the ``start`` that the training went on from."""
+    have any; ``sections``, versions, ``more``, and how it was trained: ``training``, or what ``more`` says in
+    its place, and the ``start`` that the training went on from."""
     named: dict[str, Any] = {"dataset": data.name} if isinstance(data, Dataset) else {}
     if "num_classes" in sections and isinstance(data, Dataset) and data.class_names:
         named["class_names"] = list(data.class_names)
-    about = {**named, **sections, "versions": versions(), **(more or {})}
+    about = {**named, **sections, "training": training, "versions": versions(), **(more or {})}
     return {**about, "training": {**about["training"], **came_from(start)}}
 
 

@@ -137,9 +137,10 @@ def trained(outputs, dataset, start=None):
 
 
 def test_a_trained_classifier_knows_its_classes():
-    about = pj.training.settings.about_training(labelled(ANIMALS), None, num_classes=3)
+    about_training = pj.training.settings.about_training
+    about = about_training(labelled(ANIMALS), {"steps": 4}, num_classes=3)
     assert about["class_names"] == list(ANIMALS)
-    assert "class_names" not in pj.training.settings.about_training(labelled(ANIMALS), None)
+    assert "class_names" not in about_training(labelled(ANIMALS), {"steps": 4})
     # A training goes on with two of the classes, by their names.
     variables = Linear(3).init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))
     start = pj.models.Model("classifier", Linear(3), variables, (2, 2, 1), about)
