@@ -1,6 +1,6 @@
 """Certified accuracy by randomised smoothing, of the classifier alone and of the defense.
 
-python -m experiments.certify --score_model=runs/quickstart/score_model.safetensors \
+purify-jax certify --score_model=runs/quickstart/score_model.safetensors \
     --classifier=runs/quickstart/classifier.safetensors --sigma=0.25 --n=2000 \
     --noise_scale=0 --num_restarts=1 --workdir=runs/certification
 

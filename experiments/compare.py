@@ -1,6 +1,6 @@
 """All purifiers in one table: clean, attacked, corrupted, and what they cost.
 
-python -m experiments.compare --score_model=runs/quickstart/score_model.safetensors \
+purify-jax compare --score_model=runs/quickstart/score_model.safetensors \
     --classifier=runs/quickstart/classifier.safetensors --epsilon=0.15 --workdir=runs/comparison
 
 Resumes from --workdir, purifier by purifier. Writes results.json and report.html.

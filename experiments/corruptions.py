@@ -1,6 +1,6 @@
 """Accuracy under the common corruptions, of the classifier alone and of the defense.
 
-python -m experiments.corruptions --score_model=runs/quickstart/score_model.safetensors \
+purify-jax corruptions --score_model=runs/quickstart/score_model.safetensors \
     --classifier=runs/quickstart/classifier.safetensors --workdir=runs/corruptions
 
 --corruptions_dir=DIR reads ready-made CIFAR-10-C files instead. Resumes from --workdir.

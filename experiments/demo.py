@@ -1,11 +1,11 @@
 """Attacks and purifies images with a model that ships: no data set, no training, about a minute.
 
-python -m experiments.demo --model=cifar10
+purify-jax demo --model=cifar10
 
 Writes results.json, report.html (self-contained) and figures/*.png; purification.png shows some images clean,
 attacked and purified, with the classifier's prediction for each. The attacks are short, so that a minute is
 enough: the model's size decides the number of images and steps, unless --images, --steps and --eot are given.
-To measure robust accuracy, run python -m experiments.evaluate --suite=honest.
+To measure robust accuracy, run purify-jax evaluate --suite=honest.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How well a score network denoises: decibels at several noise levels, beside the best blur.
 
-python -m experiments.denoise --score_model=runs/quickstart/score_model.safetensors --workdir=runs/denoise
+purify-jax denoise --score_model=runs/quickstart/score_model.safetensors --workdir=runs/denoise
 
 One step to the posterior mean, x + σ²·s(x, σ); PSNR, the mean over images of −10 log₁₀ of the mean squared
 error. A network that does not beat the blur has learned nothing to purify with. Writes results.json,

@@ -1,6 +1,6 @@
 """How well the score norm and the energy drop detect attacked images, and how well an attack evades them.
 
-python -m experiments.detect --score_model=runs/quickstart/score_model.safetensors \
+purify-jax detect --score_model=runs/quickstart/score_model.safetensors \
     --classifier=runs/quickstart/classifier.safetensors --epsilon=0.15 --workdir=runs/detection
 
 The images after the attacked ones calibrate the threshold. Writes results.json and report.html.

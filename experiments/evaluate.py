@@ -1,6 +1,6 @@
 """Attacks a purifier with a classifier, and the classifier alone; writes records and a report.
 
-python -m experiments.evaluate --score_model=runs/quickstart/score_model.safetensors \
+purify-jax evaluate --score_model=runs/quickstart/score_model.safetensors \
     --classifier=runs/quickstart/classifier.safetensors --dataset=digits \
     --suite=honest --epsilon=0.15 --images=128 --workdir=runs/evaluation
 

@@ -1,6 +1,6 @@
 """A purifier with its classifier → one file that needs jax alone.
 
-python -m experiments.export --score_model=runs/quickstart/score_model.safetensors \
+purify-jax export --score_model=runs/quickstart/score_model.safetensors \
     --classifier=runs/quickstart/classifier.safetensors --output=defense.jax
 
 --platforms=cpu,cuda,tpu makes a file that runs on each. Batch size is free; gradients are included.

@@ -1,6 +1,6 @@
 """Imports published PyTorch weights as a model file, strictly, and checks one forward pass.
 
-python -m experiments.import_weights --kind=ncsnv2 --source=checkpoint.pth --out=model.safetensors
+purify-jax import_weights --kind=ncsnv2 --source=checkpoint.pth --out=model.safetensors
 
 Prints what went where. A missing, unexpected or misshapen key is an error, and nothing is written. A classifier
 whose normalisation is outside its weights needs --mean and --std; a few labelled images tell.

@@ -1,6 +1,6 @@
 """Purifies an image file or a folder of images.
 
-python -m experiments.purify --model=digits --input=images/ --workdir=out
+purify-jax purify --model=digits --input=images/ --workdir=out
 
 Reads every format that Pillow reads, as an image viewer shows it. Writes purified/<name>.png (the mean over
 restarts), sheet.png (before and after), and lists images that could not be read.

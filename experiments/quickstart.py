@@ -1,6 +1,6 @@
 """Trains, attacks and purifies handwritten digits, and writes a report. What ``make demo`` runs.
 
-python -m experiments.quickstart --workdir=runs/quickstart
+purify-jax quickstart --workdir=runs/quickstart
 
 Writes results.json, report.html (self-contained), figures/*.png, score_model.safetensors and
 classifier.safetensors. Finished training is picked up again from the work directory.

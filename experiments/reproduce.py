@@ -1,6 +1,6 @@
 """Trains, attacks, detects, corrupts and certifies one data set; writes results/<suite>/.
 
-python -m experiments.reproduce --suite=mnist --data_dir=DIR --budget=120
+purify-jax reproduce --suite=mnist --data_dir=DIR --budget=120
 
 Each part is one command of this project; a part whose result is there for the same command is not
 repeated, and a part that was killed continues. --budget (minutes on two CPU cores) scales training

@@ -1,6 +1,6 @@
 """Scores saved adversarial images again: the average over fresh draws, and the worst of M draws.
 
-python -m experiments.score --images=FILE.npz --model=digits
+purify-jax score --images=FILE.npz --model=digits
 
 --defense=FILE.py:FUNCTION scores your own code in place of a model.
 FILE.npz holds "adversarial" [images, h, w, c] in [0, 1] and "labels" [images]; if it also holds

@@ -1,6 +1,6 @@
 """Trains a classifier.
 
-python -m experiments.train_classifier --config=experiments/configs/digits.py --workdir=runs/digits/classifier
+purify-jax train_classifier --config=experiments/configs/digits.py --workdir=runs/digits/classifier
 
 Resumes from --workdir, to the bit. Writes config.json, metrics.jsonl, checkpoints/ and, when
 finished, model.safetensors (the averaged parameters).

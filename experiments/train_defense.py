@@ -1,6 +1,6 @@
 """Trains a defense on attacks that go through all of it: noise, purifier, classifier.
 
-python -m experiments.train_defense --config=digits_defense --classifier=classifier.safetensors \
+purify-jax train_defense --config=digits_defense --classifier=classifier.safetensors \
     --score_model=score_model.safetensors --workdir=runs/digits/defense
 
 Without --score_model, the classifier alone is trained on the same attacks: the control. Resumes from --workdir,

@@ -1,6 +1,6 @@
 """Trains an energy model by denoising score matching.
 
-python -m experiments.train_ebm --config=experiments/configs/digits.py --workdir=runs/digits/ebm
+purify-jax train_ebm --config=experiments/configs/digits.py --workdir=runs/digits/ebm
 
 --start goes on from a finished model with a new optimizer: a long training is a chain of such stages.
 Resumes from --workdir, to the bit. Writes config.json, metrics.jsonl, checkpoints/ and, when

@@ -38,6 +38,15 @@ def _experiments() -> ModuleType:
     return sys.modules["experiments"]
 
 
+#: What --help lists under which title, in the order of a user's work.
+GROUPS = {
+    "See": ("demo", "quickstart"),
+    "Measure": ("evaluate", "score", "certify", "detect", "corruptions", "compare", "denoise"),
+    "Train": ("train_ebm", "train_classifier", "train_defense", "reproduce"),
+    "Use": ("purify", "export", "import_weights"),
+}
+
+
 def commands() -> dict[str, str]:
     """Name → first line of what the command says of itself."""
     folder = Path(next(iter(_experiments().__path__)))
@@ -52,8 +61,9 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h", "help"):
         width = max(map(len, known))
-        print("usage: purify-jax COMMAND [--flags]; purify-jax COMMAND --help lists its flags\n")
-        print("\n".join(f"  {command:{width}}  {line}" for command, line in known.items()))
+        print("usage: purify-jax COMMAND [--flags]; purify-jax COMMAND --help lists its flags")
+        for title, names in GROUPS.items():
+            print(f"\n{title}:", *(f"  {name:{width}}  {known[name]}" for name in names), sep="\n")
         return
     if name == "--version":
         print(f"purify-jax {purify_jax.__version__}")
@@ -65,7 +75,7 @@ def main() -> None:
             f"error: command: got {name!r}{hint}, expected one of {', '.join(known)}",
             file=sys.stderr,
         )
-        sys.exit(1)
+        sys.exit(2)
     module = ELSEWHERE.get(name, f"experiments.{name}")
     sys.argv = [f"purify-jax {name}", *sys.argv[2:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

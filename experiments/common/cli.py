@@ -1,4 +1,4 @@
-"""What all binaries share: one clear line for bad input, and a cache of compiled programs."""
+"""What all binaries share: one clear line for bad input, status 2 for bad usage, a cache of compiled programs."""
 
 import errno
 import hashlib
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 import purify_jax as pj
-from experiments.common import helping, locks
+from experiments.common import helping, locks, usage
 from purify_jax.atomic import SaveError
 from purify_jax.checks import (
     InputError,
@@ -64,14 +64,14 @@ def _configure(option: str, value: Any) -> None:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs ``main`` under absl; bad input and a full disk end in one line and exit status 1.
+    """Runs ``main`` under absl; bad input and a full disk end in one line and exit status 1, bad usage in 2.
 
     The last line says what was written where.
     """
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
-            fail(f"arguments: got {' '.join(argv[1:])!r}, expected flags only (see --help)")
+            fail_usage(f"arguments: got {' '.join(argv[1:])!r}, expected flags only")
         _use_compilation_cache()
         try:
             check_numbers()
@@ -124,7 +124,7 @@ def _parsed(arguments: list[str]) -> list[str]:
         _refuse_empty_texts()
         return rest
     except flags.Error as error:
-        fail(f"flags: {error} (see --help)")
+        fail_usage(usage.explained(str(error), flags.FLAGS))
     except Exception as error:  # a config file is a program, and may raise anything
         fail(f"config: {unreadable_config(error)}")
 
@@ -174,7 +174,9 @@ def _refuse_empty_texts() -> None:
     for name in flags.FLAGS:
         flag = flags.FLAGS[name]
         if flag.present and flag.flag_type() == "string" and flag.value == "":
-            fail(f"{name}: got an empty text, expected a value, or no --{name} for the default")
+            fail_usage(
+                f"{name}: got an empty text, expected a value, or no --{name} for the default"
+            )
 
 
 def unreadable_config(error: Exception) -> str:
@@ -209,6 +211,13 @@ def _shipped_config(value: str) -> str | None:
         return None
     shipped = CONFIGS / f"{bare[1] or bare[2]}.py"
     return str(shipped) if shipped.is_file() else None
+
+
+def fail_usage(message: str) -> NoReturn:
+    """Ends the program with one line on standard error, which says how it is used, and status 2."""
+    line = " ".join(message.split())
+    print(f"error: {line} ({usage.line(flags.FLAGS)})", file=sys.stderr, flush=True)
+    sys.exit(2)
 
 
 def fail(message: str, at_once: bool = False) -> NoReturn:

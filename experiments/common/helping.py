@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from absl import flags
 
 import purify_jax
+from experiments.common import usage
 
 #: Which flags of shared modules are listed under which title, in this order; the command's own come first.
 _TITLES = {
@@ -22,7 +23,6 @@ _TITLES = {
 }
 #: Where the explanations begin.
 _COLUMN = 28
-_KINDS = {"int": "N", "float": "X", "string": "TEXT", "list": "A,B", "enum": "", "bool": ""}
 
 
 def answer(arguments: Sequence[str]) -> bool:
@@ -57,23 +57,22 @@ def text(values: flags.FlagValues, about: str) -> str:
         if title:
             groups[title] += found
     # A line that ends in a backslash was joined to the next one when Python read the text.
-    parts = [re.sub(r" +(?= {3}--)", " \\\\\n ", about)]
+    needed = usage.line(values).split(";")[0]
+    parts = [needed, re.sub(r" +(?= {3}--)", " \\\\\n ", about)]
     for title, found in groups.items():
         entries = [_entry(flag, width) for flag in sorted(found, key=lambda flag: flag.name)]
         parts += ["\n".join([f"{title}:", *entries])] if entries else []
     end = (
-        "Ends with status 0; 1 and one line that starts with 'error:' for bad input or a full disk; what was "
-        "written before stays. --helpfull lists the flags of absl and of config files too."
+        "Ends with status 0; else with one line that starts with 'error:', and 1 for bad input or a full disk, 2 for "
+        "bad flags. What was written before stays. --helpfull lists the flags of absl and of config files too."
     )
     return "\n\n".join([*parts, textwrap.fill(end, width)])
 
 
 def _entry(flag: flags.Flag, width: int) -> str:
-    kind = flag.flag_type().split(" ")[-1]
     choices = getattr(flag.parser, "enum_values", None)
     many = len("|".join(choices or ())) > 60
-    value = "|".join(choices) if choices and not many else _KINDS.get(kind, "VALUE") or "NAME"
-    name = f"  --[no]{flag.name}" if flag.boolean else f"  --{flag.name}={value}"
+    name = f"  {usage.value(flag)}"
     given = flag.default
     shown = ",".join(given) if isinstance(given, list) else "on" if given is True else given
     is_said = isinstance(shown, (str, int, float)) and shown is not False

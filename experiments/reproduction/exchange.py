@@ -1,6 +1,6 @@
 """results/ → files in the formats of RobustBench and AttackBench.
 
-python -m experiments.reproduction.exchange --out=exchange
+purify-jax exchange --out=exchange
 
 Writes, for every attacked evaluation of results/:
 

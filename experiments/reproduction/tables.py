@@ -1,7 +1,7 @@
 """results/ → the tables between the markers of README.md and docs/results.md, docs/leaderboard.md, pretrained/README.md.
 
-python -m experiments.reproduction.tables            # rewrites them: make tables
-python -m experiments.reproduction.tables --check    # fails if one differs from what results/ says
+purify-jax tables            # rewrites them: make tables
+purify-jax tables --check    # fails if one differs from what results/ says
 
 ``<!-- table: SUITE -->`` stands for all of a suite, ``<!-- flagship: SUITE -->`` for its most important lines,
 ``<!-- defenses: cifar10 -->`` for the defenses of CIFAR-10, ``<!-- headline: cifar10 -->`` for their most important

@@ -45,7 +45,7 @@ class Done(NamedTuple):
 
     @property
     def outcome(self) -> str:
-        """accepted, refused (status 1 and one error line), hang, killed, or what should not be."""
+        """accepted, refused (status 1 or 2 and one error line), hang, killed, or what should not be."""
         if self.hung:
             return "hang"
         if "Traceback (most recent call last)" in _LATE_WRITES.sub("", self.err):
@@ -55,7 +55,7 @@ class Done(NamedTuple):
         lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
         if self.code == 0:
             return "accepted"
-        return "refused" if self.code == 1 and len(lines) == 1 else "unclear"
+        return "refused" if self.code in (1, 2) and len(lines) == 1 else "unclear"
 
     @property
     def line(self) -> str:

@@ -91,8 +91,8 @@ def test_lists_of_flags_name_something_once(given, argument):
     ("content", "argument", "message"),
     [
         (None, "--config.ebm.stepz=3", "config: cannot be read (AttributeError: .*stepz"),
-        (None, "--config.ebm.steps=abc", "flags: flag --config.ebm.steps=abc: invalid literal"),
-        (None, "--nonsense", "flags: Unknown command line flag 'nonsense'"),
+        (None, "--config.ebm.steps=abc", "config.ebm.steps: got 'abc', expected a whole number"),
+        (None, "--nonsense", "flags: no flag --nonsense"),
         (None, "--config=/nowhere/x.py", "config: cannot be read (.*No such file"),
         (None, "--config=", "config: cannot be read (.*empty"),
         (

@@ -1,4 +1,4 @@
-"""docs/own_model.md: classifiers of other libraries, and attacks of other libraries on a defense."""
+"""docs/own_model.md and attack_from_pytorch.md: classifiers of other libraries, and their attacks on a defense."""
 
 import functools
 import re
@@ -14,7 +14,7 @@ import purify_jax as pj
 
 pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
 
-#: A text of every block of the page, each in one block alone.
+#: A text of every block of the pages, each in one block alone.
 BLOCKS = (
     'purifier = pj.pretrained.load("digits")', "logits_fn = lambda images", "def logits_of(weights", "NetworkLogits(module",
     "from flax import nnx", "import equinox", "logits_from_torch(module, num_classes=10)  # module takes",
@@ -24,12 +24,12 @@ BLOCKS = (
 
 
 def blocks():
-    text = (ROOT / "docs" / "own_model.md").read_text()
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    pages = [(ROOT / "docs" / n).read_text() for n in ("own_model.md", "attack_from_pytorch.md")]
+    return re.findall(r"```python\n(.*?)```", "".join(pages), re.DOTALL)
 
 
 def run_block(containing, **names):
-    """The names after the page's one block with this text is run with these names."""
+    """The names after the pages' one block with this text is run with these names."""
     assert containing in BLOCKS
     (source,) = [block for block in blocks() if containing in block]
     scope = {"pj": pj, "jax": jax, "np": np, **names}

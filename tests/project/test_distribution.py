@@ -71,7 +71,7 @@ def test_the_command_lists_what_there_is():
     binaries = {p.stem for p in (ROOT / "experiments").glob("*.py")} - {"__init__"}
     assert all(re.search(rf"^  {name} +\S", done.stdout, re.MULTILINE) for name in binaries)
     wrong = _command("evalute")
-    assert wrong.returncode == 1
+    assert wrong.returncode == 2
     assert "did you mean evaluate" in wrong.stderr
     assert len(wrong.stderr.strip().splitlines()) == 1
 

@@ -1,0 +1,71 @@
+"""How a command is used: the line that --help begins with, and what absl says of a flag, in this project's words."""
+
+import difflib
+import re
+import sys
+from pathlib import Path
+
+from absl import flags
+
+_MISSING = re.compile(r"Flag --(\w+) must have a value other than None")
+_KINDS = {"int": "N", "float": "X", "string": "TEXT", "list": "A,B", "enum": "", "bool": ""}
+_EXPECTED = {
+    "int": "a whole number",
+    "float": "a number or a fraction",
+    "bool": "no value, or true or false",
+}
+
+
+def command() -> str:
+    """What the user types: ``purify-jax NAME`` for the commands, ``python -m MODULE`` for anything else."""
+    path = Path(sys.argv[0])
+    if "experiments" in path.parts and path.parent.name != "defenses":
+        return f"purify-jax {path.stem}"
+    return f"python -m {path.parent.name}.{path.stem}"
+
+
+def value(flag: flags.Flag) -> str:
+    """A flag with the kind of its value, as ``--epsilon=X``."""
+    if flag.boolean:
+        return f"--[no]{flag.name}"
+    choices = getattr(flag.parser, "enum_values", None)
+    several = "|".join(choices or ())
+    kind = flag.flag_type().split(" ")[-1]
+    shown = several if several and len(several) <= 60 else _KINDS.get(kind, "VALUE") or "NAME"
+    return f"--{flag.name}={shown}"
+
+
+def required(values: flags.FlagValues) -> list[flags.Flag]:
+    """The flags that have no default and must be given."""
+    found = (values[name] for name in sorted(values))
+    return [flag for flag in found if any(_MISSING.search(v.message) for v in flag.validators)]
+
+
+def line(values: flags.FlagValues) -> str:
+    """The command with the flags that it needs."""
+    needed = " ".join(map(value, required(values)))
+    return f"usage: {command()} {needed + ' ' if needed else ''}[--flags]; --help lists them"
+
+
+def explained(message: str, values: flags.FlagValues) -> str:
+    """absl's message about flags as one line: the flag, what was given and what was expected."""
+    if missing := _MISSING.findall(message):
+        return f"flags: {' and '.join(f'--{name}' for name in missing)} missing"
+    if unknown := re.match(r"Unknown command line flag '([^']+)'", message):
+        near = difflib.get_close_matches(unknown[1], list(values), 1)
+        hint = f" (did you mean --{near[0]}?)" if near else ""
+        return f"flags: no flag --{unknown[1]}{hint}"
+    if given := re.match(r"flag --([\w.]+)=(.*?): (.*)", message, re.DOTALL):
+        name, text, reason = given.groups()
+        return f"{name}: got {text!r}, expected {_expected(name, reason, values)}"
+    return f"flags: {message}"
+
+
+def _expected(name: str, reason: str, values: flags.FlagValues) -> str:
+    if name in values:
+        flag = values[name]
+        if choices := getattr(flag.parser, "enum_values", None):
+            return f"one of {', '.join(choices)}"
+        if (kind := flag.flag_type().split(" ")[-1]) in _EXPECTED:
+            return _EXPECTED[kind]
+    return f"another value: {reason}"
