@@ -6,7 +6,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from experiments.reproduction.defenses import DEFENSES, L2, LINF, Recipe
+from experiments.reproduction.defenses import DEFENSES, L2, LINF
 from experiments.reproduction.parts import evaluation_name
 from experiments.reproduction.results import (
     Result,
@@ -15,6 +15,7 @@ from experiments.reproduction.results import (
     commits,
     fraction,
     judged,
+    percent,
     read,
     span,
     spared,
@@ -23,9 +24,14 @@ from experiments.reproduction.results import (
 from purify_jax.evaluation import paired_difference
 
 _HEAD = (
-    "defense", "clean", "`paper`, Linf 8/255", "**average under `honest`, Linf 8/255**", "worst of 10 draws",
-    "average under `honest`, L2 0.5", "certified, L2 0.25",
-)  # fmt: skip
+    "defense",
+    "clean",
+    "`paper`",
+    "**`honest`**",
+    "worst of 10",
+    "`honest`, L2",
+    "certified, L2",
+)
 _PAPER, _HONEST = evaluation_name("paper", *LINF), evaluation_name("honest", *LINF)
 #: Steps of `honest` where none are given; fewer are named beside the result.
 _FULL_STEPS = 400
@@ -34,21 +40,21 @@ Parts = Mapping[str, Result]
 
 
 def table(results: Path) -> str:
-    """The Markdown: a line per defense that has results, then what purifiers changed, on the images that both were attacked on."""
+    """The Markdown: a line per defense that has results, what was measured how, and what purifiers changed."""
     found = {name: parts for name in DEFENSES if (parts := read(results / name))}
-    names = {name: recipe.name for name, recipe in DEFENSES.items()}
-    lines = _grid([_HEAD, *(_cells(DEFENSES[name], parts) for name, parts in found.items())])
-    missing = [names[name] for name in DEFENSES if name not in found]
+    rows = [[f"**{DEFENSES[n].name}**", *_cells(parts)] for n, parts in found.items()]
+    lines = [*_grid([_HEAD, *rows]), ""]
+    for name, parts in found.items():
+        lines.append(f"- **{DEFENSES[name].name}**: {DEFENSES[name].about}. {_conditions(parts)}")
+        lines += _by_attack(parts)
+    missing = [recipe.name for name, recipe in DEFENSES.items() if name not in found]
     if missing:
         lines += ["", f"Not evaluated yet: {'; '.join(missing)}."]
-    lines += ["", "An empty cell was not run."]
-    for name, parts in found.items():
-        lines += _by_attack(names[name], parts)
     if {_DEFENSE, _CONTROL} <= set(found):
         lines += _differences(found[_DEFENSE], found[_CONTROL])
     made = commits([part for parts in found.values() for part in parts.values()])
     files = ", ".join(f"`results/{name}/`" for name in found)
-    lines += ["", f"Images in brackets after each result; {files}; commit {made}."]
+    lines += ["", f"Files: {files}; commit {made}."]
     return "\n".join(lines)
 
 
@@ -74,10 +80,10 @@ def headline(results: Path) -> str:
         bound = "²" if _is_shortened(honest) else ""
         cells = [
             *recipe.parts,
-            _percent(summary(parts["clean"])["average"][0]),
-            f"**{_percent(value)}** [{_percent(low)}, {_percent(high)}]{bound}",
-            _percent(found["all_draws"][0]),
-            "–" if paper is None else _percent(summary(paper)["average"][0]) + (bound and "²"),
+            percent(summary(parts["clean"])["average"][0]),
+            f"**{percent(value)}** [{percent(low)}, {percent(high)}]{bound}",
+            percent(found["all_draws"][0]),
+            "–" if paper is None else percent(summary(paper)["average"][0]) + (bound and "²"),
             str(images),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -91,97 +97,98 @@ def _is_shortened(part: Result) -> bool:
     return (steps or _FULL_STEPS) < _FULL_STEPS or settings.get("surrogate_restarts") is not None
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
 def _grid(rows: list[Sequence[str]]) -> list[str]:
     """Lines of Markdown, without the columns that are empty in every row; the first row is the head."""
     columns = [c for c in zip(*rows, strict=True) if any(c[1:]) or len(rows) == 1]
-    head, *body = (f"| {' | '.join(cells)} |" for cells in zip(*columns, strict=True))
-    return [head, "|---" * len(columns) + "|", *body]
+    cells = [[cell or "–" for cell in row] for row in zip(*columns, strict=True)]
+    head, *body = (f"| {' | '.join(row)} |" for row in cells)
+    return [head, "|---|" + "---:|" * (len(columns) - 1), *body]
 
 
-def measured(recipe: Recipe, parts: Parts) -> dict[str, str]:
-    """What was measured of a defense: the head of its column → the result."""
-    cells = zip(_HEAD[1:], _cells(recipe, parts)[1:], strict=True) if parts else ()
-    return {head.replace("*", ""): cell.replace("*", "") for head, cell in cells if cell}
+def measured(parts: Parts) -> str:
+    """What was measured of a defense, in a line; empty without results."""
+    cells = zip(_HEAD[1:], _cells(parts), strict=True) if parts else ()
+    return ", ".join(f"{head} {cell}".replace("*", "") for head, cell in cells if cell)
 
 
-def _cells(recipe: Recipe, parts: Parts) -> list[str]:
-    paper, honest = parts.get(_PAPER), parts.get(_HONEST)
-    passes = f", {backward_passes(honest):.0f} backward passes" if honest else ""
+def _cells(parts: Parts) -> list[str]:
+    honest = parts.get(_HONEST)
     return [
-        f"**{recipe.name}**: {recipe.about}",
-        _clean(parts),
-        _cell(paper, "average", more=_effort(paper)),
-        _cell(honest, "average", bold=True, more=_effort(honest) + passes),
+        _cell(parts.get("clean"), "average"),
+        _cell(parts.get(_PAPER), "average"),
+        f"**{_cell(honest, 'average')}**" if honest else "",
         _cell(honest, "all_draws"),
         _cell(parts.get(evaluation_name("honest", *L2)), "average"),
         _certified(parts.get("certification")),
     ]
 
 
-def _effort(part: Result | None) -> str:
+def _conditions(parts: Parts) -> str:
+    """Of each evaluation its images, and how long and through what its attacks were."""
+    said = []
+    for name, part in parts.items():
+        settings = part.get("settings", {})
+        if name == "clean":
+            said.append(f"clean: {_images(part)}")
+        elif name.startswith("clean_sigma_"):
+            rate = "" if settings.get("rate") is None else f", λ = {settings['rate']:g}"
+            noise = f"σ = {settings['noise_scale']:g}{rate}"
+            said.append(f"clean at {noise}: {_cell(part, 'average')} ({_images(part)})")
+        elif name == "certification":
+            said.append(f"certified: {settings['images']} images")
+        elif "suite" in settings:
+            passes = (
+                f", {backward_passes(part):.0f} backward passes"
+                if settings["suite"] == "honest"
+                else ""
+            )
+            flags = ", **red flags**" if part.get("red_flags") else ""
+            norm = f" {settings['norm']}" if settings["norm"] != LINF[0] else ""
+            said.append(
+                f"`{settings['suite']}`{norm}: {_images(part)}"
+                f"{_effort(part)}{passes}{spared(part)}{flags}"
+            )
+    return "; ".join(said)[:1].upper() + "; ".join(said)[1:] + "."
+
+
+def _images(part: Result) -> str:
+    return f"{summary(part)['average'][3]} images"
+
+
+def _effort(part: Result) -> str:
     """How long the attacks were; nothing where `honest` took all its steps."""
-    settings = part["settings"] if part else {}
+    settings = part["settings"]
     steps, eot = settings.get("steps"), settings.get("eot")
-    if part is None or not steps or (settings["suite"] == "honest" and steps == _FULL_STEPS):
+    if not steps or (settings["suite"] == "honest" and steps == _FULL_STEPS):
         return ""
     draws = judged(part["rows"]) == "defended" and settings["suite"] == "paper"
     return f", {steps} steps" + (f" × {eot} draws" if draws else "")
 
 
-def _cell(part: Result | None, which: str, bold: bool = False, more: str = "") -> str:
-    if part is None:
-        return ""
-    found = summary(part)
-    if which == "all_draws" and found["draws"] == 1:
-        return "as the average"
-    share = found[which]
-    shown = f"**{span(share)}**" if bold else span(share)
-    flags = ", **red flags**" if part.get("red_flags") else ""
-    return f"{shown} ({share[3]}{more}{spared(part)}){flags}"
+def _cell(part: Result | None, which: str) -> str:
+    return span(summary(part)[which]) if part is not None else ""
 
 
-def _clean(parts: Parts) -> str:
-    """As the defense is attacked, then at other noises."""
-    shown = [_cell(parts.get("clean"), "average")]
-    for name, part in parts.items():
-        if name.startswith("clean_sigma_"):
-            settings = part["settings"]
-            rate = "" if settings.get("rate") is None else f", λ = {settings['rate']:g}"
-            shown.append(f"at σ = {settings['noise_scale']:g}{rate}: {_cell(part, 'average')}")
-    return "; ".join(shown)
-
-
-def _by_attack(name: str, parts: Parts) -> list[str]:
-    """What papers report, attack by attack, beside the exact gradient, of a purifier of many calls."""
-    claimed, exact = parts.get(_PAPER), parts.get(_HONEST)
-    if claimed is None or exact is None or judged(claimed["rows"]) == "undefended":
+def _by_attack(parts: Parts) -> list[str]:
+    """What papers report, attack by attack, of a purifier; a classifier alone has no such list."""
+    claimed = parts.get(_PAPER)
+    if claimed is None or judged(claimed["rows"]) == "undefended":
         return []
     said = [f"{row['attack']} {span(row['mean'])}" for row in claimed["rows"]["defended"]]
-    reported, left = (span(summary(part)["average"]) for part in (claimed, exact))
-    count, draws = (claimed["settings"][name] for name in ("images", "draws"))
-    same = count == exact["settings"]["images"]
-    images = "" if same else f", {exact['settings']['images']} images"
-    return [
-        "",
-        f"**{name}**, by attack ({count} images, the mean prediction of {draws} draws): {', '.join(said)}. "
-        f"Averages over single draws, after all attacks: `paper` {reported}, `honest` (exact gradients{images}) {left}.",
-    ]
+    draws = claimed["settings"]["draws"]
+    return [f"  `paper` by attack, the mean prediction of {draws} draws: {', '.join(said)}."]
 
 
 def _certified(part: Result | None) -> str:
     if part is None:
         return ""
     shares = certified(part, 0.25)
-    return f"{span(shares[judged(shares)])} ({part['settings']['images']})"
+    return span(shares[judged(shares)])
 
 
 def _differences(defense: Parts, control: Parts) -> Iterator[str]:
     """What the purifier changes in every evaluation that both have, on the images that both have: the first of the split."""
-    said, means = [], []
+    rows = []
     for name, part in defense.items():
         own, other = _shares(part), _shares(control.get(name, {}))
         count = min(len(own), len(other))
@@ -191,12 +198,17 @@ def _differences(defense: Parts, control: Parts) -> Iterator[str]:
         threat = f", {settings['norm']} {fraction(settings['epsilon'])}"
         what = f"`{settings['suite']}`{'' if settings['suite'] == 'clean' else threat}"
         own, other = own[:count], other[:count]
-        said.append(f"{what} {paired_difference(own, other)} ({count} images)")
-        means.append(f"{what} {sum(own) / count:.3f} and {sum(other) / count:.3f}")
-    if said:
+        d = paired_difference(own, other)
+        means = (percent(sum(own) / count), percent(sum(other) / count))
+        gain = f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+        rows.append(f"| {what} | {' | '.join(means)} | {gain} | {count} |")
+    if rows:
         yield ""
-        yield f"Adversarially trained, one denoising step minus no purifier, paired by image: {'; '.join(said)}."
-        yield f"The two on just these images: {'; '.join(means)}."
+        yield "Adversarially trained, with and without the denoising step, paired by image:"
+        yield ""
+        yield "| suite | with | without | difference in points | images |"
+        yield "|---|---:|---:|---:|---:|"
+        yield from rows
 
 
 def _shares(part: Result) -> list[float]:

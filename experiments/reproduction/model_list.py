@@ -81,7 +81,6 @@ def _defense(name: str, parts: Mapping[str, Result]) -> Iterator[str]:
         used = f"Purifier `{shipped[plan.score_model]}`, classifier {classifier}{flags}."
     yield ""
     yield f"**{recipe.name}: {recipe.about}** (`--suite={name}`). {used}"
-    found = defense_table.measured(recipe, parts)
-    if found:
-        yield f"- Results: {'; '.join(f'{what} {shown}' for what, shown in found.items())}."
+    if found := defense_table.measured(parts):
+        yield f"- Results in percent: {found}."
     yield f"- Limits: {recipe.limits}"

@@ -80,13 +80,23 @@ def commits(parts: Collection[Result]) -> str:
     return ", ".join(sorted({part["commit"] for part in parts}))
 
 
+def percent(share: float) -> str:
+    """A share in percent.
+
+    >>> percent(0.4021)
+    '40.2'
+    """
+    return f"{100 * share:.1f}"
+
+
 def span(share: Sequence[float]) -> str:
-    """A share with its interval.
+    """A share with its interval, in percent.
 
     >>> span([0.5, 0.4021, 0.5979, 100])
-    '0.500 [0.402, 0.598]'
+    '50.0 [40.2, 59.8]'
     """
-    return f"{share[0]:.3f} [{share[1]:.3f}, {share[2]:.3f}]"
+    value, low, high = map(percent, share[:3])
+    return f"{value} [{low}, {high}]"
 
 
 def fraction(epsilon: float) -> str:

@@ -3,10 +3,9 @@
 purify-jax tables            # rewrites them: make tables
 purify-jax tables --check    # fails if one differs from what results/ says
 
-``<!-- table: SUITE -->`` stands for all of a suite, ``<!-- flagship: SUITE -->`` for its most important lines,
+``<!-- table: SUITE -->`` stands for all of a suite, ``<!-- attackers: SUITE -->`` for one line for each kind of attacker,
 ``<!-- defenses: cifar10 -->`` for the defenses of CIFAR-10, ``<!-- headline: cifar10 -->`` for their most important
-figures, ``<!-- gallery: gallery -->`` for docs/gallery.md; all
-end with ``<!-- end -->``.
+figures, ``<!-- gallery: gallery -->`` for docs/gallery.md. All end with ``<!-- end -->``.
 """
 
 import re
@@ -21,10 +20,12 @@ from experiments.reproduction import defense_table, gallery_table, leaderboard, 
 from experiments.reproduction.defenses import DEFENSES
 from experiments.reproduction.results import (
     Result,
+    backward_passes,
     certified,
     commits,
     is_evaluation,
     judged,
+    percent,
     read,
     span,
     spent,
@@ -32,24 +33,20 @@ from experiments.reproduction.results import (
 )
 from purify_jax.atomic import write_atomically
 from purify_jax.checks import InputError
+from purify_jax.evaluation.statistics import Interval
 
 flags.DEFINE_bool("check", False, "Only compare.")
 FLAGS = flags.FLAGS
-
-#: What a flagship's table is of.
-TITLES = {
-    "digits": "Handwritten digits, 8×8 pixels",
-    "digits_best": "Handwritten digits, 8×8 pixels, best settings found",
-    "mnist": "MNIST",
-}
+#: Pages with tables between markers.
+MARKED = ("README.md", "docs/results.md", "docs/gallery.md", "docs/why_exact_gradients.md")
 
 
 def main(argv: list[str]) -> None:
-    """results/ in, the four pages out."""
+    """results/ in, the pages out."""
     del argv
     if not FLAGS.check:
         locks.hold("results", ROOT / "results")
-    marked = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "gallery.md")
+    marked = [ROOT / name for name in MARKED]
     pages = {path: rewrite(path.read_text(), ROOT / "results") for path in marked}
     pages[ROOT / "docs" / "leaderboard.md"] = leaderboard.page(ROOT / "results")
     shipped = ROOT / "pretrained"
@@ -72,7 +69,7 @@ def rewrite(text: str, results: Path) -> str:
     """
     made = {
         "table": block,
-        "flagship": flagship,
+        "attackers": lambda suite, folder: attackers(folder),
         "defenses": lambda suite, folder: defense_table.table(folder.parent),
         "headline": lambda suite, folder: defense_table.headline(folder.parent),
         "gallery": lambda suite, folder: gallery_table.table(folder),
@@ -82,7 +79,7 @@ def rewrite(text: str, results: Path) -> str:
     defenses = {"cifar10"} if folders & set(DEFENSES) else set()
     gallery = {gallery_table.FOLDER} & folders
     there = {
-        "table": folders, "flagship": folders, "defenses": defenses, "headline": defenses, "gallery": gallery,
+        "table": folders, "attackers": folders, "defenses": defenses, "headline": defenses, "gallery": gallery,
     }  # fmt: skip
 
     def anew(found: re.Match[str]) -> str:
@@ -101,28 +98,22 @@ def rewrite(text: str, results: Path) -> str:
 
 _HEAD = (
     "| attack | images | undefended | purified | 95% interval |",
-    "|---|---|---|---|---|",
+    "|---|---:|---:|---:|---:|",
 )
 
 
-def flagship(suite: str, folder: Path) -> str:
-    """Few lines of one suite: clean, what purification papers report, and what ``honest`` leaves."""
-    evaluations = {n: p for n, p in read(folder).items() if is_evaluation(p)}
-    honest, paper = (
-        [p for p in evaluations.values() if p["settings"]["suite"] == s]
-        for s in ("honest", "paper")
-    )
-    clean = evaluations.get("clean") or honest[0]
-    lines = [*_HEAD, _evaluation(clean)[0]]
-    threat = lambda part: (part["settings"]["norm"], part["settings"]["epsilon"])
-    for part in honest:
-        published = [line for p in paper if threat(p) == threat(part) for line in _evaluation(p)]
-        lines += [line for line in published if line.startswith(("| blind", "| BPDA+EOT"))]
-        lines += [line for line in _evaluation(part)[1:] if not line.startswith("| shared keys")]
-    about = (
-        f"{TITLES.get(suite, suite)}; from `results/{suite}/`, commit {commits([*honest, *paper])}."
-    )
-    return "\n".join([about, "", *lines])
+def attackers(folder: Path) -> str:
+    """What each attacker of a suite leaves of the defense, from the one who knows least to ``honest``."""
+    suites = {p["settings"]["suite"]: p for p in read(folder).values() if is_evaluation(p)}
+    found = {row["attack"]: row["one_draw"] for row in suites["paper"]["rows"]["defended"]}
+    rows = {
+        "none": found["clean"],
+        "blind: the classifier alone": found["blind"],
+        "BPDA: around the purifier": found["BPDA+EOT"],
+        "`honest`: through every step": summary(suites["honest"])["average"],
+    }
+    lines = [f"| {name} | {span(share)} | {share[3]} |" for name, share in rows.items()]
+    return "\n".join(["| attack | accuracy [95%] | images |", "|---|---:|---:|", *lines])
 
 
 def block(suite: str, folder: Path) -> str:
@@ -143,9 +134,14 @@ def block(suite: str, folder: Path) -> str:
     minutes = f"{sum(p['seconds'] for p in parts.values()) / 60:.0f} minutes"
     if any(p.get("continued") for p in parts.values()):
         minutes = f"at least {minutes}"  # of what was stopped, the last piece is counted
+    attacked = [
+        p for p in evaluations.values() if p["settings"]["suite"] != "clean" and backward_passes(p)
+    ]
+    efforts = [f"`{p['settings']['suite']}`: {spent(p)} an image" for p in attacked]
+    budget = any_part["budget"].rstrip(". ")
     lines.append(
-        f"{any_part['budget'].rstrip('. ')}; {minutes} on {versions['device']}, jax {versions['jax']}; "
-        f"commit {commits(parts.values())}; files in `results/{suite}/`."
+        f"{'. '.join([*efforts, budget[0].upper() + budget[1:], minutes[0].upper() + minutes[1:]])} on "
+        f"{versions['device']}, jax {versions['jax']}; commit {commits(parts.values())}; files in `results/{suite}/`."
     )
     return "\n".join(lines)
 
@@ -166,8 +162,9 @@ def _row(
     name: str, images: int, bare: float | None, value: float | None, interval: Sequence[float]
 ) -> str:
     """``bare`` is None for an attack that the bare classifier does not have, ``value`` without a purifier."""
-    shown = ["" if share is None else f"{share:.3f}" for share in (bare, value)]
-    return f"| {name} | {images} | {' | '.join(shown)} | [{interval[0]:.3f}, {interval[1]:.3f}] |"
+    shown = ["–" if share is None else percent(share) for share in (bare, value)]
+    low, high = map(percent, interval)
+    return f"| {name} | {images} | {' | '.join(shown)} | [{low}, {high}] |"
 
 
 def _evaluation(part: Result) -> list[str]:
@@ -188,15 +185,15 @@ def _evaluation(part: Result) -> list[str]:
         return lines
     found, alone = summary(part), part["summary"].get("undefended")
     for key, name in (
-        ("average", f"**average under `{suite}`, {threat}** ({spent(part)})"),
-        ("all_draws", f"worst of {found['draws']} draws, {threat}"),
+        ("average", f"**`{suite}`, average**, {threat}"),
+        ("all_draws", f"`{suite}`, worst of {found['draws']}, {threat}"),
     ):
         value, low, high, images = found[key]
         shown = value if purified else None
         lines.append(_row(name, images, alone and alone[key][0], shown, (low, high)))
     if part.get("shared_keys"):
         value, low, high, images = part["shared_keys"]
-        name = f"shared keys (not among the candidates), {threat}"
+        name = f"`{suite}`, shared keys, {threat}"
         lines.append(_row(name, images, None, value, (low, high)))
     return lines
 
@@ -207,14 +204,14 @@ def _comparison(part: Result) -> list[str]:
     half = max((row[s][2] - row[s][1]) / 2 for row in purifiers.values() for s in shares)
     lines = [
         f"Other purifiers with the same score network, {setting['images']} images, {setting['steps']} steps × "
-        f"{setting['eot']} draws, 95% intervals of ±{half:.2f} at most:",
+        f"{setting['eot']} draws, 95% intervals of ±{100 * half:.0f} points at most:",
         "",
-        f"| purifier | {' | '.join(shares)} | corrupted | passes | ms per image |",
-        "|---" * (len(shares) + 4) + "|",
+        f"| purifier | {' | '.join(shares)} | corrupted | passes |",
+        "|---|" + "---:|" * (len(shares) + 2),
     ]
     for name, row in purifiers.items():
-        cells = [f"{row[s][0]:.3f}" for s in shares]
-        cells += [f"{row['corrupted']:.3f}", f"{row['passes']}", f"{row['milliseconds']:.3f}"]
+        cells = [percent(row[s][0]) for s in shares]
+        cells += [percent(row["corrupted"]), f"{row['passes']}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return [*lines, ""]
 
@@ -228,14 +225,14 @@ def _others(parts: Mapping[str, Result]) -> list[str]:
         )
         caught = attacks["evading, classifier alone"]["score norm, TPR at 5%"]
         lines.append(
-            f"- detection by the score norm: AUROC {span(blind)} for the blind attack, {span(evading)} for one "
-            f"that knows the detector, of which {span(caught)} are caught at 5% false positives"
+            f"- Detection by the score norm: AUROC {Interval(*blind)} for the blind attack, {Interval(*evading)} for one "
+            f"that knows the detector. Caught of those at 5% false positives: {span(caught)}%."
         )
     if "corruptions" in parts:
         mean = parts["corruptions"]["mean_accuracy"]
         lines.append(
-            f"- 15 corruptions × 5 severities: mean accuracy {mean['undefended']:.3f} undefended, "
-            f"{mean['defended']:.3f} purified (mCE {parts['corruptions']['mce']['defended']:.2f})"
+            f"- 15 corruptions × 5 severities: mean accuracy {percent(mean['undefended'])} undefended, "
+            f"{percent(mean['defended'])} purified (mCE {parts['corruptions']['mce']['defended']:.2f})."
         )
     if "certification" in parts:
         part = parts["certification"]
@@ -243,7 +240,7 @@ def _others(parts: Mapping[str, Result]) -> list[str]:
         names = {"undefended": "undefended", "defended": "purified"}
         shares = certified(part, sigma)
         said = ", ".join(f"{span(shares[m])} {name}" for m, name in names.items() if m in shares)
-        lines.append(f"- certified within an L2 radius of {sigma:.3g} (σ = {sigma:g}): {said}")
+        lines.append(f"- Certified within an L2 radius of {sigma:.3g} (σ = {sigma:g}): {said}.")
     if "denoising" in parts:
         rows = [
             f"{r['denoised']:.1f} ({r['noisy']:.1f}, {r['blur']:.1f}) at σ = {r['sigma']:g}"

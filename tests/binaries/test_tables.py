@@ -1,6 +1,7 @@
 """Tables and leaderboard are what results/ says, and every result says where it is from."""
 
 import json
+import re
 
 import numpy as np
 import PIL.Image
@@ -10,7 +11,7 @@ from conftest import ROOT
 from experiments.reproduction import leaderboard, model_list, results, tables
 from purify_jax.checks import InputError
 
-PAIRED = "Adversarially trained, one denoising step minus no purifier, paired by image"
+PAIRED = "Adversarially trained, with and without the denoising step, paired by image"
 
 
 def test_the_leaderboard_is_what_results_say():
@@ -18,7 +19,8 @@ def test_the_leaderboard_is_what_results_say():
     assert leaderboard.page(ROOT / "results") == text
     shown = json.loads((ROOT / "results/digits/honest_linf_0.15.json").read_text())
     share = shown["summary"]["defended"]["average"]
-    assert f"{share[0]:.3f} [{share[1]:.3f}, {share[2]:.3f}]" in text
+    shown = f"{100 * share[0]:.1f} [{100 * share[1]:.1f}, {100 * share[2]:.1f}]"
+    assert f"| digits | linf 0.15 | honest | 96.9 | {shown} |" in text
 
 
 def test_the_page_of_models_names_every_file_that_ships():
@@ -30,7 +32,7 @@ def test_the_page_of_models_names_every_file_that_ships():
     clean = json.loads((ROOT / "results/cifar10_purified/clean.json").read_text())
     share = results.span(clean["summary"]["defended"]["average"])
     row = text.split("\n**ADP, fine-tuned classifier: ")[1].split("\n**adversarially")[0]
-    assert f"- Results: clean {share} (1000)" in row
+    assert f"- Results in percent: clean {share}, " in row
     assert "`cifar10_classifier_purified.safetensors`, with `--noise_scale=0.1 --rate=0.25`." in row
     assert (
         "| control | `cifar10_classifier_adversarial.safetensors` | `cifar10_defense` | classifier | 1.3 |"
@@ -48,7 +50,7 @@ def test_the_page_of_models_does_not_guess_hours(tmp_path):
     assert "| dsm |" not in page
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/gallery.md"])
+@pytest.mark.parametrize("page", tables.MARKED)
 def test_tables_are_what_results_say(page):
     text = (ROOT / page).read_text()
     assert tables.rewrite(text, ROOT / "results") == text
@@ -82,16 +84,37 @@ def test_the_headline_is_in_percent_and_says_where_it_is_a_bound():
     assert adp.count("²") == 2  # fewer steps, through one restart: of both suites
 
 
-def test_the_flagship_of_any_suite_can_be_shown():
-    other = tables.rewrite("<!-- flagship: cifar10_defense --><!-- end -->", ROOT / "results")
-    lines = [line for line in other.splitlines() if line.startswith("| ")]
-    assert lines[1] == "| none | 10000 | 0.807 | 0.784 | [0.776, 0.792] |"
-    assert sum("BPDA+EOT" in line for line in lines) == 1
-    assert sum("average under `honest`" in line for line in lines) == 2
+def test_the_page_on_exact_gradients_tells_what_was_measured():
+    text = " ".join((ROOT / "docs" / "why_exact_gradients.md").read_text().split())
+    rows = re.findall(
+        r"^\| .* \| (.*) \|$", (ROOT / "docs/why_exact_gradients.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) == 5  # the head and four attackers
+    read = lambda name: json.loads((ROOT / "results" / name).read_text())["summary"]
+    worst = read("digits/honest_linf_0.15.json")["defended"]["all_draws"][0]
+    average = read("digits/honest_linf_0.15.json")["defended"]["average"][0]
+    assert (
+        f"ten tries: {100 * worst:.1f}% on `digits`, where the average is {100 * average:.1f}%"
+        in text
+    )
+    shares = [
+        read(f"cifar10_adp/{s}_linf_0.0314.json")["defended"]["average"]
+        for s in ("paper", "honest")
+    ]
+    said = f"falls from {100 * shares[0][0]:.1f}% under the suite `paper` to {100 * shares[1][0]:.1f}% under `honest`"
+    assert said in text
+    gains = {}
+    for suite in ("paper", "honest"):
+        with_step = read(f"cifar10_defense/{suite}_linf_0.0314.json")["defended"]["average"][0]
+        without = read(f"cifar10_control/{suite}_linf_0.0314.json")["undefended"]["average"][0]
+        gains[suite] = 100 * (with_step - without)
+    assert (
+        f"gains {gains['paper']:.1f} points. Under `honest` it loses {-gains['honest']:.1f}" in text
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["<!-- table: nothing -->\n<!-- end -->", "<!-- table: digits -->", "<!-- flagship: digits -->\n<!-- table: mnist --><!-- end -->"]
+    "text", ["<!-- table: nothing -->\n<!-- end -->", "<!-- table: digits -->", "<!-- attackers: digits -->\n<!-- table: mnist --><!-- end -->"]
 )  # fmt: skip
 def test_a_marker_without_results_or_end_is_refused(text):
     with pytest.raises(InputError, match="marker: got <!-- "):
@@ -148,19 +171,17 @@ def test_defenses_are_one_table_with_their_paired_difference(tmp_path):
     part = json.dumps({**certified, "certified_accuracy": curve})
     (tmp_path / "cifar10_certified" / "certification.json").write_text(part)
     page = tables.rewrite("<!-- defenses: cifar10 --><!-- end -->", tmp_path)
-    assert (
-        "| **0.625 [0.200, 0.900]** (4, 900 backward passes) | 0.100 [0.000, 0.200] (4) |" in page
-    )
-    assert "(4, 400 backward passes), **red flags** | as the average |" in page
-    assert "| 0.550 [0.450, 0.640] (100) |" in page
-    assert (
-        "Not evaluated yet: ADP; ADP, fine-tuned classifier.\n\nAn empty cell was not run." in page
-    )
+    assert "| **62.5 [20.0, 90.0]** | 10.0 [0.0, 20.0] | – |" in page
+    assert "`honest`: 4 images, 900 backward passes.\n" in page
+    assert "`honest`: 4 images, 400 backward passes, **red flags**.\n" in page
+    assert "| 55.0 [45.0, 64.0] |" in page
+    assert "Certified: 100 images." in page
+    assert "Not evaluated yet: ADP; ADP, fine-tuned classifier.\n" in page
     d = np.array([0.5, 0.0, 0.5, 0.0])
     half = 3.182446 * d.std(ddof=1) / 2
-    shown = f"+0.250 [{0.25 - half:+.3f}, {0.25 + half:+.3f}]"
-    assert f"{PAIRED}: `honest`, linf 8/255 {shown} (4 images)." in page
-    assert "The two on just these images: `honest`, linf 8/255 0.625 and 0.375." in page
+    shown = f"+25.0 [{25 - 100 * half:+.1f}, {25 + 100 * half:+.1f}]"
+    assert f"{PAIRED}:\n" in page
+    assert f"| `honest`, linf 8/255 | 62.5 | 37.5 | {shown} | 4 |" in page
     assert "commit abc, def." in page
 
 
@@ -179,16 +200,13 @@ def test_a_defense_says_what_papers_report_beside_the_exact_gradient(tmp_path):
         part["rows"]["defended"] = [blind]
         (tmp_path / "cifar10_adp" / f"{name}.json").write_text(json.dumps(part))
     page = tables.rewrite("<!-- defenses: cifar10 --><!-- end -->", tmp_path)
-    clean = "0.750 [0.650, 0.850] (4); at σ = 0.1, λ = 0.25: 0.875 [0.775, 0.975] (4)"
-    assert f"| {clean} | 0.500 [0.400, 0.600] (4, 40 steps × 4 draws) |" in page
-    assert "(4, 100 steps, 900 backward passes)" in page
-    assert "L2 0.5" not in page  # no defense has it: no column
-    assert (
-        "**ADP**, by attack (4 images, the mean prediction of 2 draws): blind 0.700 [0.600, 0.800]. Averages over single draws, "
-        "after all attacks: `paper` 0.500 [0.400, 0.600], `honest` (exact gradients) 0.250 [0.150, 0.350]."
-        in page
-    )
-    (tmp_path / "cifar10_adp" / "honest_linf_0.0314.json").unlink()
+    assert "| 75.0 [65.0, 85.0] | 50.0 [40.0, 60.0] | **25.0 [15.0, 35.0]** |" in page
+    assert "clean at σ = 0.1, λ = 0.25: 87.5 [77.5, 97.5] (4 images)" in page
+    assert "`paper`: 4 images, 40 steps × 4 draws." in page
+    assert "`honest`: 4 images, 100 steps, 900 backward passes" in page
+    assert "`honest`, L2" not in page  # no defense has it: no column
+    assert "`paper` by attack, the mean prediction of 2 draws: blind 70.0 [60.0, 80.0]." in page
+    (tmp_path / "cifar10_adp" / "paper_linf_0.0314.json").unlink()
     assert "by attack" not in tables.rewrite("<!-- defenses: cifar10 --><!-- end -->", tmp_path)
 
 
@@ -199,10 +217,10 @@ def test_a_classifier_alone_has_a_table_and_a_place_in_the_leaderboard(tmp_path)
     file = tmp_path / "cifar10_control" / "honest_linf_0.0314.json"
     file.write_text(json.dumps(part | _ABOUT))
     shown = tables.block("cifar10_control", file.parent)
-    average = "| **average under `honest`, linf 0.0314** (400 backward passes) | 4 | 0.375 |  | [0.100, 0.700] |"
-    assert average in shown
-    assert "| none | 4 | 0.800 |  | [0.700, 0.900] |" in shown
-    assert "| 0.375 [0.100, 0.700] | 2: 0.100 [0.000, 0.200] | 400 |" in leaderboard.page(tmp_path)
+    assert "| **`honest`, average**, linf 0.0314 | 4 | 37.5 | – | [10.0, 70.0] |" in shown
+    assert "| none | 4 | 80.0 | – | [70.0, 90.0] |" in shown
+    assert "`honest`: 400 backward passes an image. Full plan. 1 minutes on cpu" in shown
+    assert "| 37.5 [10.0, 70.0] | 10.0 [0.0, 20.0] | 400 |" in leaderboard.page(tmp_path)
 
 
 def test_a_defense_alone_has_a_table(tmp_path):
@@ -211,7 +229,8 @@ def test_a_defense_alone_has_a_table(tmp_path):
     del part["summary"]["undefended"]
     (tmp_path / "honest_linf_0.0314.json").write_text(json.dumps(part | _ABOUT))
     shown = tables.block("cifar10_defense", tmp_path)
-    assert "(900 backward passes) | 4 |  | 0.375 | [0.100, 0.700] |" in shown
+    assert "| 4 | – | 37.5 | [10.0, 70.0] |" in shown
+    assert "`honest`: 900 backward passes an image." in shown
 
 
 def test_every_result_names_its_command_and_commit():

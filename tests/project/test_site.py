@@ -93,7 +93,7 @@ def test_every_page_is_in_the_contents():
         assert not missing, folder
 
 
-def test_readme_is_one_screen_and_its_flagship():
+def test_readme_is_one_screen_with_one_table():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 120
     assert sum(line.startswith("<!-- headline: ") for line in lines) == 1
