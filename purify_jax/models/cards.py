@@ -23,7 +23,7 @@ command of purify_jax.
 """
 
 _ACCURACY = (
-    "With 95% intervals over images, beside the bare classifier under the same attack. Believe the lowest figure "
+    "With 95% intervals over images, beside the bare classifier under the same attack. Quote the lowest figure "
     "of the strongest attack."
 )
 

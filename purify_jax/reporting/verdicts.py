@@ -32,16 +32,18 @@ def exact_against_flattering(
     if lowest and flattering[lowest] < exact:
         believed, reason = (
             flattering[lowest],
-            f"Believe the lowest figure, that of {lowest}: here the exact gradient is the weaker attack, "
-            "a sign that it is masked or noisy",
+            f"Quote the lowest figure, that of {lowest}: here the exact gradient is the weaker attack, a sign that "
+            "it is masked or noisy",
         )
     else:
         believed, reason = (
             exact,
-            "Believe the figure of the exact gradients: the others are of attackers who do not know the "
-            "whole defense",
+            "Quote the exact gradients: the other attackers do not know the whole defense",
         )
-    second = f"{reason}. That is {share(wilson(believed, images))}."
+    second = (
+        f"{reason}. That is {share(wilson(believed, images))}. These attacks are short: "
+        "`purify-jax evaluate --suite=honest` measures the average and the worst of ten draws."
+    )
     third = f"Without the purifier {undefended} of {images} stay right."
     return [first, second, third]
 

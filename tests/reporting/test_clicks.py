@@ -130,6 +130,8 @@ def test_the_slider_walks_the_steps(visit):
       return copy.getImageData(0, 0, 1, 1).data[0];
     }"""
     fact = lambda name: page.locator(f"#{name}").inner_text()
+    assert page.evaluate(grey) == 153  # it opens on the last step
+    slider.press("Home")
     assert (fact("step-size"), fact("score-norm"), page.evaluate(grey)) == (
         "none yet",
         "none yet",

@@ -16,15 +16,15 @@ def test_exact_gradients_beside_what_flatters():
     assert found == [
         "Exact gradients leave 171 of 256 attacked images right; BPDA would have said 192, a blind attack would "
         "have said 194.",
-        "Believe the figure of the exact gradients: the others are of attackers who do not know the whole defense. "
-        "That is 66.8%, 95% interval 60.8% to 72.3%.",
+        "Quote the exact gradients: the other attackers do not know the whole defense. That is 66.8%, 95% interval 60.8% to "
+        "72.3%. These attacks are short: `purify-jax evaluate --suite=honest` measures the average and the worst of ten draws.",
         "Without the purifier 34 of 256 stay right.",
     ]
 
 
 def test_the_lowest_figure_is_believed_whoever_found_it():
     _, second, _ = verdicts.exact_against_flattering(90, 100, {"BPDA": 50, "blind": 95}, 5)
-    assert second.startswith("Believe the lowest figure, that of BPDA")
+    assert second.startswith("Quote the lowest figure, that of BPDA")
     assert "50.0%, 95% interval 40.4% to 59.6%" in second
 
 

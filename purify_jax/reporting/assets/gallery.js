@@ -5,7 +5,7 @@
   const at = (id) => document.getElementById(id);
   const [height, width, channels] = data.shape;
   const size = height * width * channels;
-  const state = { shown: [], chosen: null, step: 0 };
+  const state = { shown: [], chosen: null, step: Infinity };  // opens on the last step
 
   const bytes = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
   const path = (item) => (item.bytes ??= bytes(item.path));
