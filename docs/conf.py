@@ -50,4 +50,5 @@ html_math_renderer = "mathml"
 html_title = f"purify_jax {release}"
 html_copy_source = False
 html_show_copyright = False
-pygments_style = "friendly"
+html_static_path = ["static"]
+html_js_files = ["accessible.js"]

@@ -72,7 +72,7 @@ def svg(lines: list[str]) -> str:
     )
     said = escape("; ".join(f"{a} to {b}" for a, b in arrows))
     return (
-        f'<div style="overflow-x:auto"><svg viewBox="0 0 {wide} {high + 10}" style="min-width:{wide * 0.7:.0f}px;'
+        f'<div style="overflow-x:auto" tabindex="0"><svg viewBox="0 0 {wide} {high + 10}" style="min-width:{wide * 0.7:.0f}px;'
         f'width:100%;max-width:{wide}px" role="img" aria-label="Arrows: {said}">{tip}{"".join(drawn)}</svg></div>'
     )
 

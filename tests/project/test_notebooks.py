@@ -9,7 +9,7 @@ import pytest
 from conftest import CACHE, ROOT
 from nbclient import NotebookClient
 
-NAMES = ["quickstart", "cifar10"]
+NAMES = ["quickstart", "cifar10", "train_on_tpu"]
 
 
 def read(name):
@@ -82,6 +82,22 @@ def test_the_photographs_notebook_runs(monkeypatch):
     assert "randomness: a draw for each image" in said[-1]
     assert "worst of ten" in said[-1]
     assert pictures(notebook) == 3
+
+
+@pytest.mark.slow
+def test_the_training_notebook_runs_on_four_devices_and_continues(monkeypatch, tmp_path):
+    monkeypatch.setenv("PURIFY_FOLDER", str(tmp_path))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    said = run(read("train_on_tpu"), monkeypatch, 0.1)
+    assert "4 × CPU" in said[1]
+    assert said[5].endswith("score network: finished\n")
+    assert said[7].endswith("classifier: finished\n")
+    assert [line.split()[0] for line in said[-1].splitlines()[-3:]] == ["clean", "average", "worst"]
+    made = (tmp_path / "score_model.safetensors").read_bytes()
+    again = read("train_on_tpu")
+    again.cells = again.cells[:6]  # a new runtime: the training is continued, and was finished
+    assert run(again, monkeypatch, 0.1)[5].endswith("score network: finished\n")
+    assert (tmp_path / "score_model.safetensors").read_bytes() == made
 
 
 @pytest.mark.parametrize(
