@@ -42,7 +42,7 @@ def test_ci_runs_every_python_and_both_ends():
     job = workflow["jobs"]["test"]
     matrix = job["strategy"]["matrix"]["include"]
     claimed = re.findall(r"Python :: (3\.\d+)", SETUP["metadata"]["classifiers"])
-    assert {row["python"] for row in matrix} == {*claimed, "3.14"}
+    assert {row["python"] for row in matrix} == set(claimed)
     assert {row["constraints"] for row in matrix} == {
         "constraints.txt",
         ".ci/oldest.txt",
