@@ -1,6 +1,7 @@
 """Shared fixtures: small trained models, golden files, binaries as subprocesses."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,9 @@ from purify_jax import xla
 from purify_jax.networks.convolution import convolve
 
 ROOT = Path(__file__).parents[1]
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+#: The rules of accessible pages (``npm install --no-save axe-core@4.14.1``).
+AXE = Path(os.environ.get("PURIFY_AXE") or ROOT / "node_modules" / "axe-core" / "axe.min.js")
 
 # With less of LLVM's optimisation, and with the older code generator for fusions (where jaxlib still has it), a
 # program of a test's size compiles in 40% of the time. XLA's own passes stay, so the arithmetic is the same

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from urllib.parse import unquote
 
 import pytest
-from conftest import ROOT, environment
+from conftest import AXE, CHROMIUM, ROOT, environment
 
 import purify_jax as pj
 
@@ -159,9 +159,11 @@ class _Page(HTMLParser):
         self.targets += [found[k] for k in ("href", "src") if found.get(k)]
 
 
-@pytest.mark.slow
-def test_the_site_is_built_without_a_warning_and_its_links_lead_somewhere(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the built site; a warning of Sphinx is an error."""
     pytest.importorskip("furo", reason="the docs extra is not installed (make docs)")
+    tmp_path = tmp_path_factory.mktemp("site")
     command = [
         sys.executable,
         "-m",
@@ -178,7 +180,12 @@ def test_the_site_is_built_without_a_warning_and_its_links_lead_somewhere(tmp_pa
         env=environment(), timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-5000:]
-    pages = {p: _Page(p.read_text()) for p in (tmp_path / "site").rglob("*.html")}
+    return tmp_path / "site"
+
+
+@pytest.mark.slow
+def test_the_sites_links_lead_somewhere(site):
+    pages = {p: _Page(p.read_text()) for p in site.rglob("*.html")}
     assert len(pages) > 150
     wrong = []
     for path, page in pages.items():
@@ -187,9 +194,35 @@ def test_the_site_is_built_without_a_warning_and_its_links_lead_somewhere(tmp_pa
                 continue
             place, _, anchor = unquote(target).partition("#")
             to = (path.parent / place.partition("?")[0]).resolve() if place else path
-            if not to.exists() or (anchor and to in pages and anchor not in pages[to].ids):
+            # A page of source code links back to the page of a name, which knows it by its public module.
+            checked = to in pages and "_modules" not in path.parts
+            if not to.exists() or (anchor and checked and anchor not in pages[to].ids):
                 wrong.append(f"{path.name}: {target}")
     assert not wrong, wrong[:20]
     for name in pj.__all__:
         if not isinstance(getattr(pj, name), types.ModuleType):
-            assert f"pj.{name}" in (tmp_path / "site" / "api" / "index.html").read_text()
+            assert f"pj.{name}" in (site / "api" / "index.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not installed (CONTRIBUTING.md)")
+@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1400, "dark")])
+def test_the_sites_pages_pass_axes_rules_and_fit(site, width, scheme):
+    playwright = pytest.importorskip("playwright.sync_api")
+    pages = [*sorted(site.glob("*.html")), *sorted((site / "api").glob("*.html"))]
+    wrong = {}
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_context(
+            viewport={"width": width, "height": 1000}, color_scheme=scheme
+        ).new_page()
+        for path in pages:
+            page.goto(path.as_uri())
+            page.add_script_tag(content=AXE.read_text(encoding="utf-8"))
+            found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+            serious = [v for v in found["violations"] if v["impact"] in ("serious", "critical")]
+            beyond = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+            if serious or beyond > 0:
+                wrong[path.name] = beyond, [v["nodes"][0]["html"][:200] for v in serious]
+    assert len(pages) > 30
+    assert wrong == {}

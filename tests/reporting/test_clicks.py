@@ -3,22 +3,15 @@
 With axe-core (``npm install --no-save axe-core@4.14.1``, or PURIFY_AXE=.../axe.min.js) its rules too.
 """
 
-import os
-import shutil
-from pathlib import Path
-
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import AXE, CHROMIUM
 from test_gallery import brightness_gallery
 
 from purify_jax.reporting import plots, report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
-
-AXE = Path(os.environ.get("PURIFY_AXE") or ROOT / "node_modules" / "axe-core" / "axe.min.js")
 
 ROWS = [
     ["blind", "0.900 [0.826, 0.945]", "9"],
