@@ -12,7 +12,8 @@ _HEAD = """\
 
 `pj.pretrained.load(NAME)` loads a pair, a purifier's network and a classifier, from its card `NAME.json`: data, every command
 and commit, hours of training, results with intervals, limits. `--model=NAME` in every command. Single networks: `pj.load_model(FILE)`,
-or `--score_model=FILE` and `--classifier=FILE`. All were trained on training images alone. Made by `make tables`.
+or `--score_model=FILE` and `--classifier=FILE`. All were trained on training images alone. `stages/` holds a
+network whose training goes on (docs/experiments.md). Made by `make tables`.
 
 | name | data | what |
 |---|---|---|"""
@@ -31,7 +32,8 @@ _DEFENSES = """\
 
 ## CIFAR-10 defenses
 
-Results are on test images, the images in brackets, [95% intervals]; attacks reach Linf 8/255 unless another norm is named."""
+Results are in percent on test images, with [95% intervals]; attacks reach Linf 8/255 unless another norm is named. Images and passes
+are in docs/results.md."""
 
 
 def page(results: Path, shipped: Path) -> str:

@@ -33,7 +33,7 @@ def commands(text):
     """(name, arguments) of each ``purify-jax NAME --flags`` in shell blocks and module docstrings."""
     joined = re.sub(r"\\\n *", "", text)
     for line in re.findall(r"^ *purify-jax ([a-z_]+ --?.*)$", joined, re.MULTILINE):
-        name, *arguments = re.sub(r" +#.*| > .*", "", line).replace("'", "").split()
+        name, *arguments = re.sub(r" +#.*| > .*", "", line).translate({34: None, 39: None}).split()
         yield name, arguments
 
 
