@@ -21,8 +21,9 @@ for place, module, arguments in json.load(sys.stdin):
         del sys.modules[name]
     importlib.import_module(module)
     cli = importlib.import_module("experiments.common.cli")
+    sys.argv = cli._with_shipped_configs([module, *arguments])  # config flags look for overrides there
     try:
-        rest = flags.FLAGS(cli._with_shipped_configs([module, *arguments]))
+        rest = flags.FLAGS(sys.argv)
         assert len(rest) == 1, rest
     except Exception as error:
         print(place, module, " ".join(arguments), error)
