@@ -9,11 +9,6 @@ from absl import flags
 
 _MISSING = re.compile(r"Flag --(\w+) must have a value other than None")
 _KINDS = {"int": "N", "float": "X", "string": "TEXT", "list": "A,B", "enum": "", "bool": ""}
-_EXPECTED = {
-    "int": "a whole number",
-    "float": "a number or a fraction",
-    "bool": "no value, or true or false",
-}
 
 
 def command() -> str:
@@ -66,6 +61,8 @@ def _expected(name: str, reason: str, values: flags.FlagValues) -> str:
         flag = values[name]
         if choices := getattr(flag.parser, "enum_values", None):
             return f"one of {', '.join(choices)}"
-        if (kind := flag.flag_type().split(" ")[-1]) in _EXPECTED:
-            return _EXPECTED[kind]
+        if flag.boolean:
+            return "no value, or true or false"
+        if says := flag.parser.syntactic_help:
+            return says
     return f"another value: {reason}"

@@ -81,7 +81,7 @@ REFUSED = [
     ("benchmarks.run", "--data_dir=/nowhere", "data_dir: /nowhere is not a folder"),
     ("benchmarks.run", "--models=mnist",
      "data_dir: not given, expected the folder of data for ['mnist']"),
-    ("benchmarks.run", "--repeats=0", "repeats=0: 0 is not a positive integer"),
+    ("benchmarks.run", "--repeats=0", "repeats: got '0', expected a positive integer"),
     ("benchmarks.run", "--peers=quick", "peers: got 'quick', expected one of"),
 ]  # fmt: skip
 #: The same, found once the work directory is claimed.

@@ -91,7 +91,7 @@ def test_lists_of_flags_name_something_once(given, argument):
     ("content", "argument", "message"),
     [
         (None, "--config.ebm.stepz=3", "config: cannot be read (AttributeError: .*stepz"),
-        (None, "--config.ebm.steps=abc", "config.ebm.steps: got 'abc', expected a whole number"),
+        (None, "--config.ebm.steps=abc", "config.ebm.steps: got 'abc', expected an integer"),
         (None, "--nonsense", "flags: no flag --nonsense"),
         (None, "--config=/nowhere/x.py", "config: cannot be read (.*No such file"),
         (None, "--config=", "config: cannot be read (.*empty"),
