@@ -216,7 +216,9 @@ def _shipped_config(value: str) -> str | None:
 def fail_usage(message: str) -> NoReturn:
     """Ends the program with one line on standard error, which says how it is used, and status 2."""
     line = " ".join(message.split())
-    print(f"error: {line} ({usage.line(flags.FLAGS)})", file=sys.stderr, flush=True)
+    print(
+        f"error: {line} ({usage.line(flags.FLAGS)}; --help lists them)", file=sys.stderr, flush=True
+    )
     sys.exit(2)
 
 

@@ -57,8 +57,7 @@ def text(values: flags.FlagValues, about: str) -> str:
         if title:
             groups[title] += found
     # A line that ends in a backslash was joined to the next one when Python read the text.
-    needed = usage.line(values).split(";")[0]
-    parts = [needed, re.sub(r" +(?= {3}--)", " \\\\\n ", about)]
+    parts = [usage.line(values), re.sub(r" +(?= {3}--)", " \\\\\n ", about)]
     for title, found in groups.items():
         entries = [_entry(flag, width) for flag in sorted(found, key=lambda flag: flag.name)]
         parts += ["\n".join([f"{title}:", *entries])] if entries else []

@@ -7,16 +7,19 @@ from pathlib import Path
 
 from absl import flags
 
+from purify_jax import command as purify_jax_command
+
 _MISSING = re.compile(r"Flag --(\w+) must have a value other than None")
 _KINDS = {"int": "N", "float": "X", "string": "TEXT", "list": "A,B", "enum": "", "bool": ""}
 
 
 def command() -> str:
     """What the user types: ``purify-jax NAME`` for the commands, ``python -m MODULE`` for anything else."""
-    path = Path(sys.argv[0])
-    if "experiments" in path.parts and path.parent.name != "defenses":
-        return f"purify-jax {path.stem}"
-    return f"python -m {path.parent.name}.{path.stem}"
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = Path(sys.argv[0]).stem if spec is None else spec.name.removesuffix(".__main__")
+    name = module.rpartition(".")[2]
+    known = {*purify_jax_command.ELSEWHERE.values(), f"experiments.{name}"}
+    return f"purify-jax {name}" if module in known else f"python -m {module}"
 
 
 def value(flag: flags.Flag) -> str:
@@ -37,9 +40,9 @@ def required(values: flags.FlagValues) -> list[flags.Flag]:
 
 
 def line(values: flags.FlagValues) -> str:
-    """The command with the flags that it needs."""
+    """The command with the flags that it needs; --help begins with it."""
     needed = " ".join(map(value, required(values)))
-    return f"usage: {command()} {needed + ' ' if needed else ''}[--flags]; --help lists them"
+    return f"usage: {command()} {needed + ' ' if needed else ''}[--flags]"
 
 
 def explained(message: str, values: flags.FlagValues) -> str:

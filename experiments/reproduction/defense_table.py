@@ -148,7 +148,8 @@ def _conditions(parts: Parts) -> str:
                 f"`{settings['suite']}`{norm}: {_images(part)}"
                 f"{_effort(part)}{passes}{spared(part)}{flags}"
             )
-    return "; ".join(said)[:1].upper() + "; ".join(said)[1:] + "."
+    conditions = "; ".join(said)
+    return f"{conditions[:1].upper()}{conditions[1:]}."
 
 
 def _images(part: Result) -> str:
