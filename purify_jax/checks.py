@@ -3,16 +3,19 @@
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
 
 
 class InputError(ValueError):
     """A bad argument; the message is one line: argument, what was given, what was expected."""
 
 
-def is_traced(*arrays: Any) -> bool:
+def is_traced(*arrays: object) -> bool:
     """Whether any of the values is being traced, so that it cannot be looked at."""
     jax = sys.modules.get(
         "jax"
@@ -55,13 +58,13 @@ def check_images(images: Any, name: str = "images", shape: tuple[int, ...] | Non
         raise InputError(f"{name}: values lie in [{low:g}, {high:g}], expected [0, 1]{hint}")
 
 
-def _is_floating(dtype: Any) -> bool:
+def _is_floating(dtype: "DTypeLike") -> bool:
     import jax.numpy as jnp  # NumPy does not know that bfloat16 is floating
 
     return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
-def _check_array(array: Any, name: str) -> None:
+def _check_array(array: object, name: str) -> None:
     if not (hasattr(array, "dtype") and hasattr(array, "shape")):
         raise InputError(f"{name}: got a {type(array).__name__}, expected an array")
 
@@ -120,7 +123,7 @@ def check_number(
 ) -> None:
     """Raises InputError unless ``value`` is a finite number in [low, high] (or is traced).
 
-    ``open_low``, ``open_high``: that bound itself is excluded. A bool or a text is no number.
+    ``open_low``, ``open_high``: that bound itself is excluded. A bool or a string is refused.
     """
     if is_traced(value):
         return
@@ -178,7 +181,7 @@ def check_epsilon(epsilon: Any, norm: str, image_shape: tuple[int, ...] | None =
         )
 
 
-def check_at_least(name: str, value: Any, minimum: float) -> None:
+def check_at_least(name: str, value: object, minimum: float) -> None:
     """Raises InputError unless ``value`` is a finite number ≥ ``minimum`` (or is traced)."""
     check_number(name, value, minimum)
 
@@ -199,12 +202,12 @@ def check_count(name: str, value: Any, minimum: int = 1, maximum: int | None = N
 MOST_SEED = 2**32 - 16
 
 
-def check_seed(value: Any, name: str = "seed") -> None:
+def check_seed(value: object, name: str = "seed") -> None:
     """Raises InputError unless ``value`` is a whole number from 0 to :data:`MOST_SEED`."""
     check_count(name, value, 0, MOST_SEED)
 
 
-def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raises InputError unless ``value`` is one of ``choices``."""
     known = list(choices)
     if not isinstance(value, str) or value not in known:

@@ -7,7 +7,7 @@ scan, times what runs side by side in a ``vmap``. Your own attack is counted lik
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -23,6 +23,10 @@ from purify_jax.pytrees import Pytree, as_pytree
 from purify_jax.types import Array, Attack, Keys, LogitsFn, PredictFn, PurifyInfo
 
 _MARK = "purify_jax_pass_"
+
+
+#: What an equation costs: one number, or one of each kind.
+Cost: TypeAlias = float | np.ndarray
 
 
 class Passes(NamedTuple):
@@ -77,7 +81,7 @@ def _passes(function: Callable, images: Array, *labels: Array) -> Passes:
     return Passes(*map(float, (found + np.zeros(len(_KINDS)))[:4]))
 
 
-def network_passes(network: type[nn.Module], function: Callable, *arguments: Any) -> int:
+def network_passes(network: type[nn.Module], function: Callable, *arguments: object) -> int:
     """Forward passes of a kind of network in one call of a function, for its whole batch.
 
     Every step of a scan, every restart of a ``vmap`` and every recomputation of a checkpoint is one pass;
@@ -91,7 +95,9 @@ def network_passes(network: type[nn.Module], function: Callable, *arguments: Any
     7
     """
 
-    def intercept(following: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+    def intercept(
+        following: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext
+    ) -> object:
         if type(context.module) is network and context.method_name == "__call__":
             args = (_network_call(args[0]), *args[1:])
         return following(*args, **kwargs)
@@ -101,7 +107,7 @@ def network_passes(network: type[nn.Module], function: Callable, *arguments: Any
     return round(float((found + np.zeros(len(_KINDS)))[-1]))
 
 
-def multiplications(function: Callable, *arguments: Any) -> float:
+def multiplications(function: Callable, *arguments: object) -> float:
     """Floating-point operations of a function's convolutions and matrix products: 2 for each multiply-add.
 
     XLA's own analysis counts a loop's body once; this one counts it as often as a scan runs it. A
@@ -115,7 +121,7 @@ def multiplications(function: Callable, *arguments: Any) -> float:
     return float(_total(_traced(function, *arguments), _multiplied))
 
 
-def _traced(function: Callable, *arguments: Any) -> Jaxpr:
+def _traced(function: Callable, *arguments: object) -> Jaxpr:
     with jax.disable_jit(False):
         return jax.make_jaxpr(lambda f, *given: f(*given))(as_pytree(function), *arguments).jaxpr
 
@@ -123,13 +129,13 @@ def _traced(function: Callable, *arguments: Any) -> Jaxpr:
 # --- the traversal ----------------------------------------------------------------------------
 
 
-def _total(program: Jaxpr, cost: Callable[[JaxprEqn], Any], strict: bool = False) -> Any:
+def _total(program: Jaxpr, cost: Callable[[JaxprEqn], Cost | None], strict: bool = False) -> Cost:
     """The sum of the equations' costs, each times how often it runs.
 
     ``cost`` is None for an equation that costs what the programs inside it cost. ``strict``: refuse a
     ``while`` that costs something; else it counts as one turn.
     """
-    total: Any = 0.0
+    total: Cost = 0.0
     for equation in program.eqns:
         own, kind = cost(equation), equation.primitive.name
         if own is None:

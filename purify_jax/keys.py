@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from purify_jax.checks import InputError, shown
 
@@ -102,7 +103,7 @@ def image_keys(key: Array, indices: Array | np.ndarray) -> Keys:
     return fold(threefry(key), jnp.asarray(indices, jnp.uint32))
 
 
-def fold_keys(keys: Keys, data: Any) -> Keys:
+def fold_keys(keys: Keys, data: ArrayLike) -> Keys:
     """Folds the same integer into every key of a batch of keys (a step, a draw, a purpose)."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(threefry(keys), data)
 
@@ -117,7 +118,7 @@ def stream_key(key: Array, name: str) -> Array:
     return jax.random.fold_in(threefry(key), zlib.crc32(name.encode()))
 
 
-def draw_each(sampler: Callable[..., Any], keys: Keys, *arrays: Array) -> Any:
+def draw_each(sampler: Callable[..., object], keys: Keys, *arrays: Array) -> Any:
     """``sampler(key, *rows)`` of every image: vmapped over the keys ``[batch]`` and the arrays' first axis."""
     return jax.vmap(sampler)(threefry(keys), *arrays)
 
@@ -135,7 +136,7 @@ def is_chosen(key: Array, share: float | Array = 0.5) -> Array:
     return jax.random.bernoulli(key, jnp.asarray(share, jnp.float32))
 
 
-def signs(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def signs(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Independent −1 and 1, each as often (Rademacher)."""
     positive = jax.random.bernoulli(key, jnp.float32(0.5), shape)
     return jnp.where(positive, jnp.ones((), dtype), -jnp.ones((), dtype))

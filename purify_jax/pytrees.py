@@ -14,7 +14,7 @@ arguments is ``jax.tree_util.Partial(function, *arrays)``.
 import dataclasses
 import functools
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self, dataclass_transform
 
 import jax
@@ -23,7 +23,9 @@ from jax.tree_util import Partial, all_leaves
 __all__ = ["Jitted", "Partial", "Pytree", "as_pytree", "described", "jit", "static"]
 
 
-def static(*, default: Any = dataclasses.MISSING, kw_only: bool = True, init: bool = True) -> Any:
+def static(
+    *, default: object = dataclasses.MISSING, kw_only: bool = True, init: bool = True
+) -> Any:
     """A keyword that is part of the structure: hashable, and a new value compiles anew.
 
     ``kw_only=False``: a main operand, which may be given by position too (a network before its parameters).
@@ -55,13 +57,13 @@ class Pytree:
     (Scaled(factor=6.0, times=2), 36.0)
     """
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
         constructed = cls.__init__
 
         @functools.wraps(constructed)
-        def construct(self: Any, *arguments: Any, **settings: Any) -> None:
+        def construct(self: Any, *arguments: object, **settings: object) -> None:
             constructed(self, *arguments, **settings)
             for name in leaves:
                 value = getattr(self, name)
@@ -73,17 +75,17 @@ class Pytree:
         leaves = [f.name for f in fields if f.metadata.get("pytree_node", True)]
         statics = [f.name for f in fields if f.name not in leaves]
 
-        def structure(self: Any) -> tuple:
+        def structure(self: Pytree) -> tuple:
             return tuple([getattr(self, name) for name in statics])
 
-        def flatten(self: Any) -> tuple:
+        def flatten(self: Pytree) -> tuple:
             return [getattr(self, name) for name in leaves], structure(self)
 
-        def flatten_with_keys(self: Any) -> tuple:
+        def flatten_with_keys(self: Pytree) -> tuple:
             keyed = [(jax.tree_util.GetAttrKey(n), getattr(self, n)) for n in leaves]
             return keyed, structure(self)
 
-        def unflatten(held: tuple, children: Any) -> Any:
+        def unflatten(held: tuple, children: Iterable) -> Pytree:
             # Not by ``__init__``: children may be tracers, or objects that stand for leaves.
             made = object.__new__(cls)
             made.fill(**dict(zip(statics, held, strict=True)))
@@ -92,12 +94,12 @@ class Pytree:
 
         jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
 
-    def fill(self, **values: Any) -> None:
+    def fill(self, **values: object) -> None:
         """Sets fields of an object that is being constructed, for ``__post_init__``."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: object) -> Self:
         """A copy with some fields changed, checked like a new one."""
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
@@ -114,7 +116,7 @@ def as_pytree(function: Callable) -> Any:
     return Partial(function) if callable(function) and all_leaves([function]) else function
 
 
-def described(value: Any) -> str:
+def described(value: object) -> str:
     """One line about an object, whatever it holds: never the numbers of a network.
 
     Scalars by value, other arrays by kind and shape, containers of arrays by how many numbers are in them,
@@ -161,7 +163,7 @@ def _described_array(value: Any) -> str:
     return f"{value.item():g}" if value.dtype.kind == "f" else str(value.item())
 
 
-def call(function: Callable, *arguments: Any) -> Any:
+def call(function: Callable, *arguments: object) -> Any:
     """``function(*arguments)``, for transformations that want the function as an argument."""
     return function(*arguments)
 
@@ -180,19 +182,19 @@ class Jitted:
     def __init__(
         self,
         compiled: Any,
-        function: Any,
-        place: Callable[[tuple], Sequence[Any]] = lambda arguments: arguments,
+        function: object,
+        place: Callable[[tuple], Sequence[object]] = lambda arguments: arguments,
     ):
         self.compiled, self.function, self.place = compiled, function, place
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: object) -> Any:
         return self.compiled(self.function, *self.place(arguments))
 
-    def trace(self, *arguments: Any) -> Any:
+    def trace(self, *arguments: object) -> jax.stages.Traced:
         """``jax.jit(...).trace``, for a look at the program before it is compiled."""
         return self.compiled.trace(self.function, *self.place(arguments))
 
-    def lower(self, *arguments: Any) -> Any:
+    def lower(self, *arguments: object) -> jax.stages.Lowered:
         """``jax.jit(...).lower``, for a look at the compiled program."""
         return self.compiled.lower(self.function, *self.place(arguments))
 

@@ -20,6 +20,8 @@ import jax
 Array: TypeAlias = jax.Array
 Keys: TypeAlias = jax.Array
 Params: TypeAlias = Any
+#: The arrays that one step hands to the next: a pytree whose form is the method's own.
+Carry: TypeAlias = Any
 #: What a file says as JSON: metadata of a model, a card, results.
 Json: TypeAlias = Mapping[str, Any]
 

@@ -1,8 +1,9 @@
 """Adversarial images as a file (.npz), checked when it is written and when it is read."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -94,7 +95,7 @@ def _check_ball(saved: SavedImages) -> None:
         )
 
 
-def save(path: str | Path, saved: SavedImages, **more: Any) -> None:
+def save(path: str | Path, saved: SavedImages, **more: np.ndarray) -> None:
     """Writes a compressed .npz file, whole or not at all; ``more`` are further arrays.
 
     Raises InputError for what :func:`check` refuses.
@@ -136,7 +137,12 @@ def load(path: str | Path, image_shape: tuple[int, ...] | None = None) -> SavedI
     )
 
 
-def _scalar(found: dict[str, np.ndarray], name: str, convert: Any) -> Any:
+Scalar = TypeVar("Scalar")
+
+
+def _scalar(
+    found: dict[str, np.ndarray], name: str, convert: Callable[[Any], Scalar]
+) -> Scalar | None:
     if name not in found:
         return None
     if found[name].size != 1:

@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 from dataclasses import KW_ONLY
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ class Bridge:
 
     def __init__(
         self,
-        module: Any,
+        module: object,
         classifier: bool,
         num_classes: int | None = None,
         output: str | None = None,
@@ -109,7 +109,7 @@ class _FromTorch(Pytree):
     traits: Traits | None = static(default=None)
 
     @property
-    def module(self) -> Any:
+    def module(self) -> object:
         """What was given."""
         return self.bridge.calls.module
 
@@ -123,7 +123,7 @@ class _FromTorch(Pytree):
         """Calls of the module so far, without those that measured it."""
         return self.bridge.calls.counts
 
-    def measured(self, images: np.ndarray) -> Any:
+    def measured(self, images: np.ndarray) -> Self:
         """The same with the traits that are measured on a few images ``[batch, h, w, c]`` in [0, 1]."""
         check_images(images)
         return self.replace(traits=self.bridge.measure(np.asarray(images, np.float32)))
@@ -135,6 +135,9 @@ class _FromTorch(Pytree):
         _, calls = self.bridge.functions(tuple(images.shape[1:]))
         nchw = jnp.asarray(images, jnp.float32).transpose(0, 3, 1, 2)
         return calls.function(keys.reshape(keys.shape[0], -1), nchw)
+
+
+Bridged = TypeVar("Bridged", bound=_FromTorch)
 
 
 class TorchDefense(_FromTorch):
@@ -181,7 +184,7 @@ class TorchLogits(_FromTorch):
 
 
 def defense_from_torch(
-    module: Any,
+    module: object,
     num_classes: int | None = None,
     *,
     images: np.ndarray | None = None,
@@ -229,7 +232,7 @@ def defense_from_torch(
 
 
 def purifier_from_torch(
-    module: Any,
+    module: object,
     *,
     num_restarts: int = 1,
     images: np.ndarray | None = None,
@@ -247,7 +250,7 @@ def purifier_from_torch(
 
 
 def logits_from_torch(
-    module: Any,
+    module: object,
     num_classes: int | None = None,
     *,
     images: np.ndarray | None = None,
@@ -263,7 +266,7 @@ def logits_from_torch(
     return _with_images(TorchLogits(bridge), images)
 
 
-def bridged_parts(function: Any) -> list[Any]:
+def bridged_parts(function: object) -> list[Any]:
     """The functions that were made from PyTorch in a function, or in a defense and what it is made of."""
     if isinstance(function, _FromTorch):
         return [function]
@@ -275,5 +278,5 @@ def bridged_parts(function: Any) -> list[Any]:
     return [part for each in held for part in bridged_parts(each)]
 
 
-def _with_images(function: Any, images: np.ndarray | None) -> Any:
+def _with_images(function: Bridged, images: np.ndarray | None) -> Bridged:
     return function if images is None else function.measured(images)

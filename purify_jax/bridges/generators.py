@@ -13,9 +13,12 @@ import random
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 #: Global generators belong to the process, so one call at a time draws from them.
 LOCK = threading.RLock()
@@ -30,9 +33,9 @@ class Generator(NamedTuple):
     """
 
     name: str
-    read: Callable[[], Any]
-    write: Callable[[Any], Any]
-    seed: Callable[[int], Any]
+    read: Callable[[], object]
+    write: Callable[[Any], object]
+    seed: Callable[[int], object]
     glance: Callable[[], bytes] | None = None
 
     def digest(self) -> bytes:
@@ -40,7 +43,7 @@ class Generator(NamedTuple):
         return hashlib.sha256(repr(_plain(self.read())).encode()).digest()
 
 
-def _plain(state: Any) -> Any:
+def _plain(state: object) -> object:
     if isinstance(state, Mapping):
         return {name: _plain(value) for name, value in state.items()}
     if isinstance(state, (tuple, list)):
@@ -51,7 +54,7 @@ def _plain(state: Any) -> Any:
 class Generators:
     """All generators that ``function`` may draw from; ``device`` is that of its parameters."""
 
-    def __init__(self, function: Any, device: Any):
+    def __init__(self, function: object, device: "torch.device"):
         import torch
 
         self.idle: set[str] = set()
@@ -117,7 +120,7 @@ class Generators:
         self.idle = {g.name for g in self.all if g.glance is not None} - set(used)
 
 
-def _of_torch(name: str, generator: Any) -> Generator:
+def _of_torch(name: str, generator: "torch.Generator") -> Generator:
     return Generator(name, generator.get_state, generator.set_state, generator.manual_seed)
 
 
@@ -130,7 +133,7 @@ def _of_numpy(name: str, found: np.random.RandomState) -> Generator:
     return Generator(name, found.get_state, found.set_state, seed, glance)
 
 
-def _own(path: str, found: Any) -> Generator | None:
+def _own(path: str, found: object) -> Generator | None:
     import torch
 
     name = f"{type(found).__module__.split('.')[0]} generator {path}"
@@ -148,7 +151,7 @@ def _own(path: str, found: Any) -> Generator | None:
     return None
 
 
-def reachable(root: Any) -> Iterator[tuple[str, Any]]:
+def reachable(root: object) -> Iterator[tuple[str, object]]:
     """(path, object) of everything that the code ``root`` holds, up to a depth; no tensors, no packages.
 
     Modules of PyTorch, other objects by their attributes, containers by their items, functions by what
@@ -170,7 +173,7 @@ def reachable(root: Any) -> Iterator[tuple[str, Any]]:
         "logging",
     )
 
-    def visit(path: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
+    def visit(path: str, value: object, depth: int) -> Iterator[tuple[str, object]]:
         plain = (str, bytes, int, float, complex, type(None), torch.Tensor, np.ndarray)
         if depth > _DEPTH or id(value) in seen or isinstance(value, plain):
             return
@@ -182,7 +185,7 @@ def reachable(root: Any) -> Iterator[tuple[str, Any]]:
     yield from visit("", root, 0)
 
 
-def _inside(value: Any, closed: tuple[str, ...]) -> list[tuple[str, Any]]:
+def _inside(value: object, closed: tuple[str, ...]) -> list[tuple[str, object]]:
     import torch
 
     if isinstance(value, Mapping):
@@ -191,7 +194,7 @@ def _inside(value: Any, closed: tuple[str, ...]) -> list[tuple[str, Any]]:
         return [(str(i), item) for i, item in enumerate(value)]
     if isinstance(value, functools.partial):
         return [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
-    found: list[tuple[str, Any]] = []
+    found: list[tuple[str, object]] = []
     if (owner := getattr(value, "__self__", None)) is not None and not hasattr(owner, "__path__"):
         found.append(("", owner))
     function = getattr(value, "__func__", value)
@@ -229,7 +232,7 @@ def _internals() -> frozenset[str]:
     return frozenset(vars(torch.nn.Module()))
 
 
-def _is_held(item: Any) -> bool:
+def _is_held(item: object) -> bool:
     """Whether a global name is data that code holds, and no package, class or library function."""
     import torch
 

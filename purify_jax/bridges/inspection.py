@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from types import CodeType
 from typing import Any, NamedTuple
 
@@ -50,21 +51,21 @@ def megabytes(calls: TorchCalls, plan: Plan, images: np.ndarray) -> tuple[float,
     kept: dict[int, int] = {}
     most = 0
 
-    def sizes(tree: Any) -> dict[int, int]:
+    def sizes(tree: object) -> dict[int, int]:
         leaves = torch.utils._pytree.tree_leaves(tree)
         storages = [t.untyped_storage() for t in leaves if isinstance(t, torch.Tensor)]
         return {s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in weights}
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(
-            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+            self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None
         ) -> Any:
             nonlocal most
             result = function(*args, **(kwargs or {}))
             most = max(most, sum(sizes((args, result)).values()))
             return result
 
-    def keep(tensor: Any) -> Any:
+    def keep(tensor: object) -> object:
         kept.update(sizes(tensor))
         return tensor
 
@@ -118,7 +119,7 @@ def fingerprint(calls: TorchCalls) -> tuple[str, bool]:
     return f"sha256 {digest.hexdigest()}", has_weights
 
 
-def code_identity(code: CodeType) -> list[Any]:
+def code_identity(code: CodeType) -> list[object]:
     """A function's instructions, the names that it uses and its constants: what identifies it."""
     # The order of a set differs from one process to the next.
     shown = lambda c: repr(sorted(map(repr, c))) if isinstance(c, frozenset) else repr(c)

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,10 @@ EXPECTED = (
     "a function images → logits, or a purify_jax.Defense"
 )
 
+Found = TypeVar("Found")
 
-def built(place: str) -> Any:
+
+def built(place: str) -> object:
     """What the function of ``FILE.py:FUNCTION`` returns when it is called; the file is run as a program is.
 
     Its folder is searched for what it imports, as that of a script. Raises InputError for no such file or
@@ -55,7 +57,7 @@ def built(place: str) -> Any:
     return _calling(place, function)
 
 
-def _calling(place: str, function: Callable[[], Any]) -> Any:
+def _calling(place: str, function: Callable[[], Found]) -> Found:
     try:
         return function()
     except Exception as error:
@@ -65,7 +67,7 @@ def _calling(place: str, function: Callable[[], Any]) -> Any:
         ) from error
 
 
-def defense_of(given: Any, images: np.ndarray, num_classes: int | None = None) -> PredictFn:
+def defense_of(given: object, images: np.ndarray, num_classes: int | None = None) -> PredictFn:
     """Somebody's defense as (keys, images) → log-probabilities.
 
     Args:
@@ -109,7 +111,7 @@ def _pair(purifier: Any, classifier: Any, images: np.ndarray, num_classes: int |
     return Defense(purifier, classifier)
 
 
-def _is_torch(value: Any) -> bool:
+def _is_torch(value: object) -> bool:
     """Whether this is a module of PyTorch, or an object with a method ``sample`` (a pipeline)."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.nn.Module):

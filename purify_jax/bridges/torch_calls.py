@@ -6,8 +6,8 @@ same images in the same order.
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +15,9 @@ import numpy as np
 from purify_jax.bridges.generators import LOCK, Generators, reachable
 from purify_jax.bridges.torch_outputs import logarithm, softmax_watch, tensor_of
 from purify_jax.checks import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Graphs of forward passes that wait for their backward pass, for each device of JAX.
 GRAPHS = 4
@@ -54,7 +57,7 @@ class Counts(NamedTuple):
 class TorchCalls:
     """The code with everything around its calls. ``counts``: those so far, which may be set to 0 again."""
 
-    def __init__(self, module: Any, mode: str | None):
+    def __init__(self, module: object, mode: str | None):
         import torch
 
         self.module, self.mode = module, mode
@@ -72,7 +75,7 @@ class TorchCalls:
         self.dtype = first.dtype if floating else torch.float32
         self.generators = Generators(self.function, self.device)
         self.counts = Counts()
-        self._graphs: OrderedDict[int, tuple[Any, Any]] = OrderedDict()
+        self._graphs: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
         self._next = 0
 
     def __repr__(self) -> str:
@@ -125,7 +128,7 @@ class TorchCalls:
                 buffers.clear()
                 buffers.update(before)
 
-    def answer(self, plan: Plan, images: Any) -> Any:
+    def answer(self, plan: Plan, images: "Tensor") -> "Tensor":
         """float32 answers (logarithms of probabilities) for float32 images NCHW on the CPU."""
         count = len(images)
         self.counts = self.counts._replace(
@@ -147,7 +150,7 @@ class TorchCalls:
             )
         return found
 
-    def graph(self, plan: Plan, images: np.ndarray) -> tuple[Any, Any]:
+    def graph(self, plan: Plan, images: np.ndarray) -> tuple["Tensor", "Tensor"]:
         """(images as a leaf, their answers), with the graph between them."""
         import torch
 
@@ -155,7 +158,9 @@ class TorchCalls:
             leaf = to_torch(images).requires_grad_(True)
             return leaf, self.answer(plan, leaf)
 
-    def pull_back(self, leaf: Any, answers: Any, cotangents: np.ndarray, last: bool) -> np.ndarray:
+    def pull_back(
+        self, leaf: "Tensor", answers: "Tensor", cotangents: np.ndarray, last: bool
+    ) -> np.ndarray:
         """The gradient of ⟨cotangents, answers⟩ by the images; zeros where no path leads to them."""
         import torch
 
@@ -173,13 +178,15 @@ class TorchCalls:
 
     # --- callbacks ----------------------------------------------------------------------------
 
-    def on_call(self, plan: Plan, keys: Any, images: Any) -> np.ndarray:
+    def on_call(self, plan: Plan, keys: np.ndarray, images: np.ndarray) -> np.ndarray:
         import torch
 
         with self.inside(plan, _source(keys)), torch.set_grad_enabled(plan.grad_inside):
             return to_numpy(self.answer(plan, to_torch(images)))
 
-    def on_kept_call(self, plan: Plan, keys: Any, images: Any) -> tuple[np.ndarray, np.ndarray]:
+    def on_kept_call(
+        self, plan: Plan, keys: np.ndarray, images: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         with self.inside(plan, _source(keys)):
             leaf, answers = self.graph(plan, images)
             self._next = (self._next + 1) % 2**32
@@ -190,7 +197,12 @@ class TorchCalls:
             return to_numpy(answers), np.stack([np.full_like(rows, self._next), rows], axis=1)
 
     def on_backward(
-        self, plan: Plan, tokens: Any, keys: Any, images: Any, cotangents: Any
+        self,
+        plan: Plan,
+        tokens: np.ndarray,
+        keys: np.ndarray,
+        images: np.ndarray,
+        cotangents: np.ndarray,
     ) -> np.ndarray:
         # Row 0 begins what was one call.
         starts = [int(i) for i in np.flatnonzero(tokens[:, 1] == 0)]
@@ -211,23 +223,23 @@ class TorchCalls:
         return found[0] if len(found) == 1 else np.concatenate(found)
 
 
-def to_torch(array: Any) -> Any:
+def to_torch(array: np.ndarray) -> "Tensor":
     """A contiguous float32 tensor of its own memory."""
     import torch
 
     return torch.from_numpy(np.array(array, np.float32, order="C"))
 
 
-def to_numpy(tensor: Any) -> np.ndarray:
+def to_numpy(tensor: "Tensor") -> np.ndarray:
     """The tensor's values on the CPU."""
     return tensor.detach().cpu().numpy()
 
 
-def _source(keys: Any) -> bytes:
+def _source(keys: np.ndarray) -> bytes:
     return np.ascontiguousarray(keys).tobytes()
 
 
-def _function_of(module: Any) -> Any:
+def _function_of(module: Any) -> Callable:
     if callable(module) and not isinstance(module, type):
         return module
     if callable(getattr(module, "sample", None)) and not isinstance(module, type):

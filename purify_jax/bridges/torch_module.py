@@ -1,7 +1,7 @@
 """A defense as a ``torch.nn.Module``, for attacks that are written in PyTorch."""
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -10,6 +10,9 @@ from purify_jax.checks import InputError, check_images
 from purify_jax.keys import image_keys, stream_key
 from purify_jax.pytrees import Jitted, Pytree, jit
 from purify_jax.types import Array, Keys, PredictFn
+
+if TYPE_CHECKING:
+    import torch
 
 
 class PulledBack(Pytree):
@@ -22,7 +25,9 @@ class PulledBack(Pytree):
         return pull_back(cotangents)[0]
 
 
-def as_torch_module(defense: PredictFn, key: Array | None = None, fresh: bool = True) -> Any:
+def as_torch_module(
+    defense: PredictFn, key: Array | None = None, fresh: bool = True
+) -> "torch.nn.Module":
     """The defense as a ``torch.nn.Module``: images NCHW → log-probabilities ``[batch, classes]``.
 
     The images are float32 in [0, 1]; the result is on their device. The backward pass is JAX's
@@ -44,12 +49,12 @@ def as_torch_module(defense: PredictFn, key: Array | None = None, fresh: bool = 
     Raises InputError without PyTorch, and on calls with anything but an NCHW tensor as above.
     """
     try:
-        import torch
+        import torch  # noqa: F401
     except ImportError as error:
         raise InputError(
             "as_torch_module: PyTorch is not installed, expected the torch extra"
         ) from error
-    return _classes(torch)(defense, jax.random.key(0) if key is None else key, fresh)
+    return _classes()(defense, jax.random.key(0) if key is None else key, fresh)
 
 
 def call_key(key: Array, call: int) -> Array:
@@ -61,23 +66,27 @@ def call_key(key: Array, call: int) -> Array:
 
 
 @functools.cache
-def _classes(torch: Any) -> Any:
+def _classes() -> "type[torch.nn.Module]":
     # Subclasses of torch classes, which are imported only when they are used.
+    import torch
+
     class Pipeline(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, images: Any, keys: Keys, predict: Jitted, pull_back: Jitted) -> Any:
+        def forward(
+            ctx: Any, images: torch.Tensor, keys: Keys, predict: Jitted, pull_back: Jitted
+        ) -> torch.Tensor:
             ctx.save_for_backward(images)
             ctx.keys, ctx.pull_back = keys, pull_back
-            return _to_torch(torch, predict(keys, _to_numpy(images)), images)
+            return _to_torch(predict(keys, _to_numpy(images)), images)
 
         @staticmethod
-        def backward(ctx: Any, cotangents: Any) -> tuple[Any, None, None, None]:
+        def backward(ctx: Any, cotangents: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
             if torch.is_grad_enabled():  # its result would silently be a constant
                 raise InputError("backward: got create_graph=True, expected first derivatives only")
             (images,) = ctx.saved_tensors
             given = np.ascontiguousarray(cotangents.cpu().numpy(), np.float32)
             gradient = np.asarray(ctx.pull_back(ctx.keys, _to_numpy(images), given))
-            return _to_torch(torch, gradient.transpose(0, 3, 1, 2), images), None, None, None
+            return _to_torch(gradient.transpose(0, 3, 1, 2), images), None, None, None
 
     class TorchDefense(torch.nn.Module):
         """See :func:`as_torch_module`. ``calls`` counts the calls."""
@@ -87,8 +96,8 @@ def _classes(torch: Any) -> Any:
             self.key, self.fresh, self.calls = key, fresh, 0
             self._predict, self._pull_back = jit(defense), jit(PulledBack(defense))
 
-        def forward(self, images: Any) -> Any:
-            _check(torch, images)
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            _check(images)
             key = call_key(self.key, self.calls) if self.fresh else self.key
             self.calls += 1
             keys = image_keys(key, np.arange(len(images)))
@@ -100,16 +109,20 @@ def _classes(torch: Any) -> Any:
     return TorchDefense
 
 
-def _to_numpy(images: Any) -> np.ndarray:
+def _to_numpy(images: "torch.Tensor") -> np.ndarray:
     return np.ascontiguousarray(images.detach().cpu().numpy().transpose(0, 2, 3, 1))
 
 
-def _to_torch(torch: Any, array: Any, like: Any) -> Any:
+def _to_torch(array: Array | np.ndarray, like: "torch.Tensor") -> "torch.Tensor":
+    import torch
+
     # A copy: PyTorch may write into its tensors, and JAX's arrays are read-only.
     return torch.from_numpy(np.array(array, np.float32, order="C")).to(like.device)
 
 
-def _check(torch: Any, images: Any) -> None:
+def _check(images: object) -> None:
+    import torch
+
     if not isinstance(images, torch.Tensor):
         raise InputError(f"images: got {type(images).__name__}, expected a torch.Tensor")
     shape = tuple(images.shape)

@@ -1,12 +1,16 @@
 """What somebody's PyTorch code returns: the tensor in it, and whether it holds logits or probabilities."""
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from purify_jax.checks import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.overrides import TorchFunctionMode
 
 #: Kinds of a classifier's output.
 KINDS = ("logits", "log_probabilities", "probabilities")
@@ -17,7 +21,7 @@ _NAMES = (
 )  # fmt: skip
 
 
-def tensor_of(output: Any) -> Any:
+def tensor_of(output: object) -> "Tensor":
     """The tensor in an output: itself, an item or attribute of a usual name, or the first one of a tuple.
 
     Raises InputError where there is none.
@@ -60,7 +64,7 @@ def kind_of(answers: np.ndarray) -> str:
     return "logits"
 
 
-def logarithm(answer: Any, last: tuple[Any, Any, int] | None) -> Any:
+def logarithm(answer: "Tensor", last: "tuple[Tensor, Tensor, int] | None") -> "Tensor":
     """The logarithm of probabilities, in one step with the softmax that made them where that is known.
 
     The logarithm of a rounded probability loses what attacks need: 1 − p is 0 in float32 from a logit
@@ -75,7 +79,7 @@ def logarithm(answer: Any, last: tuple[Any, Any, int] | None) -> Any:
 
 
 @functools.cache
-def softmax_watch() -> Any:
+def softmax_watch() -> "type[TorchFunctionMode]":
     """A context of PyTorch that notes the last softmax in ``.last``, see :func:`logarithm`."""
     import torch
     from torch.overrides import TorchFunctionMode
@@ -91,7 +95,7 @@ def softmax_watch() -> Any:
         last: tuple[Any, Any, int] | None = None
 
         def __torch_function__(
-            self, function: Any, types: Any, args: tuple = (), kwargs: Any = None
+            self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None
         ) -> Any:
             given = dict(kwargs or {})
             result = function(*args, **given)

@@ -4,11 +4,14 @@ import contextlib
 import functools
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from purify_jax.checks import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
@@ -82,7 +85,7 @@ def decoded(file: Path | io.BytesIO, channels: int | None) -> np.ndarray:
     return array[..., None] if array.ndim == 2 else array
 
 
-def _shown(image: Any, channels: int | None) -> np.ndarray:
+def _shown(image: "Image.Image", channels: int | None) -> np.ndarray:
     from PIL import Image, ImageOps
 
     grey = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")

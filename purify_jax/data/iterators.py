@@ -4,7 +4,6 @@ import base64
 import copy
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -96,7 +95,7 @@ class Batches:
         return np.stack(images), np.stack(labels), state
 
     def _made(self, step: int) -> Iterable[object]:
-        made: Any = self._source(step) if _is_function(self._source) else self._source  # type: ignore[operator]
+        made: object = self._source(step) if _is_function(self._source) else self._source  # type: ignore[operator]
         if not hasattr(made, "__iter__"):
             raise InputError(f"batches: got {shown(made)}, expected an iterable of batches")
         return made
@@ -200,12 +199,12 @@ def _check_layout(images: np.ndarray, where: str) -> None:
         )
 
 
-def _as_text(state: Any) -> str:
+def _as_text(state: object) -> str:
     if isinstance(state, bytes):
         return json.dumps({"bytes": base64.b64encode(state).decode()})
     return json.dumps({"value": state})
 
 
-def _from_text(text: str) -> Any:
+def _from_text(text: str) -> object:
     found = json.loads(text)
     return base64.b64decode(found["bytes"]) if "bytes" in found else copy.deepcopy(found["value"])

@@ -83,7 +83,7 @@ def load(
         plain = features[image].np_dtype in (np.uint8, np.float32)
         source = builder.as_data_source(split=split, decoders=None if plain else skip)
         names = getattr(features[label], "names", None) or ()
-        images: Any
+        images: object
         if lazy:
             images = LazyImages(
                 source, _shape(name, features[image].shape, image_size), None, image_size, image
@@ -139,7 +139,7 @@ def _in_one_line(name: str, data_dir: Path) -> Iterator[None]:
         ) from error
 
 
-def _field(name: str, features: Any, given: Any, called: str, kind: type) -> str:
+def _field(name: str, features: object, given: object, called: str, kind: type) -> str:
     """The feature that holds the images or the labels."""
     known = dict(features.items()) if hasattr(features, "items") else {}
     fit = [n for n, feature in known.items() if isinstance(feature, kind)]

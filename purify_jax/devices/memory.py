@@ -20,7 +20,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -38,7 +38,9 @@ VARIABLE = "PURIFY_JAX_MEMORY"
 SHARE = 0.8
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 #: (structure of a function, shapes, budget) → its chunk, chosen once in a process.
-_chosen: dict[Any, "Chunk"] = {}
+_chosen: dict[object, "Chunk"] = {}
+
+Tree = TypeVar("Tree")
 
 
 class Chunk(NamedTuple):
@@ -96,13 +98,13 @@ def divided(
 class _Divided:
     """See :func:`divided`."""
 
-    def __init__(self, function: Any, mesh: Mesh | None, batch_axis: int, split_large: bool):
+    def __init__(self, function: Callable, mesh: Mesh | None, batch_axis: int, split_large: bool):
         self.function, self.batch_axis = function, batch_axis
         self.devices = [jax.local_devices()[0]] if mesh is None else list(mesh.devices.flat)
         self.compiled: dict[tuple[int, int], Any] = {}
         self.placed = (mesh, batch_axis, split_large)
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: object) -> Any:
         leaves, structure = jax.tree.flatten((self.function, arguments))
         shapes = tuple((np.shape(x), str(getattr(x, "dtype", type(x)))) for x in leaves)
         place = (structure, shapes, self.placed, os.environ.get(VARIABLE))
@@ -180,7 +182,7 @@ def _say(line: str) -> None:
 # --- numbers that are open ----------------------------------------------------------------------
 
 
-def most_at_once(tree: Any) -> dict[str, int]:
+def most_at_once(tree: object) -> dict[str, int]:
     """The most samples and restarts that a function computes side by side where none are given."""
     most = {"samples": 1, "restarts": 1}
 
@@ -193,7 +195,7 @@ def most_at_once(tree: Any) -> dict[str, int]:
     return most
 
 
-def lowered(tree: Any, chunk: Chunk) -> Any:
+def lowered(tree: Tree, chunk: Chunk) -> Tree:
     """A function's pytree with the numbers that are open at most at the chunk's."""
 
     def lower(holder: Any) -> Any:
@@ -215,7 +217,7 @@ def _open(holder: object) -> dict[str, int]:
     return {name: int(min(getattr(holder, f"num_{name}", 1), limit)) for name in names}
 
 
-def _map_holders(function: Callable, tree: Any) -> Any:
+def _map_holders(function: Callable, tree: Tree) -> Tree:
     """A pytree with ``function`` applied to every dataclass in it, from the innermost out."""
     children, structure = jax.tree.flatten(tree, is_leaf=lambda x: x is not tree)
     if len(children) != 1 or children[0] is not tree:

@@ -3,7 +3,6 @@
 import io
 import sys
 import time
-from typing import Any
 
 from tqdm import tqdm
 
@@ -14,7 +13,7 @@ INTERVAL = 30.0
 class _Lines(tqdm):
     """Writes lines in place of a bar that overwrites itself."""
 
-    def __init__(self, *arguments: Any, **settings: Any):
+    def __init__(self, *arguments: object, **settings: object):
         self._said = 0.0
         self._text = ""
         # What tqdm itself writes is dropped: :meth:`display` writes in its place.
@@ -49,7 +48,7 @@ class _Lines(tqdm):
             self._said, self._text = time.monotonic(), text
 
 
-def bar(*arguments: Any, **settings: Any) -> tqdm:
+def bar(*arguments: object, **settings: object) -> tqdm:
     """``tqdm(...)`` on a terminal; elsewhere one line every :data:`INTERVAL` seconds and one at the end."""
     kind = tqdm if sys.stderr is not None and sys.stderr.isatty() else _Lines
     settings.setdefault("unit", "step")

@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from purify_jax.checks import InputError, check_count
 from purify_jax.pytrees import Jitted, as_pytree, call, jit
+from purify_jax.types import Array
 
 AXIS = "data"
 Tree = TypeVar("Tree")
@@ -164,7 +165,7 @@ def place(mesh: Mesh | None, tree: Tree, split_large: bool = False) -> Tree:
     if mesh is None:
         return tree
 
-    def one(x: Any) -> Any:
+    def one(x: Array | np.ndarray) -> Array:
         if not isinstance(x, (jax.Array, np.ndarray)):
             return x
         return _put(x, large_arrays_split(mesh, x) if split_large else NamedSharding(mesh, P()))
@@ -174,7 +175,7 @@ def place(mesh: Mesh | None, tree: Tree, split_large: bool = False) -> Tree:
 
 def over_images(
     function: Callable, mesh: Mesh | None, batch_axis: int = 0, split_large: bool = False
-) -> Any:
+) -> Callable:
     """``function``, compiled, with the first axis of each argument split over the mesh.
 
     For functions that treat every image by itself. The function's own arrays are arguments of the

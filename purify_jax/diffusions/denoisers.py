@@ -19,7 +19,7 @@ Everywhere ``sigma`` and ``t`` are scalars or ``[batch]``.
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -33,13 +33,16 @@ from purify_jax.types import Array, NoiseScore, Params
 #: (scaled signed images, condition ``[batch]``) → raw output; a pytree.
 NetworkFn: TypeAlias = Callable[[Array, Array], Array]
 
+#: Images on a scale: an array, or one of its bounds.
+Pixels = TypeVar("Pixels", Array, np.ndarray, float)
 
-def signed(images: Any) -> Any:
+
+def signed(images: Pixels) -> Pixels:
     """Pixels in [0, 1] → [-1, 1]."""
     return 2.0 * images - 1.0
 
 
-def pixels(images: Any) -> Any:
+def pixels(images: Pixels) -> Pixels:
     """Signed images in [-1, 1] → [0, 1]."""
     return 0.5 * (images + 1.0)
 
@@ -149,7 +152,7 @@ class Diffusion(Pytree):
         return -noise / level
 
 
-def _each(values: Any, images: Array) -> Array:
+def _each(values: object, images: Array) -> Array:
     """Scalar or ``[batch]`` → ``[batch]`` of the images' type."""
     return jnp.broadcast_to(jnp.asarray(values, images.dtype), images.shape[:1])
 

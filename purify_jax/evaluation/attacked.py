@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +38,7 @@ from purify_jax.evaluation.protocol import PROTOCOL, own_draws
 from purify_jax.evaluation.records import Record, open_records
 from purify_jax.keys import fold_keys, image_keys, stream_key
 from purify_jax.pytrees import Partial
-from purify_jax.types import Array, Attack, Keys, PredictFn
+from purify_jax.types import Array, Attack, Json, Keys, PredictFn
 
 #: Indices of images.
 Indices = Sequence[int] | np.ndarray
@@ -111,7 +110,7 @@ class Evaluation:
     passes: Mapping[str, Passes] = dataclasses.field(default_factory=dict)
     saved: AdversarialImages | None = None
     name: str = "records"
-    header: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    header: Mapping[str, object] = dataclasses.field(default_factory=dict)
     seconds: float | None = None
 
     def records(self, execution: Execution) -> list[Record]:
@@ -163,7 +162,7 @@ class Evaluation:
                         shown.add(name, batch)
         return records
 
-    def _identify(self, batch_size: int, block: int | None) -> dict[str, Any]:
+    def _identify(self, batch_size: int, block: int | None) -> Json:
         return {
             "protocol": PROTOCOL,
             "dataset": self.dataset.name,

@@ -9,7 +9,7 @@ with fresh noise for every sample): what is certified is the answer averaged ove
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -170,7 +170,7 @@ def certify(
     described = f"{len(dataset)} images in batches of {batch_size}"
     every = list(batches(range(len(dataset)), batch_size))
     mine = of_shard(every, execution.shard, described)
-    header: Callable[[], dict[str, Any]] = lambda: {
+    header: Callable[[], dict[str, object]] = lambda: {
         "dataset": dataset.name,
         "split": dataset.split,
         "images": len(dataset),

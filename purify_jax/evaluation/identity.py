@@ -21,13 +21,14 @@ from purify_jax.bridges.inspection import code_identity
 from purify_jax.data import Dataset
 from purify_jax.defense import Defense
 from purify_jax.pytrees import Partial
+from purify_jax.types import Array
 
 #: Packages whose functions are identified by their names; they carry no weights.
 _KNOWN = ("purify_jax", "jax", "flax", "numpy")
 _SHA = "sha256 "
 
 
-def identity(**parts: Any) -> dict[str, Any]:
+def identity(**parts: object) -> dict[str, Any]:
     """Name → what identifies it, for the first line of a file that a later run continues.
 
     - A data set: the SHA-256 of its images and labels.
@@ -45,13 +46,13 @@ def identity(**parts: Any) -> dict[str, Any]:
     (5, ['attack.gradient'])
     """
     walk = _Walk()
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, value in parts.items():
         found[name] = _data(value) if isinstance(value, Dataset) else dict(walk.fields(value, name))
     return {**found, "unhashed": sorted(walk.unhashed)} if walk.unhashed else found
 
 
-def arrays_identity(*arrays: np.ndarray) -> str:
+def arrays_identity(*arrays: Array | np.ndarray) -> str:
     """The SHA-256 of arrays, as :func:`identity` has it."""
     digest = hashlib.sha256()
     for array in arrays:
@@ -59,7 +60,7 @@ def arrays_identity(*arrays: np.ndarray) -> str:
     return f"{_SHA}{digest.hexdigest()}"
 
 
-def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+def difference(before: Mapping[str, object], now: Mapping[str, object]) -> str | None:
     """The first field in which two headers or configs differ, in words; None for equal ones."""
     old, new = (dict(_flat(tree)) for tree in (before, now))
     # The defense first: what an attack looks through differs with it.
@@ -82,13 +83,13 @@ class _Walk:
         self._inside: list[int] = []
         self._digests: dict[int, str] = {}
 
-    def fields(self, value: Any, name: str, path: str = "") -> Iterator[tuple[str, Any]]:
+    def fields(self, value: object, name: str, path: str = "") -> Iterator[tuple[str, object]]:
         """(path, setting) of everything in ``value``, which is called ``name`` in messages."""
         inside = lambda item, key: self.fields(item, name, f"{path}.{key}" if path else str(key))
         if isinstance(value, (bool, int, float, str, type(None))):
             yield path, value
         elif hasattr(value, "dtype") and hasattr(value, "ndim"):
-            yield path, self._array(value)
+            yield path, self._array(value)  # type: ignore[arg-type]
         elif isinstance(value, Partial):
             yield from self.fields(value.func, name, path)
             for key, item in [*enumerate(value.args), *value.keywords.items()]:
@@ -121,18 +122,18 @@ class _Walk:
                 yield from inside(item, key)
             self._inside.pop()
 
-    def _array(self, array: Any) -> Any:
+    def _array(self, array: Array | np.ndarray) -> object:
         if array.ndim == 0 and jax.dtypes.issubdtype(array.dtype, np.number):
             return array.item()
         return self._weights([array])
 
-    def _weights(self, arrays: list[Any]) -> str:
+    def _weights(self, arrays: list[Array | np.ndarray]) -> str:
         for array in arrays:
             if id(array) not in self._digests:
                 self._digests[id(array)] = arrays_identity(array)
         return _sha("".join(self._digests[id(array)] for array in arrays))
 
-    def _function(self, value: Any, path: str) -> str:
+    def _function(self, value: object, path: str) -> str:
         if not callable(value) or isinstance(value, type):
             return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
         if isinstance(value, functools.partial) or not hasattr(value, "__qualname__"):
@@ -146,7 +147,7 @@ class _Walk:
         return f"{value.__module__}.{value.__qualname__}"
 
 
-def _held(value: Any) -> Iterator[tuple[str, Any]]:
+def _held(value: object) -> Iterator[tuple[str, object]]:
     """What a plain function, a method or an object that is called holds, by name; and its code."""
     package = str(getattr(value, "__module__", None)).split(".")[0]
     if not callable(value) or isinstance(value, type) or package in _KNOWN:
@@ -171,7 +172,7 @@ def _code(code: CodeType) -> str:
     return _sha(repr(code_identity(code)))
 
 
-def _holds_arrays_alone(value: Any) -> bool:
+def _holds_arrays_alone(value: object) -> bool:
     if not isinstance(value, (Mapping, list, tuple)):
         return hasattr(value, "dtype") and hasattr(value, "shape")
     items = list(value.values() if isinstance(value, Mapping) else value)
@@ -182,7 +183,7 @@ def _sha(text: str) -> str:
     return f"{_SHA}{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def _add(digest: Any, array: Any) -> None:
+def _add(digest: "hashlib._Hash", array: Array | np.ndarray) -> None:
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     content = np.ascontiguousarray(array)
@@ -202,7 +203,7 @@ def _data(dataset: Dataset, at_once: int = 256) -> str:
     return f"{_SHA}{digest.hexdigest()}"
 
 
-def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(tree: object, path: str = "") -> Iterator[tuple[str, object]]:
     if not isinstance(tree, Mapping) or not tree:
         yield path, tree
         return

@@ -16,7 +16,7 @@ from purify_jax.devices.execution import Execution
 from purify_jax.evaluation.identity import difference
 from purify_jax.evaluation.statistics import Interval, wilson
 from purify_jax.keys import threefry
-from purify_jax.types import Array
+from purify_jax.types import Array, Json
 
 #: One record: attack, index, label and, unless the image was skipped, what scoring found.
 Record = dict[str, Any]
@@ -94,7 +94,7 @@ class RecordFile:
     its record.
     """
 
-    def __init__(self, path: str | Path | None, header: Mapping[str, Any]):
+    def __init__(self, path: str | Path | None, header: Mapping[str, object]):
         self._path = path
         self._pending: list[tuple[Record, int]] = []
         self._file = None
@@ -176,7 +176,7 @@ class RecordFile:
 
 
 def open_records(
-    execution: Execution, name: str, key: Array, header: Callable[[], Mapping[str, Any]]
+    execution: Execution, name: str, key: Array, header: Callable[[], Mapping[str, object]]
 ) -> RecordFile:
     """``NAME.jsonl`` in the work directory; without a work directory no records are kept.
 
@@ -191,12 +191,12 @@ def open_records(
     return RecordFile(path, {**about, **header()})
 
 
-def first_line(header: Mapping[str, Any]) -> bytes:
+def first_line(header: Mapping[str, object]) -> bytes:
     """A file's first line: the header, and that the lines below have checksums."""
     return (json.dumps({"header": dict(header), "lines": "crc32"}, sort_keys=True) + "\n").encode()
 
 
-def parse_first_line(line: bytes) -> dict[str, Any]:
+def parse_first_line(line: bytes) -> Json:
     """The header of a first line; ValueError, LookupError or TypeError for any other line."""
     head = json.loads(line)
     if head["lines"] != "crc32":
@@ -227,7 +227,7 @@ def _difference(content: bytes, head: bytes) -> str:
         return "its first line is not a header"
 
 
-def read_records(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
+def read_records(path: str | Path) -> tuple[Json, list[Record]]:
     """(header, records) of a complete or partial record file; InputError if it is not one."""
     try:
         lines = Path(path).read_bytes().splitlines()
@@ -242,13 +242,13 @@ def read_records(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
     return header, found
 
 
-def table(records: Sequence[Record]) -> list[dict[str, Any]]:
+def table(records: Sequence[Record]) -> list[Record]:
     """A row per attack: accuracies under every scoring, mean distances and passes, images attacked."""
     rows = []
     for name in attack_names(records):
         chosen = of_attack(records, name)
         attacked = [r for r in chosen if "one_draw" in r]
-        row: dict[str, Any] = {"attack": name, "images": len(chosen), "attacked": len(attacked)}
+        row: dict[str, object] = {"attack": name, "images": len(chosen), "attacked": len(attacked)}
         row |= {scoring: accuracy(records, name, scoring) for scoring in SCORINGS}
         # Purifier forward, backward, classifier forward, backward; of all images, skipped or not.
         row["passes"] = np.mean([r.get("passes", (0, 0, 0, 0)) for r in chosen], axis=0).tolist()

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ class SuiteResult(NamedTuple):
     bare: str | None
     records: Mapping[str, list[Record]]
     shared_keys: Interval | None
-    probes: Mapping[str, Any]
+    probes: Mapping[str, object]
     red_flags: list[red_flags.RedFlag]
     curve: sweeps.Curve | sweeps.Grid | None
     left_out: Mapping[str, str] = MappingProxyType({})
@@ -112,7 +112,7 @@ def is_defended(defense: Attackable) -> bool:
     """Whether anything stands before the classifier; of one function nobody knows, so yes."""
     if not isinstance(defense, Defense):
         return True
-    structure: Callable[[Any], Any] = jax.tree.structure
+    structure: Callable[[object], object] = jax.tree.structure
     return structure(defense.purifier) != structure(identity)
 
 

@@ -1,10 +1,13 @@
 """A card for people: README.md with the metadata that Hugging Face's hub reads, as YAML."""
 
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 from purify_jax.types import Json
+
+#: Accuracy, the bounds of its interval, and the number of images.
+Interval: TypeAlias = Sequence[float]
 
 LIBRARY = "purify_jax"
 TASK = "image-classification"
@@ -68,7 +71,7 @@ def readme(card: Json, license: str | None = None) -> str:
 def _metadata(card: Json, license: str | None) -> Json:
     """The hub's fields (huggingface.co/docs/hub/model-cards)."""
     data = card.get("data")
-    found: dict[str, Any] = {"license": license} if license else {}
+    found: dict[str, object] = {"license": license} if license else {}
     found |= {"library_name": LIBRARY, "pipeline_tag": TASK, "tags": TAGS}
     if data:
         found["datasets"] = [str(data)]
@@ -79,7 +82,9 @@ def _metadata(card: Json, license: str | None) -> Json:
     return found
 
 
-def _result(data: str, evaluation: str, what: str, bare: Any, defended: Any) -> Json:
+def _result(
+    data: str, evaluation: str, what: str, bare: Interval | None, defended: Interval
+) -> Json:
     metric = lambda name, value: {"type": "accuracy", "name": name, "value": float(value[0])}
     return {
         "task": {"type": TASK},
@@ -95,7 +100,7 @@ def _result(data: str, evaluation: str, what: str, bare: Any, defended: Any) -> 
     }
 
 
-def _accuracies(card: Json) -> Iterator[tuple[str, str, Any, Any]]:
+def _accuracies(card: Json) -> Iterator[tuple[str, str, Interval | None, Interval]]:
     """(evaluation, what, the bare classifier's interval or None, the defense's) of a card's figures."""
     for evaluation, found in card.get("evaluations", {}).items():
         kinds = {"clean": found["clean"]}
@@ -116,7 +121,7 @@ def _training(item: tuple[str, Json]) -> str:
     return f"- {name}: {hours}, {made['device']}, commit {made['commit']}: `{command}`.{note}"
 
 
-def _interval(found: Any) -> str:
+def _interval(found: Interval | None) -> str:
     return "" if found is None else f"{found[0]:.3f} [{found[1]:.3f}, {found[2]:.3f}]"
 
 

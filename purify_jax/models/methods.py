@@ -70,7 +70,7 @@ def check_settings(settings: Settings, where: str = "purification") -> None:
             )
 
 
-def chosen_settings(model: Model, **overrides: Any) -> dict[str, Any]:
+def chosen_settings(model: Model, **overrides: object) -> dict[str, Any]:
     """The settings that a model's file and a user give, for the method that they choose.
 
     Of another method than the file's, only those settings of the file are kept that the method uses. An
@@ -91,7 +91,7 @@ def chosen_settings(model: Model, **overrides: Any) -> dict[str, Any]:
     return {**kept, **given}
 
 
-def with_one_restart(settings: Settings) -> dict[str, Any]:
+def with_one_restart(settings: Settings) -> Settings:
     """Settings with one restart, for a method that has restarts."""
     return {**settings, **({"num_restarts": 1} if "num_restarts" in _used(settings) else {})}
 
@@ -122,7 +122,7 @@ _CHECKS: Mapping[str, Callable[[str, object], None]] = {
 # --- purifiers ----------------------------------------------------------------------------------
 
 
-def model_purifier(model: Model, **overrides: Any) -> Purifier:
+def model_purifier(model: Model, **overrides: object) -> Purifier:
     """The purifier of a model with the settings in its file, some of them overridden.
 
     Settings, with defaults :data:`PUBLISHED`: method (one of :data:`METHODS`), curvature, rate,
@@ -135,7 +135,7 @@ def model_purifier(model: Model, **overrides: Any) -> Purifier:
     return METHODS[settings["method"]].build(model, settings)
 
 
-def adp_purifier(model: Model, **overrides: Any) -> ADP:
+def adp_purifier(model: Model, **overrides: object) -> ADP:
     """:func:`model_purifier` for what needs ADP's step rule and noise; InputError for other methods."""
     made = model_purifier(model, **overrides)
     if not isinstance(made, ADP):

@@ -145,7 +145,7 @@ def declared_order(name: str) -> tuple[int, int, int] | None:
     return int(parts[1]), inner, int(parts[-1] in ("bias", "b"))
 
 
-def unwrapped(state: Mapping[str, Any], wrappers: re.Pattern = _WRAPPERS) -> dict[str, Any]:
+def unwrapped(state: Mapping[str, object], wrappers: re.Pattern = _WRAPPERS) -> dict[str, Any]:
     """The same weights without what wrappers put before their names.
 
     >>> unwrapped({"module.conv1.weight": 1, "module._orig_mod.fc.bias": 2})
@@ -200,7 +200,7 @@ def as_array(value: Any) -> np.ndarray:
 def weights_in(path: Path, loaded: object, ema: bool | None) -> Mapping[str, Any]:
     """The state_dict in what a file holds, or the averaged one, see ``torch_weights.read``."""
     plain: Any = None
-    averaged: Any = None
+    averaged: object = None
     if isinstance(loaded, (list, tuple)):
         candidates = [entry for entry in loaded if _is_state_dict(entry)]
         plain = candidates[0] if candidates else None
@@ -263,7 +263,7 @@ def _contents(loaded: object) -> str:
     )
 
 
-def with_averages(model: Mapping[str, Any], shadows: Sequence[Array]) -> dict[str, np.ndarray]:
+def with_averages(model: Mapping[str, object], shadows: Sequence[Array]) -> dict[str, np.ndarray]:
     """score_sde's averaged parameters under their names.
 
     Args:

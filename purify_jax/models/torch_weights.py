@@ -230,7 +230,7 @@ def import_model(
             f"source: does not fit {kind}: its sizes make no network: {reason}"
         ) from error
     variables, table = convert(kind, state, network, image_shape)
-    metadata: dict[str, Any] = {"imported": kind}
+    metadata: dict[str, object] = {"imported": kind}
     if form is not None:
         metadata["diffusion"] = {"form": form}
         metadata["training"] = {"sigma_min": sigma_min}

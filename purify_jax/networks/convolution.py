@@ -16,7 +16,7 @@ differentiated forwards. It is bilinear like the original, with transposes in fo
 It differentiates any number of times, forwards and backwards, and batches under ``vmap``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -68,11 +68,11 @@ def _varying_alike(images: Array, kernel: Array) -> tuple[Array, Array]:
         return images, kernel
     missing = [tuple((axes[0] | axes[1]) - own) for own in axes]
     pcast = getattr(lax, "pcast", None)
-    vary: Any = partial(pcast, to="varying") if pcast else getattr(lax, "pvary")  # noqa: B009
+    vary: Callable = partial(pcast, to="varying") if pcast else getattr(lax, "pvary")  # noqa: B009
     return vary(images, missing[0]), vary(kernel, missing[1])
 
 
-def _varies_over(aval: Any) -> frozenset:
+def _varies_over(aval: object) -> frozenset:
     """The axes of a ``shard_map`` that a value varies over; JAX 0.10 keeps them elsewhere than earlier ones."""
     manual = getattr(aval, "manual_axis_type", None)
     return manual.varying if manual is not None else getattr(aval, "vma", frozenset())

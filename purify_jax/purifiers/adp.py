@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import chex
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from purify_jax.keys import normal_like
 from purify_jax.purifiers.loop import SteppedPurifier
 from purify_jax.purifiers.step_rules import Adaptive, StepRule
 from purify_jax.pytrees import Pytree, static
-from purify_jax.types import BOUNDS, Array, Keys, ScoreFn
+from purify_jax.types import BOUNDS, Array, Carry, Keys, ScoreFn
 
 #: Images → σ ``[batch]``.
 NoiseScaleFn: TypeAlias = Callable[[Array], Array]
@@ -78,11 +78,11 @@ class ADP(SteppedPurifier):
         noisy = jnp.clip(images + sigma.astype(images.dtype) * normal_like(keys, images), *BOUNDS)
         return self.pixel_scaling.before(noisy) if self.pixel_scaling else noisy
 
-    def start(self, keys: Keys, images: Array) -> Any:
+    def start(self, keys: Keys, images: Array) -> Carry:
         noisy = self.noised(keys, images)
         return noisy, each(images, True, bool), self.step_rule.init(noisy)
 
-    def step(self, keys: Keys, carry: Any, index: Array) -> tuple[Any, tuple[Array, Array]]:
+    def step(self, keys: Keys, carry: Carry, index: Array) -> tuple[Carry, tuple[Array, Array]]:
         images, active, state = carry
         score = self.score_fn(images)
         chex.assert_equal_shape((images, score))

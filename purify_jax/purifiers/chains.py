@@ -1,7 +1,6 @@
 """Purifiers that are Markov chains: Langevin dynamics, and with a Metropolis correction."""
 
 from dataclasses import KW_ONLY
-from typing import Any
 
 import chex
 import jax
@@ -13,7 +12,7 @@ from purify_jax.checks import check_at_least
 from purify_jax.keys import draw_each, fold_keys, normal_like, stream
 from purify_jax.purifiers.loop import ClippedPurifier, step_info
 from purify_jax.pytrees import static
-from purify_jax.types import Array, EnergyFn, Keys, ScoreFn
+from purify_jax.types import Array, Carry, EnergyFn, Keys, ScoreFn
 
 
 class Langevin(ClippedPurifier):
@@ -36,14 +35,14 @@ class Langevin(ClippedPurifier):
         check_at_least("step_size", self.step_size, 0.0)
         check_at_least("temperature", self.temperature, 1e-12)
 
-    def start(self, keys: Keys, images: Array) -> Any:
+    def start(self, keys: Keys, images: Array) -> Carry:
         return (images,)
 
     def drift(self, score: Array) -> Array:
         """½τ²·s/temperature."""
         return 0.5 * self.step_size**2 / self.temperature * score
 
-    def step(self, keys: Keys, carry: Any, index: Array) -> tuple[Any, tuple[Array, Array]]:
+    def step(self, keys: Keys, carry: Carry, index: Array) -> tuple[Carry, tuple[Array, Array]]:
         (x,), keys = carry, fold_keys(keys, index)
         score = self.score_fn(x)
         moved = x + self.drift(score) + self.step_size * normal_like(keys, x)
@@ -68,14 +67,14 @@ class MALA(Langevin):
         super().__post_init__()
         check_at_least("step_size", self.step_size, 1e-12)
 
-    def start(self, keys: Keys, images: Array) -> Any:
+    def start(self, keys: Keys, images: Array) -> Carry:
         # The score and the energy of the current images are carried, not computed again each step.
         return images, self.score_fn(images), self._energy(images)
 
     def _energy(self, images: Array) -> Array | None:
         return None if self.energy_fn is None else self.energy_fn(images)
 
-    def step(self, keys: Keys, carry: Any, index: Array) -> tuple[Any, tuple[Array, Array]]:
+    def step(self, keys: Keys, carry: Carry, index: Array) -> tuple[Carry, tuple[Array, Array]]:
         (x, score, here), keys = carry, fold_keys(keys, index)
         noise = normal_like(stream(keys, "proposal"), x)
         proposal = x + self.drift(score) + self.step_size * noise

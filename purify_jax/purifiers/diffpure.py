@@ -6,7 +6,6 @@ An exact gradient stores one image a step. Noise depends on an image's key and t
 
 import math
 from dataclasses import KW_ONLY
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +15,7 @@ from purify_jax.diffusions import Diffusion, ScoreAt, noise_score, pixels, signe
 from purify_jax.keys import fold_keys, normal_like, stream
 from purify_jax.purifiers.loop import ClippedPurifier, step_info
 from purify_jax.pytrees import static
-from purify_jax.types import Array, Keys, ScoreFn
+from purify_jax.types import Array, Carry, Keys, ScoreFn
 
 #: The most steps of a purifier that holds a table with a row for each: a hundred times the published number.
 MOST_STEPS = 100_000
@@ -58,7 +57,7 @@ class VPPurifier(DiffusionPurifier):
         """The coefficients of one step."""
         return jnp.asarray(self.table(), jnp.float32)[index]
 
-    def start(self, keys: Keys, images: Array) -> Any:
+    def start(self, keys: Keys, images: Array) -> Carry:
         """√ᾱ·u + √(1 − ᾱ)·n by the discrete ᾱ of step t*·N − 1, as DiffPure does it."""
         schedule = self.diffusion.schedule
         kept = float(schedule.alphas_bar()[round(self.t_star * schedule.num_steps) - 1])
@@ -103,7 +102,7 @@ class DiffPureSDE(VPPurifier):
         (t, length), schedule = self.row(index), self.diffusion.schedule
         return schedule.beta(t) * length, -self.diffusion.noise_at(state, t) / schedule.std(t)
 
-    def step(self, keys: Keys, carry: Any, index: Array) -> tuple[Any, tuple[Array, Array]]:
+    def step(self, keys: Keys, carry: Carry, index: Array) -> tuple[Carry, tuple[Array, Array]]:
         (state,) = carry
         size, score = self.slope(state, index)
         noise = normal_like(fold_keys(keys, index), state)
@@ -114,7 +113,7 @@ class DiffPureSDE(VPPurifier):
 class DiffPureODE(DiffPureSDE):
     """DiffPure's ODE: diffuse to t*, then u ← u + ½β(t)·(u + s(u, t))·dt (Song et al. 2021, equation 13)."""
 
-    def step(self, keys: Keys, carry: Any, index: Array) -> tuple[Any, tuple[Array, Array]]:
+    def step(self, keys: Keys, carry: Carry, index: Array) -> tuple[Carry, tuple[Array, Array]]:
         (state,) = carry
         size, score = self.slope(state, index)
         return (state + 0.5 * size * (state + score),), step_info(state, size, score)
@@ -134,7 +133,7 @@ class DDIM(VPPurifier):
         times = np.linspace(self.t_star, 0, self.num_steps + 1)
         return np.stack([times[:-1], times[1:]], axis=1)
 
-    def step(self, keys: Keys, carry: Any, index: Array) -> tuple[Any, tuple[Array, Array]]:
+    def step(self, keys: Keys, carry: Carry, index: Array) -> tuple[Carry, tuple[Array, Array]]:
         (state,), (t, following) = carry, self.row(index)
         schedule = self.diffusion.schedule
         noise = self.diffusion.noise_at(state, t)

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import KW_ONLY
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +12,7 @@ from purify_jax.keys import fold_keys, normal_like
 from purify_jax.purifiers.diffpure import DiffusionPurifier, check_t_star
 from purify_jax.purifiers.loop import Step, step_info
 from purify_jax.pytrees import static
-from purify_jax.types import BOUNDS, Array, Keys
+from purify_jax.types import BOUNDS, Array, Carry, Keys
 
 PUBLISHED_GUIDANCE = 2 * 60_000 / 3072
 
@@ -84,7 +83,7 @@ class GDMP(DiffusionPurifier):
         table = np.stack([np.asarray(c, np.float64)[count - 1 :: -1] for c in columns], axis=1)
         return jnp.asarray(table, jnp.float32)[index % count]
 
-    def start(self, keys: Keys, images: Array) -> Any:
+    def start(self, keys: Keys, images: Array) -> Carry:
         return (signed(images),)
 
     def stepper(self, keys: Keys, images: Array) -> Step:

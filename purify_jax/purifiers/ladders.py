@@ -7,7 +7,6 @@ clipped to [0, 1].
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ from purify_jax.diffusions import ScoreAt
 from purify_jax.keys import fold_keys, normal_like, stream
 from purify_jax.purifiers.loop import ClippedPurifier, step_info
 from purify_jax.pytrees import static
-from purify_jax.types import Array, Keys, NoiseScore, ScoreFn
+from purify_jax.types import Array, Carry, Keys, NoiseScore, ScoreFn
 
 
 class LadderPurifier(ClippedPurifier):
@@ -62,7 +61,7 @@ class LadderPurifier(ClippedPurifier):
         """The score at the smallest level: what the images' own density looks like."""
         return ScoreAt(self.score, jnp.min(jnp.asarray(self.sigmas)))
 
-    def start(self, keys: Keys, images: Array) -> Any:
+    def start(self, keys: Keys, images: Array) -> Carry:
         return (images + self.levels[0] * normal_like(stream(keys, "start"), images),)
 
 
@@ -87,7 +86,7 @@ class Annealed(LadderPurifier):
     def count_steps(self) -> int:
         return super().count_steps() * self.steps_per_level
 
-    def step(self, keys: Keys, carry: Any, index: Array) -> tuple[Any, tuple[Array, Array]]:
+    def step(self, keys: Keys, carry: Carry, index: Array) -> tuple[Carry, tuple[Array, Array]]:
         (x,) = carry
         sigma = self.levels[index // self.steps_per_level]
         size = self.rate * sigma**2
@@ -104,7 +103,7 @@ class ProbabilityFlow(LadderPurifier):
     al. 2021, arXiv 2011.13456, equation 13; DiffPure's idea, Nie et al. 2022).
     """
 
-    def step(self, keys: Keys, carry: Any, index: Array) -> tuple[Any, tuple[Array, Array]]:
+    def step(self, keys: Keys, carry: Carry, index: Array) -> tuple[Carry, tuple[Array, Array]]:
         (x,) = carry
         sigma, following = self.levels[index], self.levels[index + 1]
         direction = self.score(x, sigma)
@@ -127,7 +126,7 @@ class Denoiser(ProbabilityFlow):
 
     is_deterministic = True
 
-    def start(self, keys: Keys, images: Array) -> Any:
+    def start(self, keys: Keys, images: Array) -> Carry:
         return (images,)
 
 
@@ -138,7 +137,7 @@ class ReverseSDE(LadderPurifier):
     equation 47). For the variance-preserving one see :class:`~purify_jax.purifiers.DiffPureSDE`.
     """
 
-    def step(self, keys: Keys, carry: Any, index: Array) -> tuple[Any, tuple[Array, Array]]:
+    def step(self, keys: Keys, carry: Carry, index: Array) -> tuple[Carry, tuple[Array, Array]]:
         (x,) = carry
         sigma, following = self.levels[index], self.levels[index + 1]
         direction = self.score(x, sigma)
@@ -159,10 +158,10 @@ class GradualNoise(LadderPurifier):
 
     rank = 2
 
-    def start(self, keys: Keys, images: Array) -> Any:
+    def start(self, keys: Keys, images: Array) -> Carry:
         return (images,)
 
-    def step(self, keys: Keys, carry: Any, index: Array) -> tuple[Any, tuple[Array, Array]]:
+    def step(self, keys: Keys, carry: Carry, index: Array) -> tuple[Carry, tuple[Array, Array]]:
         (x,), levels = carry, self.levels
         steps = levels.shape[-1] - 1
         stage, inner = index // steps, index % steps
@@ -174,7 +173,7 @@ class GradualNoise(LadderPurifier):
         return (x + size * direction,), step_info(x, size, direction)
 
 
-def _ladder(sigmas: Any, rank: int) -> Array:
+def _ladder(sigmas: Sequence[float] | Array, rank: int) -> Array:
     """Noise levels as float32; InputError unless each ladder's are positive, the largest first."""
     given = jax.tree.leaves(sigmas)
     if not is_traced(*given):

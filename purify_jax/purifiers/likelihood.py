@@ -1,7 +1,6 @@
 """A purifier that climbs a diffusion's likelihood instead of running it backwards."""
 
 from dataclasses import KW_ONLY
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from purify_jax.keys import draw_each, fold_keys, normal_like, stream
 from purify_jax.purifiers.diffpure import DiffusionPurifier
 from purify_jax.purifiers.loop import step_info
 from purify_jax.pytrees import static
-from purify_jax.types import Array, Keys
+from purify_jax.types import Array, Carry, Keys
 
 #: eps inside the root: the derivative stays finite where a gradient is exactly 0.
 _ADAM = optax.scale_by_adam(0.9, 0.999, eps=0.0, eps_root=1e-16)
@@ -38,10 +37,10 @@ class LikelihoodMaximisation(DiffusionPurifier):
         check_at_least("sigma_range", self.sigma_range[1], self.sigma_range[0])
         check_at_least("step_size", self.step_size, 0.0)
 
-    def start(self, keys: Keys, images: Array) -> Any:
+    def start(self, keys: Keys, images: Array) -> Carry:
         return images, _ADAM.init(images)
 
-    def step(self, keys: Keys, carry: Any, index: Array) -> tuple[Any, tuple[Array, Array]]:
+    def step(self, keys: Keys, carry: Carry, index: Array) -> tuple[Carry, tuple[Array, Array]]:
         (x, state), keys = carry, fold_keys(keys, index)
         low, high = self.sigma_range
         draw = lambda key: jax.random.uniform(key, (), x.dtype, minval=low, maxval=high)

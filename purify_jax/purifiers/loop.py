@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import KW_ONLY
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import chex
 import jax
@@ -13,10 +13,10 @@ from purify_jax.arrays import each, l2_norm
 from purify_jax.checks import check_count, check_images
 from purify_jax.keys import fold_keys, threefry
 from purify_jax.pytrees import Pytree, static
-from purify_jax.types import BOUNDS, Array, Keys, PurifyFn, PurifyInfo, ScoreFn
+from purify_jax.types import BOUNDS, Array, Carry, Keys, PurifyFn, PurifyInfo, ScoreFn
 
 #: (carry, index of the step) → (carry, (step size, score norm) of each image).
-Step: TypeAlias = Callable[[Any, Array], tuple[Any, tuple[Array, Array]]]
+Step: TypeAlias = Callable[[Carry, Array], tuple[Carry, tuple[Array, Array]]]
 
 
 @runtime_checkable
@@ -38,12 +38,12 @@ class Purifier(Protocol):
     def __call__(self, keys: Keys, images: Array) -> tuple[Array, PurifyInfo]: ...
 
 
-def score_of(purifier: Any) -> ScoreFn | None:
+def score_of(purifier: object) -> ScoreFn | None:
     """The purifier's ``score_fn``, or None if it has none."""
     return getattr(purifier, "score_fn", None)
 
 
-def is_deterministic(purifier: Any) -> bool:
+def is_deterministic(purifier: object) -> bool:
     """Whether a purifier says that it draws nothing."""
     return bool(getattr(purifier, "is_deterministic", False))
 
@@ -85,11 +85,11 @@ class SteppedPurifier(Pytree):
         if self.restarts_at_once is not None:
             check_count("restarts_at_once", self.restarts_at_once)
 
-    def start(self, keys: Keys, images: Array) -> Any:
+    def start(self, keys: Keys, images: Array) -> Carry:
         """The carry before the first step of one restart; its first element are images."""
         raise NotImplementedError(f"{type(self).__name__}.start")
 
-    def step(self, keys: Keys, carry: Any, index: Array) -> tuple[Any, tuple[Array, Array]]:
+    def step(self, keys: Keys, carry: Carry, index: Array) -> tuple[Carry, tuple[Array, Array]]:
         """The carry after step ``index``, and (step size, score norm) of each image.
 
         ``keys`` are those of the restart; a step that draws folds its index into them.

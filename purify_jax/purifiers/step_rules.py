@@ -4,7 +4,7 @@
 size is λ/κ (Yoon, Hwang & Lee 2021, arXiv 2106.06041, equation 8).
 """
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,30 +12,30 @@ import jax.numpy as jnp
 from purify_jax.arrays import dot, each
 from purify_jax.checks import check_at_least, check_number
 from purify_jax.pytrees import Pytree
-from purify_jax.types import Array, ScoreFn
+from purify_jax.types import Array, Carry, ScoreFn
 
 
 class Curvature(Protocol):
     """An estimator of κ, as an ``init``/``estimate`` pair; a pytree."""
 
-    def init(self, images: Array) -> Any:
+    def init(self, images: Array) -> Carry:
         """Whatever the first estimate needs."""
 
     def estimate(
-        self, score_fn: ScoreFn, state: Any, images: Array, score: Array
-    ) -> tuple[Array, Any]:
+        self, score_fn: ScoreFn, state: Carry, images: Array, score: Array
+    ) -> tuple[Array, Carry]:
         """(κ ``[batch]``, the next estimate's state)."""
 
 
 class StepRule(Protocol):
     """A rule for step sizes, as an ``init``/``step_size`` pair; a pytree."""
 
-    def init(self, images: Array) -> Any:
+    def init(self, images: Array) -> Carry:
         """Whatever the first step size needs."""
 
     def step_size(
-        self, score_fn: ScoreFn, state: Any, images: Array, score: Array
-    ) -> tuple[Array, Any]:
+        self, score_fn: ScoreFn, state: Carry, images: Array, score: Array
+    ) -> tuple[Array, Carry]:
         """(α ``[batch]``, the next step's state)."""
 
 
@@ -58,12 +58,12 @@ class FiniteDifference(Pytree):
     def __post_init__(self) -> None:
         check_number("delta", self.delta, 0.0, open_low=True)
 
-    def init(self, images: Array) -> Any:
+    def init(self, images: Array) -> Carry:
         return ()
 
     def estimate(
-        self, score_fn: ScoreFn, state: Any, images: Array, score: Array
-    ) -> tuple[Array, Any]:
+        self, score_fn: ScoreFn, state: Carry, images: Array, score: Array
+    ) -> tuple[Array, Carry]:
         change = score_fn(images + self.delta * score) - score
         return -_safe_divide(dot(score, change), dot(score, score)) / self.delta, state
 
@@ -75,12 +75,12 @@ class JacobianVectorProduct(Pytree):
     the score once more.
     """
 
-    def init(self, images: Array) -> Any:
+    def init(self, images: Array) -> Carry:
         return ()
 
     def estimate(
-        self, score_fn: ScoreFn, state: Any, images: Array, score: Array
-    ) -> tuple[Array, Any]:
+        self, score_fn: ScoreFn, state: Carry, images: Array, score: Array
+    ) -> tuple[Array, Carry]:
         _, change = jax.jvp(score_fn, (images,), (score,))
         return -_safe_divide(dot(score, change), dot(score, score)), state
 
@@ -98,13 +98,13 @@ class Secant(Pytree):
     def __post_init__(self) -> None:
         check_number("initial_curvature", self.initial_curvature)
 
-    def init(self, images: Array) -> Any:
+    def init(self, images: Array) -> Carry:
         curvature = each(images, self.initial_curvature)
         return images, jnp.zeros_like(images), curvature
 
     def estimate(
-        self, score_fn: ScoreFn, state: Any, images: Array, score: Array
-    ) -> tuple[Array, Any]:
+        self, score_fn: ScoreFn, state: Carry, images: Array, score: Array
+    ) -> tuple[Array, Carry]:
         del score_fn
         last_images, last_score, last_curvature = state
         moved = images - last_images
@@ -133,12 +133,12 @@ class Adaptive(Pytree):
         check_at_least("min_step", self.min_step, 0.0)
         check_at_least("max_step", self.max_step, self.min_step)
 
-    def init(self, images: Array) -> Any:
+    def init(self, images: Array) -> Carry:
         return self.curvature.init(images)
 
     def step_size(
-        self, score_fn: ScoreFn, state: Any, images: Array, score: Array
-    ) -> tuple[Array, Any]:
+        self, score_fn: ScoreFn, state: Carry, images: Array, score: Array
+    ) -> tuple[Array, Carry]:
         kappa, state = self.curvature.estimate(score_fn, state, images, score)
         flat = kappa == 0
         quotient = jnp.where(flat, jnp.inf, self.rate / jnp.where(flat, 1.0, kappa))
@@ -153,12 +153,12 @@ class Constant(Pytree):
     def __post_init__(self) -> None:
         check_at_least("alpha", self.alpha, 0.0)
 
-    def init(self, images: Array) -> Any:
+    def init(self, images: Array) -> Carry:
         return ()
 
     def step_size(
-        self, score_fn: ScoreFn, state: Any, images: Array, score: Array
-    ) -> tuple[Array, Any]:
+        self, score_fn: ScoreFn, state: Carry, images: Array, score: Array
+    ) -> tuple[Array, Carry]:
         return each(images, self.alpha), state
 
 
@@ -167,12 +167,12 @@ class HeldConstant(Pytree):
 
     rule: StepRule
 
-    def init(self, images: Array) -> Any:
+    def init(self, images: Array) -> Carry:
         return self.rule.init(images)
 
     def step_size(
-        self, score_fn: ScoreFn, state: Any, images: Array, score: Array
-    ) -> tuple[Array, Any]:
+        self, score_fn: ScoreFn, state: Carry, images: Array, score: Array
+    ) -> tuple[Array, Carry]:
         frozen = jax.lax.stop_gradient((images, score))
         alpha, state = self.rule.step_size(score_fn, state, *frozen)
         return jax.lax.stop_gradient((alpha, state))

@@ -42,7 +42,7 @@ def exact_against_flattering(
         )
     second = (
         f"{reason}. That is {share(wilson(believed, images))}. These attacks are short: "
-        "`purify-jax evaluate --suite=honest` measures the average and the worst of ten draws."
+        "purify-jax evaluate --suite=honest measures the average and the worst of ten draws."
     )
     third = f"Without the purifier {undefended} of {images} stay right."
     return [first, second, third]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -17,6 +17,9 @@ from jax.experimental import multihost_utils
 from purify_jax.atomic import SaveError, write_atomically
 from purify_jax.checks import InputError
 from purify_jax.models.model import Model
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 
 class TrainingCheckpoints:
@@ -31,7 +34,7 @@ class TrainingCheckpoints:
         self._keep = keep
         self._manager = self._open()
 
-    def _open(self) -> Any:
+    def _open(self) -> "ocp.CheckpointManager":
         import orbax.checkpoint as ocp  # takes a second to import, and only training needs it
 
         options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True)
@@ -164,7 +167,7 @@ def digest(weights: ArrayTree) -> str:
     return found.hexdigest()
 
 
-def claim_inputs(workdir: str | Path | None, inputs: Mapping[str, Any]) -> None:
+def claim_inputs(workdir: str | Path | None, inputs: Mapping[str, object]) -> None:
     """Writes the digests of what a training starts from, or checks that they are those of before.
 
     Checkpoints hold what became of these weights; a training that continued them would silently ignore

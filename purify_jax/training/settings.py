@@ -1,7 +1,7 @@
 """The settings of a training run, checked in one place, and what they make."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import optax
@@ -132,12 +132,12 @@ def about_training(
     training: Json,
     more: Json | None = None,
     start: Model | None = None,
-    **sections: Any,
+    **sections: object,
 ) -> Json:
     """The header of a model file: the data's name, and for a classifier what its classes are called, if they
     have any; ``sections``, versions, ``more``, and how it was trained: ``training``, or what ``more`` says in
     its place, and the ``start`` that the training went on from."""
-    named: dict[str, Any] = {"dataset": data.name} if isinstance(data, Dataset) else {}
+    named: dict[str, object] = {"dataset": data.name} if isinstance(data, Dataset) else {}
     if "num_classes" in sections and isinstance(data, Dataset) and data.class_names:
         named["class_names"] = list(data.class_names)
     about = {**named, **sections, "training": training, "versions": versions(), **(more or {})}

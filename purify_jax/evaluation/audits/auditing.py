@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -93,7 +93,7 @@ class Audit(NamedTuple):
 
 
 def audit(
-    defense: Any,
+    defense: object,
     dataset: Dataset,
     *,
     norm: str = "linf",

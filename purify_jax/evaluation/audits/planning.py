@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -151,7 +151,7 @@ def _timed(
     return forward / count, backward / count, gradient / count, max(first - gradient, 0.0)
 
 
-def _best_of(run: Callable[[], Any], times: int = 3) -> tuple[float, float]:
+def _best_of(run: Callable[[], object], times: int = 3) -> tuple[float, float]:
     """(the shortest of the later runs, the first run, which compiles); one later run if it is slow."""
     taken: list[float] = []
     for _ in range(times + 1):

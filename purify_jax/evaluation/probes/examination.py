@@ -66,7 +66,7 @@ class MarginGradient(Pytree):
 
 
 def examine(
-    defense: Any, images: np.ndarray, labels: np.ndarray, *, seed: int = 0, **declared: Any
+    defense: object, images: np.ndarray, labels: np.ndarray, *, seed: int = 0, **declared: Any
 ) -> Examination:
     """Looks at a defense before it is attacked: randomness, output, modes, state, gradient, range, cost.
 
@@ -90,7 +90,7 @@ def examine(
     return _Examiner(defense, images, labels, jax.random.key(seed)).examination()
 
 
-def _is_module(value: Any) -> bool:
+def _is_module(value: object) -> bool:
     # Without importing PyTorch where nothing of it is used.
     names = [f"{c.__module__}.{c.__name__}" for c in type(value).__mro__]
     return "torch.nn.modules.module.Module" in names
@@ -99,15 +99,15 @@ def _is_module(value: Any) -> bool:
 class _Compiled:
     """A function compiled for one shape, with its bytes and its time."""
 
-    def __init__(self, function: Callable, *arguments: Any):
+    def __init__(self, function: Callable, *arguments: object):
         self.function = as_pytree(function)
         self.program = jit(function).lower(*arguments).compile()
         self.megabytes = compiled_bytes(self.program) / 1e6
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: object) -> Any:
         return jax.tree.map(np.asarray, self.program(self.function, *arguments))
 
-    def milliseconds(self, *arguments: Any) -> float:
+    def milliseconds(self, *arguments: object) -> float:
         """The faster of two runs."""
         times = []
         for _ in range(2):

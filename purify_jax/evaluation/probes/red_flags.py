@@ -8,7 +8,7 @@ does not fall to zero as ε grows, more effort still lowers it much, gradients v
 import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from purify_jax.evaluation.probes.health import gradient_health
 from purify_jax.evaluation.probes.sweeps import Curve, Grid, attacked_accuracy
 from purify_jax.evaluation.records import Record, attack_names, of_attack
 from purify_jax.evaluation.statistics import Interval
-from purify_jax.types import Array
+from purify_jax.types import Array, Json
 
 #: Shares above which something is "more than a few images" or "much".
 FEW, MUCH = 0.05, 0.10
@@ -105,7 +105,7 @@ def failed(error: Exception) -> RedFlag:
 
 def red_flags(
     records: Sequence[Record] = (),
-    probes: Mapping[str, Any] | None = None,
+    probes: Json | None = None,
     curve: Curve | Grid | None = None,
 ) -> list[RedFlag]:
     """All red flags that records of an evaluation, :func:`probe` and a sweep give cause for."""
@@ -192,7 +192,7 @@ def _lower(weak: Interval, strong: Interval) -> bool:
     return strong.value - weak.value > MUCH
 
 
-def _from_probes(probes: Mapping[str, Any]) -> list[RedFlag]:
+def _from_probes(probes: Json) -> list[RedFlag]:
     flags = []
     base = probes["exact"]
     for name, advice in (

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -207,6 +207,6 @@ def sweep(
         largest = largest_epsilon(get(options.norm).name, dataset.image_shape)
         epsilons = tuple(min(options.epsilon * factor, largest) for factor in points)
         return Curve(name, list(epsilons), accuracy(options, epsilons=epsilons))
-    varied: list[dict[str, Any]] = [{name: int(point)} for point in points]
-    found = [accuracy(dataclasses.replace(options, **each))[0] for each in varied]
+    varied = [dataclasses.replace(options, **{name: int(point)}) for point in points]  # type: ignore[arg-type]
+    found = [accuracy(each)[0] for each in varied]
     return Curve(name, list(points), found)

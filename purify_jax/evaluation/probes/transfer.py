@@ -80,7 +80,7 @@ def measure(
 class _Counts:
     """``transfer_NAME.json``: the right draws of a defense on the images made on each."""
 
-    def __init__(self, execution: Execution, name: str, about: Mapping[str, Any]):
+    def __init__(self, execution: Execution, name: str, about: Mapping[str, object]):
         workdir = execution.workdir
         self.path = None if workdir is None else Path(workdir) / f"transfer_{file_name(name)}.json"
         self.content: dict[str, Any] = {"made with": about, "right": {}}
@@ -88,19 +88,19 @@ class _Counts:
             self.content = json.loads(self.path.read_text())
             self._check(self.content.get("made with", {}), about)
 
-    def read(self, made_on: str, made: Mapping[str, Any]) -> list[int] | None:
+    def read(self, made_on: str, made: Mapping[str, object]) -> list[int] | None:
         entry = self.content["right"].get(made_on)
         if entry is None:
             return None
         self._check(entry["made with"], made)
         return entry["counts"]
 
-    def write(self, made_on: str, made: Mapping[str, Any], counts: list[int]) -> None:
+    def write(self, made_on: str, made: Mapping[str, object], counts: list[int]) -> None:
         self.content["right"][made_on] = {"made with": made, "counts": counts}
         if self.path is not None:
             write_atomically(self.path, json.dumps(self.content) + "\n")
 
-    def _check(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    def _check(self, before: Mapping[str, object], now: Mapping[str, object]) -> None:
         if (differs := difference(before, now)) is not None:
             raise InputError(
                 f"transfer: {self.path} belongs to another evaluation ({differs}), expected the same one "

@@ -4,7 +4,6 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -103,7 +102,7 @@ class Parts:
     network: nn.Module | None = None
     image_shape: tuple[int, int, int] = (0, 0, 0)
     metadata: str = "{}"
-    purification: tuple[tuple[str, Any], ...] = ()
+    purification: tuple[tuple[str, object], ...] = ()
 
     @property
     def noise_scale(self) -> float:
