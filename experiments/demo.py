@@ -117,7 +117,7 @@ def _limits(size: budget.Size, card: Any, ball: Any) -> str:
             f"{text} The whole evaluation left {share} ({quoted.images} images, the model's card)."
         )
     except (LookupError, TypeError):
-        return f"{text} python -m experiments.evaluate --suite=honest measures robust accuracy."
+        return f"{text} purify-jax evaluate --suite=honest measures robust accuracy."
 
 
 if __name__ == "__main__":

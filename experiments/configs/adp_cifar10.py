@@ -1,10 +1,8 @@
 """The paper's settings on CIFAR-10 (Yoon, Hwang & Lee 2021, section 4 and appendix A).
 
-Commands: python -m experiments.train_ebm --config=experiments/configs/adp_cifar10.py \
-              --data_dir=DIR --workdir=runs/adp_cifar10/ebm
-          python -m experiments.train_classifier --config=experiments/configs/adp_cifar10.py \
-              --data_dir=DIR --workdir=runs/adp_cifar10/classifier
-          python -m experiments.evaluate --score_model=runs/adp_cifar10/ebm/model.safetensors \
+Commands: purify-jax train_ebm --config=adp_cifar10 --data_dir=DIR --workdir=runs/adp_cifar10/ebm
+          purify-jax train_classifier --config=adp_cifar10 --data_dir=DIR --workdir=runs/adp_cifar10/classifier
+          purify-jax evaluate --score_model=runs/adp_cifar10/ebm/model.safetensors \
               --classifier=runs/adp_cifar10/classifier/model.safetensors --data_dir=DIR \
               --suite=paper --epsilon=0.0314 --images=512 --workdir=runs/adp_cifar10/paper
 Time:     300,000 DSM steps of batch 128 and 200 epochs of WideResNet-28-10: about two days on one

@@ -1,6 +1,6 @@
 """The paper's settings on CIFAR-100: adp_cifar10.py on another data set.
 
-Commands: as in adp_cifar10.py, with --config=experiments/configs/adp_cifar100.py
+Commands: as in adp_cifar10.py, with --config=adp_cifar100
 Time:     as adp_cifar10.py.
 Result:   published: clean 60.66, BPDA+EOT 39.72 at Linf 8/255 (σ = 0.25).
 """

@@ -1,6 +1,6 @@
 """The paper's settings on MNIST: NCSNv2 on 28×28, a small convolutional classifier.
 
-Commands: as in adp_cifar10.py, with --config=experiments/configs/adp_mnist.py and --epsilon=0.3
+Commands: as in adp_cifar10.py, with --config=adp_mnist and --epsilon=0.3
 Time:     200,000 DSM steps of batch 128 with 64 features: hours on a data-centre GPU (not measured
           here), weeks on a CPU: use mnist.py.
 Result:   the paper prints no table for MNIST; mnist.py is what this project measures on a CPU.

@@ -1,6 +1,6 @@
 """CIFAR-10 with small networks: the whole path on real images, on a CPU. Not the paper's setting.
 
-Commands: as in mnist.py, with --config=experiments/configs/cifar10.py and --epsilon=0.0314
+Commands: as in mnist.py, with --config=cifar10 and --epsilon=0.0314
 For the paper's networks and schedule see adp_cifar10.py.
 """
 

@@ -1,7 +1,6 @@
 """A classifier of CIFAR-10 that trains on two CPU cores: 8 epochs of the 0.3-PFLOP recipe.
 
-Command: python -m experiments.train_classifier --config=experiments/configs/cifar10_airbench.py \
-             --data_dir=DIR --workdir=runs/cifar10/classifier
+Command: purify-jax train_classifier --config=cifar10_airbench --data_dir=DIR --workdir=runs/cifar10/classifier
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """CIFAR-10 with what was best on digits, at a GPU's size. Not run in full yet: no figures.
 
-Command:  python -m experiments.reproduce --suite=cifar10_best --data_dir=DIR
+Command:  purify-jax reproduce --suite=cifar10_best --data_dir=DIR
 Needs:    a GPU or TPU; a CPU runs it (tests and smoke runs do, with smaller networks) but not to the end
 Expected: docs/experiments.md, C1, written before any run
 """

@@ -1,6 +1,6 @@
 """Adversarial training through the purifier, on CIFAR-10 and two CPU cores.
 
-Command: python -m experiments.train_defense --config=cifar10_defense --data_dir=DIR --workdir=runs/cifar10/defense \
+Command: purify-jax train_defense --config=cifar10_defense --data_dir=DIR --workdir=runs/cifar10/defense \
              --classifier=runs/cifar10/classifier/model.safetensors --score_model=runs/cifar10/edm/model.safetensors
 The control, without a purifier, is the same without --score_model and with another --workdir. The suite
 cifar10_defense takes half of the steps: each costs twice one of the control.

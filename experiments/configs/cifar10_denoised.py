@@ -1,6 +1,6 @@
 """A classifier of CIFAR-10 fine-tuned on images that one denoising step has cleaned, for certification.
 
-Command: python -m experiments.train_classifier --config=experiments/configs/cifar10_denoised.py --data_dir=DIR \
+Command: purify-jax train_classifier --config=cifar10_denoised --data_dir=DIR \
              --start=runs/cifar10/classifier/model.safetensors --score_model=runs/cifar10/edm/model.safetensors \
              --workdir=runs/cifar10/denoised
 """

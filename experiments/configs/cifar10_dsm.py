@@ -1,7 +1,6 @@
 """The paper's kind of score network for CIFAR-10 on two CPU cores: no noise level is shown to it.
 
-Command: python -m experiments.train_ebm --config=experiments/configs/cifar10_dsm.py \
-             --data_dir=DIR --workdir=runs/cifar10/dsm
+Command: purify-jax train_ebm --config=cifar10_dsm --data_dir=DIR --workdir=runs/cifar10/dsm
 """
 
 from ml_collections import ConfigDict

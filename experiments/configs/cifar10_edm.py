@@ -1,7 +1,6 @@
 """A noise-conditional denoiser of CIFAR-10 for two CPU cores: a pixel-folding U-Net, trained as EDM.
 
-Command: python -m experiments.train_ebm --config=experiments/configs/cifar10_edm.py \
-             --data_dir=DIR --workdir=runs/cifar10/edm
+Command: purify-jax train_ebm --config=cifar10_edm --data_dir=DIR --workdir=runs/cifar10/edm
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """A classifier of CIFAR-10 fine-tuned on images that the paper's purifier has cleaned.
 
-Command: python -m experiments.train_classifier --config=experiments/configs/cifar10_purified.py --data_dir=DIR \
+Command: purify-jax train_classifier --config=cifar10_purified --data_dir=DIR \
              --start=runs/cifar10/classifier/model.safetensors --score_model=runs/cifar10/dsm/model.safetensors \
              --workdir=runs/cifar10/purified
 """

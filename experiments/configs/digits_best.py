@@ -1,6 +1,6 @@
 """Digits with the best honest figure of docs/experiments.md (tries D4 and D10).
 
-Command:  python -m experiments.reproduce --suite=digits_best
+Command:  purify-jax reproduce --suite=digits_best
 Time:     about 15 minutes on two CPU cores
 Result:   results/digits_best/; on held-out training images 0.78 under exact PGD+EOT, where
           digits.py has 0.73 (128 images: not a significant difference).

@@ -1,6 +1,6 @@
 """Adversarial training through the purifier, on digits: noise, one denoising call, the classifier.
 
-Command: python -m experiments.train_defense --config=digits_defense --workdir=runs/digits/defense \
+Command: purify-jax train_defense --config=digits_defense --workdir=runs/digits/defense \
              --classifier=pretrained/digits_classifier.safetensors --score_model=pretrained/digits_score_model.safetensors
 """
 

@@ -1,10 +1,8 @@
 """MNIST at 28×28 with small networks for a CPU.
 
-Commands: python -m experiments.train_classifier --config=experiments/configs/mnist.py \
-              --data_dir=DIR --workdir=runs/mnist/classifier
-          python -m experiments.train_ebm --config=experiments/configs/mnist.py \
-              --data_dir=DIR --workdir=runs/mnist/ebm
-          python -m experiments.evaluate --score_model=runs/mnist/ebm/model.safetensors \
+Commands: purify-jax train_classifier --config=mnist --data_dir=DIR --workdir=runs/mnist/classifier
+          purify-jax train_ebm --config=mnist --data_dir=DIR --workdir=runs/mnist/ebm
+          purify-jax evaluate --score_model=runs/mnist/ebm/model.safetensors \
               --classifier=runs/mnist/classifier/model.safetensors --data_dir=DIR \
               --epsilon=0.3 --workdir=runs/mnist/evaluation
 """

@@ -42,13 +42,13 @@ def sections(
     adversarial: attack → its images of the first images of ``test``.
     sweep: with accuracy against ε, which takes many attacks more.
     """
-    blind = adversarial[named[0].name][:MOST_IN_FIGURES]
+    blind, exact = (adversarial[e.name][:MOST_IN_FIGURES] for e in (named[0], named[-1]))
     images, labels = test.batch(np.arange(len(blind)))
     # What the attack drew its randomness from must not be what the defense draws from.
     keys = fold_keys(image_keys(stream_key(key, "figures"), np.arange(len(blind))), 1)
     found = {
         "browser": _browser(defense, keys, images, labels, named, adversarial, test.class_names),
-        "purification": _strip(defense, keys, images, blind, labels, test.class_names),
+        "purification": _strip(defense, keys, images, blind, exact, labels, test.class_names),
     }
     if sweep:
         few = test.take(min(64, len(test)))
@@ -69,33 +69,38 @@ def _browser(defense, keys, images, labels, named, adversarial, class_names) -> 
     return Section("Image by image", BROWSER, gallery=content)
 
 
-def _strip(defense, keys, images, adversarial, labels, class_names) -> Section:
+def _strip(defense, keys, images, blind, exact, labels, class_names) -> Section:
     predict = lambda x: np.asarray(defense.logits_fn(jnp.asarray(x)).argmax(-1))
-    # Images that the attack turned, so that there is something to see; one of each class.
-    clean, turned = predict(images) == labels, predict(adversarial) != labels
+    # Images that the blind attack turned, so that there is something to see; one of each class.
+    clean, turned = predict(images) == labels, predict(blind) != labels
     of_class = {int(labels[i]): i for i in reversed(np.flatnonzero(clean & turned))}
     chosen = np.array(sorted(of_class.values() or range(len(labels)))[:6])
     # Of all images: a batch of the browser's size is compiled already.
-    path = np.asarray(pj.jit(Partial(trajectory, defense.purifier))(keys, adversarial))[:, chosen]
-    images, adversarial, labels = images[chosen], adversarial[chosen], labels[chosen]
-    shown = sorted({0, *np.linspace(1, len(path) - 1, 4).round().astype(int)})
-    columns = ["clean", "attacked", "noised", *(f"step {s}" for s in shown[1:-1]), "purified"]
-    stages = [images, adversarial, *(path[s] for s in shown)]
+    purify = lambda x: np.asarray(pj.jit(Partial(trajectory, defense.purifier))(keys, x))[:, chosen]
+    answer = lambda x: np.asarray(pj.jit(defense)(keys, x)).argmax(-1)[chosen]
+    path, end, answers = purify(blind), purify(exact)[-1], (answer(blind), answer(exact))
+    images, blind, exact, labels = (x[chosen] for x in (images, blind, exact, labels))
+    shown = sorted({0, (len(path) - 1) // 2, len(path) - 1})
+    columns = ["clean", "blind attack", "noised", *(f"step {s}" for s in shown[1:-1]), "purified"]
+    columns += ["exact attack", "purified"]
+    stages = [images, blind, *(path[s] for s in shown), exact, end]
     verdicts = [predict(stage) for stage in stages]
+    verdicts[-3], verdicts[-1] = answers
     name = lambda label: class_names[label] if class_names else str(label)
     rows = [[stage[i] for stage in stages] for i in range(len(chosen))]
     captions = [
         [f"{name(v[i])}{'' if v[i] == label else ' ✗'}" for v in verdicts]
         for i, label in enumerate(labels)
     ]
+    right, left = (int((answer == labels).sum()) for answer in answers)
     text = (
-        "Images that the blind attack turned. Below each: the bare classifier's prediction of it, ✗ where it "
-        "is wrong."
+        f"{len(chosen)} images that the blind attack turned. The defense reads {right} of them right, and {left} "
+        "where the attack goes through the purifier. Below each picture: the answer, ✗ where it is wrong; that of "
+        "the defense below a purified picture, which is one of its copies, and of the classifier alone elsewhere."
     )
-    right = int((verdicts[-1] == labels).sum())
     alt = (
-        f"{len(chosen)} images in rows: clean, attacked, noised and after purification steps; after the last "
-        f"step {right} of them are classified right."
+        f"{len(chosen)} images in rows: clean, attacked without knowledge of the purifier, noised and purified, "
+        f"then attacked through the purifier and purified. Right at the end: {right}, and {left}."
     )
     figure = plots.image_grid(rows, columns, captions)
     return Section("Purification", text, figure=figure, alt=alt, pictures=True)

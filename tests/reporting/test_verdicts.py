@@ -17,7 +17,7 @@ def test_exact_gradients_beside_what_flatters():
         "Exact gradients leave 171 of 256 attacked images right; BPDA would have said 192, a blind attack would "
         "have said 194.",
         "Quote the exact gradients: the other attackers do not know the whole defense. That is 66.8%, 95% interval 60.8% to "
-        "72.3%. These attacks are short: `purify-jax evaluate --suite=honest` measures the average and the worst of ten draws.",
+        "72.3%. These attacks are short: purify-jax evaluate --suite=honest measures the average and the worst of ten draws.",
         "Without the purifier 34 of 256 stay right.",
     ]
 
