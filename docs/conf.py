@@ -36,13 +36,19 @@ myst_fence_as_directive = ["mermaid"]
 autosummary_generate = True
 autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the docstrings give shapes and units, which types do not
+autodoc_typehints = "signature"  # the docstrings add shapes and units, which types do not have
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 80
 autodoc_preserve_defaults = True
-autodoc_default_options = {"exclude-members": "__init__, __new__, replace"}
+autodoc_default_options = {"exclude-members": "__init__, __new__, replace", "no-value": True}
 napoleon_numpy_docstring = False
 
 # Classes of other packages, and words that look like one; names of this package must all resolve.
-nitpick_ignore_regex = [("py:class", r"(?!purify_jax).*")]
+nitpick_ignore_regex = [
+    ("py:class", r"(?!purify_jax).*"),
+    # Type variables, and what a signature names that users only pass on.
+    ("py:class", r"purify_jax\..*\.(Tree|Pixels|Bridge|Plan|Parts|Gallery|DenoisedSheet|SuiteResult)"),
+]
 default_role = "code"
 
 html_theme = "furo"

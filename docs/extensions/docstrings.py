@@ -7,6 +7,7 @@ comment where it is written, in another module; Sphinx looks only where it was i
 import importlib
 import pkgutil
 import re
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -44,10 +45,29 @@ def constants(package: str) -> dict[int, list[str]]:
     return found
 
 
+def held(value: Any) -> list[str]:
+    """What a constant holds, as lines: settings with their values, of other mappings the names.
+
+    >>> held({"steps": 10, "rate": 0.05}), held({"adp": print}), held((0.0, 1.0))
+    (['', '- ``steps``: 10', '- ``rate``: 0.05'], ['', 'Names: ``adp``.'], ['', 'Value: ``(0.0, 1.0)``.'])
+    """
+    if isinstance(value, (int, float, str, tuple)):
+        return ["", f"Value: ``{value!r}``."]
+    if not isinstance(value, Mapping):
+        return []
+    if all(isinstance(item, (int, float, str)) for item in value.values()):
+        return ["", *(f"- ``{key}``: {item}" for key, item in value.items())]
+    return ["", f"Names: {', '.join(f'``{key}``' for key in value)}."]
+
+
 def rewrite(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Sphinx's event, before its own reading of Google's style."""
     if what == "data" and id(value) in constants(name.split(".")[0]):
         lines[:] = constants(name.split(".")[0])[id(value)]
+    if what == "data":
+        while lines and not lines[-1]:
+            lines.pop()
+        lines += held(value)
     lines[:] = listed(lines)
     if what in ("attribute", "data", "property") and ":" in "".join(lines[:1]):
         lines[:0] = [

@@ -69,6 +69,14 @@ def test_the_first_picture_is_told_as_it_was_measured(page):
     assert f"ten steps long, leaves {count('exact+EOT', 'defended')} of the 32" in said
     assert rows["exact+EOT"]["steps"] == 10
     honest = json.loads((ROOT / "results/cifar10_defense/honest_linf_0.0314.json").read_text())
+    # What stands below the six pictures, as the page of the same run says it.
+    report = (ROOT / "results/cifar10_defense/photographs.html").read_text()
+    blind, exact = re.search(r"6 images.* Right at the end: (\d), and (\d)\.", report).groups()
+    words = dict(
+        zip("0123456", ["none", "one", "two", "three", "four", "five", "six"], strict=True)
+    )
+    assert f"recovers {words[blind]} of six" in said
+    assert f"the purifier: {words[exact]} of six are left" in said
     average, *_, images = honest["summary"]["defended"]["average"]
     assert f"white-box suite leaves {100 * average:.1f}% of {images} images" in said
 
