@@ -1,5 +1,6 @@
 # make demo   trains, attacks and purifies digits, and writes runs/quickstart/report.html
 # make test   the tests        make lint   ruff and mypy        make slow   the long tests
+# make notebooks   runs colab/ and stores what the cells print and draw
 # make docs   these pages as a site, with an API reference: build/docs/index.html
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ PYTEST_FLAGS ?= -n 2 --dist loadfile
 # Which versions to install: .ci/oldest.txt and .ci/newest.txt are the others that are tested.
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test slow lint format install torch tables docs
+.PHONY: demo test slow lint format install torch tables docs notebooks
 
 demo: $(VENV)/installed
 	$(BIN)/python -m experiments.quickstart --workdir=runs/quickstart
@@ -39,6 +40,9 @@ install: $(VENV)/installed
 docs: $(VENV)/docs-installed
 	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs build/docs
 	@echo "written: build/docs/index.html"
+
+notebooks: $(VENV)/installed
+	$(BIN)/python docs/execute.py
 
 # PyTorch, for importing .pth weights, for the PyTorch examples and for their tests.
 torch: $(VENV)/torch-installed

@@ -47,7 +47,10 @@ napoleon_numpy_docstring = False
 nitpick_ignore_regex = [
     ("py:class", r"(?!purify_jax).*"),
     # Type variables, and what a signature names that users only pass on.
-    ("py:class", r"purify_jax\..*\.(Tree|Pixels|Bridge|Plan|Parts|Gallery|DenoisedSheet|SuiteResult)"),
+    (
+        "py:class",
+        r"purify_jax\..*\.(Tree|Pixels|Bridge|Plan|Parts|Gallery|DenoisedSheet|SuiteResult)",
+    ),
 ]
 default_role = "code"
 

@@ -21,9 +21,9 @@ from purify_jax.types import Array
 #: Images whose steps and energies are averaged, and among which those of the strip are looked for.
 MOST_IN_FIGURES = 128
 BROWSER = (
-    "Choose an image (below each: the defense's answer, ✓ where it is right) and move the slider: it walks one purified "
-    "copy from the noised image to the end, with the size of each step and the score norm where it began. The "
-    "classifier alone judges these pictures; the defense averages its answers on all purified copies."
+    "Choose an image. Below each is the defense's answer, ✓ where it is right. Press Play, or move the slider: one "
+    "purified copy goes from the noised image to the end, with the size of each step and the score norm where it "
+    "began. The classifier alone judges these pictures; the defense averages its answers on all purified copies."
 )
 
 

@@ -147,6 +147,18 @@ def test_the_slider_walks_the_steps(visit):
     assert "× 1" in page.locator("#difference").get_attribute("aria-label")
 
 
+def test_play_walks_from_the_noised_image_to_the_end(visit):
+    page = visit()
+    page.get_by_role("button", name="Play").click()
+    words = page.locator("#step-words")
+    assert words.inner_text() == "Noised, before the first step"
+    page.locator("#step-words", has_text="After step 1 of 2").wait_for(timeout=5000)
+    page.locator("#step-words", has_text="After step 2 of 2").wait_for(timeout=5000)
+    page.wait_for_timeout(1200)  # it ends there
+    assert words.inner_text() == "After step 2 of 2"
+    assert page.get_by_label("Purification step").input_value() == "2"
+
+
 def test_the_arrow_keys_move_between_images(visit):
     page = visit()
     page.locator("#thumbs button").first.focus()

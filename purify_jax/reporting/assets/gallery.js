@@ -101,6 +101,7 @@
   }
 
   function choose(item) {
+    stop();
     state.chosen = item;
     // One stop for the tab key; the arrow keys do the rest.
     [...at("thumbs").children].forEach((button, i) => {
@@ -145,6 +146,20 @@
     at("probabilities").replaceChildren(...listed.map((i) => probability(i, chances[i], i === label)));
   }
 
+  // From the noised image to the last step, in three seconds; the slider, or another image, stops it.
+  function play() {
+    stop();
+    show(0);
+    state.timer = setInterval(() => {
+      show(state.step + 1);
+      if (state.step === data.steps.length - 1) stop();
+    }, Math.max(100, 3000 / data.steps.length));
+  }
+
+  function stop() {
+    clearInterval(state.timer);
+  }
+
   function probability(index, chance, right) {
     const row = document.createElement("tr");
     const head = document.createElement("th");
@@ -175,7 +190,11 @@
   // Words need more room than numbers.
   at("thumbs").classList.toggle("words", Math.max(...data.classes.map((text) => text.length)) > 4);
   at("thumbs").addEventListener("keydown", move);
-  at("step").addEventListener("input", () => show(Number(at("step").value)));
+  at("step").addEventListener("input", () => {
+    stop();
+    show(Number(at("step").value));
+  });
+  at("play").addEventListener("click", play);
   at("gallery").hidden = false;
   filter();
 })();
