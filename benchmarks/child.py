@@ -24,12 +24,17 @@ def run(
     said = done.stderr.splitlines()
     if done.returncode:
         return {"failed": (said or [f"status {done.returncode}"])[-1][:200]}, said
-    return json.loads(done.stdout.split(_MARK)[1]), said
+    return found(done.stdout), said
 
 
-def report(found: Mapping[str, Any]) -> None:
+def found(said: str) -> dict[str, Any]:
+    """What a child reported, from its standard output."""
+    return json.loads(said.split(_MARK)[1])
+
+
+def report(what: Mapping[str, Any]) -> None:
     """Called in the child, once."""
-    print(_MARK + json.dumps(found))
+    print(_MARK + json.dumps(what))
 
 
 def peak_bytes() -> int:

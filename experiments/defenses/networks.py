@@ -20,7 +20,7 @@ def classifier(name: str = "cifar10_classifier") -> WhitenedConvNet:
     # Named as in the library: group0_conv0/kernel is groups.0.conv0.weight, its statistics running_mean.
     names = {"kernel": "weight", "mean": "running_mean", "var": "running_var"}
     weights = {}
-    for path, array in _arrays(name, "classifier").items():
+    for path, array in arrays(name, "classifier").items():
         place, _, last = path.rpartition("/")
         group, _, part = place.partition("_")
         layer = f"groups.{group[5:]}.{part}" if part else place
@@ -32,14 +32,14 @@ def classifier(name: str = "cifar10_classifier") -> WhitenedConvNet:
 
 
 class Denoiser(nn.Module):
-    """``pretrained/cifar10_edm``: (noisy images, σ in units of a pixel's range) → the denoised images.
+    """A denoiser of ``pretrained/``: (noisy images, σ in units of a pixel's range) → the denoised images.
 
     D(x; σ) of Karras et al. 2022 (arXiv 2206.00364); the network is ``networks.NoiseConditionalUNet``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "cifar10_edm") -> None:
         super().__init__()
-        for path, array in _arrays("cifar10_edm", "score").items():
+        for path, array in arrays(name, "score").items():
             self.register_buffer(path.replace("/", "__"), array)
 
     def forward(self, x: Tensor, sigma: float) -> Tensor:
@@ -96,7 +96,7 @@ def _unfold(x: Tensor) -> Tensor:
     return x.reshape(b, c // 4, 2 * h, 2 * w)
 
 
-def _arrays(name: str, role: str) -> Mapping[str, Tensor]:
+def arrays(name: str, role: str) -> Mapping[str, Tensor]:
     """Path → array of a model that ships, kernels as PyTorch has them."""
     folder = next(
         place for place in pj.pretrained.folders() if (place / f"{name}.safetensors").is_file()

@@ -1,0 +1,149 @@
+"""Robust accuracy and what it costs: our suites beside PyTorch's ways, on one defense with the same weights.
+
+python -m benchmarks.whole_answer --model=digits --epsilon=0.15 --images=128 \
+    --out=benchmarks/results/whole_answer_digits.json
+
+Every way is a process of its own, started with nothing compiled, so its seconds are what a user waits. All are
+judged alike, by ten fresh draws of the defense: the average over the draws, and how many images all ten have right.
+AutoAttack hands back the clean image where it fooled no draw. The ways: ``honest``, ``honest:STEPS``, ``rand``, and
+those of ``benchmarks.peers.torch_attacks``.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+import purify_jax as pj
+from benchmarks import child, ratios
+from benchmarks.settings import torch_or_none
+from experiments.common import cli, provenance
+from purify_jax.atomic import check_output, write_atomically
+from purify_jax.attacks import saved
+from purify_jax.checks import InputError, check_choice
+from purify_jax.evaluation import worst_of
+from purify_jax.models.versions import versions
+
+OURS = ("honest", "rand")
+PEERS = ("pgd_eot", "pgd_eot_compiled", "autoattack")
+#: Data set of each model that has a twin in PyTorch.
+MODELS = {"digits": "digits", "cifar10": "cifar10"}
+flags.DEFINE_enum("model", "digits", sorted(MODELS), "A defense that ships.")
+flags.DEFINE_float("epsilon", 0.15, "Radius of the Linf ball.")
+flags.DEFINE_integer("images", 128, "Images, from the start of the test split.", lower_bound=1)
+flags.DEFINE_integer("draws", 10, "Fresh draws that judge each image.", lower_bound=1)
+flags.DEFINE_integer("peer_steps", 200, "Steps of PyTorch's PGD.", lower_bound=1)
+flags.DEFINE_integer("batch_size", 32, "Images side by side, in all ways.", lower_bound=1)
+flags.DEFINE_list("ways", [*OURS, *PEERS], "What is measured.")
+flags.DEFINE_string("data_dir", None, "Folder of prepared data, for models but digits.")
+flags.DEFINE_string("out", None, "JSON file to write.")
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+    """Flags in; a table on the terminal and JSON out, written anew after each way."""
+    del argv
+    _check()
+    ready = pj.pretrained.load(FLAGS.model)
+    test = pj.load_split(MODELS[FLAGS.model], "test", FLAGS.data_dir).take(FLAGS.images)
+    torch = torch_or_none()
+    result: dict[str, Any] = {
+        "command": provenance.shown(["benchmarks.whole_answer", *sys.argv[1:]], FLAGS.data_dir),
+        "commit": provenance.commit(),
+        "versions": {**versions(), "torch": torch.__version__ if torch else None},
+        "rows": [],
+    }
+    for way in FLAGS.ways:
+        with tempfile.TemporaryDirectory() as folder:
+            found = (_peer if way in PEERS else _ours)(way, test, Path(folder))
+        result["rows"].append({"way": way, **found, **_judged(ready.defense, test, found)})
+        del result["rows"][-1]["adversarial"]
+        print(ratios.table(result["rows"]), flush=True)
+        if FLAGS.out:
+            write_atomically(FLAGS.out, json.dumps(result, indent=1) + "\n")
+
+
+def _check() -> None:
+    for way in FLAGS.ways:
+        suite, _, steps = way.partition(":")
+        check_choice("ways", suite, [*OURS, *PEERS])
+        if steps and (suite not in OURS or not steps.isdecimal()):
+            raise InputError(f"ways: got {way!r}, expected a suite and its steps, as honest:100")
+        if suite in PEERS and torch_or_none() is None:
+            raise InputError(f"ways: got {way!r}, expected PyTorch to be installed (make torch)")
+    if FLAGS.out:
+        check_output("out", FLAGS.out)
+
+
+def _ours(way: str, test: pj.data.Dataset, folder: Path) -> dict[str, Any]:
+    """The command that a user types, without red flags, which no other way has."""
+    suite, _, steps = way.partition(":")
+    chosen = [f"--steps={steps}"] if steps else []
+    data = [f"--dataset={MODELS[FLAGS.model]}"]
+    data += [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir else []
+    command = [
+        "experiments.evaluate", f"--suite={suite}", f"--model={FLAGS.model}", f"--images={len(test)}",
+        f"--epsilon={FLAGS.epsilon}", f"--batch_size={FLAGS.batch_size}", "--noundefended", "--probe_images=0",
+        "--save_adversarial", "--nocompilation_cache", "--noprogress", f"--workdir={folder / 'run'}", *data, *chosen,
+    ]  # fmt: skip
+    cost, _ = _timed(command)
+    results = json.loads((folder / "run" / "results.json").read_text())
+    passes = sum(row["passes"][1] for row in results["rows"]["defended"])
+    file = folder / "run" / "adversarial" / "defended" / "strongest.npz"
+    adversarial = saved.load(file, test.image_shape).adversarial
+    return {**cost, "backward passes": passes, "adversarial": adversarial}
+
+
+def _peer(way: str, test: pj.data.Dataset, folder: Path) -> dict[str, Any]:
+    images, labels = test.batch(np.arange(len(test)))
+    np.savez(folder / "in.npz", images=images, labels=labels)
+    command = [
+        "benchmarks.peers.torch_attacks", f"--way={way}", f"--model={FLAGS.model}", f"--epsilon={FLAGS.epsilon}",
+        f"--steps={FLAGS.peer_steps}", f"--batch_size={FLAGS.batch_size}", f"--images={folder / 'in.npz'}",
+        f"--out={folder / 'out.npz'}",
+    ]  # fmt: skip
+    cost, said = _timed(command)
+    adversarial = np.load(folder / "out.npz")["adversarial"]
+    return {**cost, **child.found(said), "adversarial": adversarial}
+
+
+def _timed(command: list[str]) -> tuple[dict[str, float], str]:
+    """Seconds and largest memory of a process, and its standard output."""
+    started = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as wrong:
+        process = subprocess.Popen([sys.executable, "-m", *command], stdout=said, stderr=wrong)
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        said.seek(0), wrong.seek(0)
+        if status:
+            last = (wrong.read().splitlines() or [f"status {status}"])[-1]
+            raise InputError(f"{command[0]}: {last[:200]}")
+        return {"seconds": seconds, "megabytes": used.ru_maxrss * 1024 / 1e6}, said.read()
+
+
+def _judged(defense, test: pj.data.Dataset, found: dict[str, Any]) -> dict[str, Any]:
+    key, labels = jax.random.key(1), np.asarray(test.labels)
+    distance = np.abs(found["adversarial"] - test.images).max()
+    if distance > FLAGS.epsilon + 1e-5:
+        raise InputError(f"adversarial: {distance:g} from the images, expected {FLAGS.epsilon:g}")
+    right = worst_of.correct_draws(
+        key, defense, found["adversarial"], labels, FLAGS.draws, pj.Execution(batch_size=64)
+    )
+    average = worst_of.mean_survival(right.sum(1), FLAGS.draws, 1)
+    return {
+        "average": average.value,
+        "95% interval": [average.low, average.high],
+        f"worst of {FLAGS.draws}": float(right.all(1).mean()),
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main)
