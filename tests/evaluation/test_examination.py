@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import purify_jax as pj
+from purify_jax.evaluation.probes.findings import expected_range
 
 WEIGHTS = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
 IMAGES = np.random.default_rng(1).uniform(size=(8, 8, 8, 1)).astype(np.float32)
@@ -110,7 +111,18 @@ def test_a_wrong_input_range_is_named():
     found = pj.examine(bytes_, IMAGES, np.asarray(labels))
     assert found.accuracy["255 x"] == 1.0
     assert found.accuracy["x"] < 0.9
+    assert found.expects == "255 x"
     assert any("seems to expect 255 x" in f.action for f in found.findings)
+
+
+def test_a_better_range_on_one_image_is_chance():
+    few = np.array([True] * 3 + [False] * 5)
+    more = np.array([True] * 4 + [False] * 4)
+    assert expected_range({"x": few, "255 x": ~few & more, "2 x - 1": more}) == ""
+    # Five images gained and none lost: one in 32 by chance; with one lost seven in 64.
+    assert expected_range({"x": few, "2 x - 1": np.ones(8, bool)}) == "2 x - 1"
+    lost = np.array([False] + [True] * 7)
+    assert expected_range({"x": few, "2 x - 1": lost}) == ""
 
 
 def test_costs_are_per_image():

@@ -21,7 +21,7 @@ from purify_jax.bridges.traits import DRAWS, same
 from purify_jax.checks import InputError, check_images, check_labels
 from purify_jax.defense import Defense
 from purify_jax.devices.memory import compiled_bytes
-from purify_jax.evaluation.probes.findings import Examination
+from purify_jax.evaluation.probes.findings import Examination, expected_range
 from purify_jax.keys import draw_each, image_keys, signs, stream, stream_key
 from purify_jax.losses import margin
 from purify_jax.purifiers.filters import identity
@@ -141,14 +141,15 @@ class _Examiner:
         output = self.output = kind_of(answers)
         defense = given if output == "log_probabilities" else LogProbabilities(given, output=output)
         gradient = _Compiled(MarginGradient(defense), keys, images, labels)
-        accuracy = {
-            name: float(np.mean(self.predict(keys, change(images)).argmax(-1) == labels))
+        right = {
+            name: self.predict(keys, change(images)).argmax(-1) == labels
             for name, change in (
                 ("x", lambda x: x),
                 ("255 x", lambda x: 255 * x),
                 ("2 x - 1", lambda x: 2 * x - 1),
             )
         }
+        accuracy = {name: float(np.mean(each)) for name, each in right.items()}
         random = self._randomness(answers)
         torch = self._torch(accuracy, random["repeatable"])
         kind, wrong = self._gradient(gradient, random["repeatable"], random["independent"])
@@ -160,6 +161,7 @@ class _Examiner:
             output=self.parts[0].traits.output if self.whole else output,
             num_classes=answers.shape[1],
             accuracy=accuracy,
+            expects=expected_range(right),
             saturated=float(np.mean(log_probs.max(-1) > -1e-6)),
             gradient=kind,
             wrong=wrong,
