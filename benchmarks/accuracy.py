@@ -1,4 +1,4 @@
-"""What the cheaper curvature estimate costs in accuracy, on the models that ship."""
+"""Accuracy: what the cheaper curvature estimate costs, on the models that ship; how attacked images are judged."""
 
 from typing import Any
 
@@ -8,7 +8,9 @@ import numpy as np
 import purify_jax as pj
 from benchmarks.settings import Settings
 from purify_jax import attacks, models
-from purify_jax.evaluation import records
+from purify_jax.checks import InputError
+from purify_jax.evaluation import records, worst_of
+from purify_jax.types import PredictFn
 
 #: By data set.
 _EPSILON = {"digits": 0.15, "mnist": 0.2, "cifar10": 8 / 255}
@@ -53,3 +55,25 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def judge(
+    defense: PredictFn, test: pj.data.Dataset, adversarial: np.ndarray, epsilon: float, draws: int
+) -> dict[str, Any]:
+    """The average over fresh draws with its interval, and the share of images that all draws have right.
+
+    Raises InputError for images outside the ball.
+    """
+    clean, labels = test.batch(np.arange(len(test)))
+    distance = np.abs(adversarial - clean).max()
+    if not distance <= epsilon + 1e-5:
+        raise InputError(f"adversarial: {distance:g} from the images, expected {epsilon:g}")
+    right = worst_of.correct_draws(
+        jax.random.key(1), defense, adversarial, labels, draws, pj.Execution(batch_size=64)
+    )
+    average = worst_of.mean_survival(right.sum(1), draws, 1)
+    return {
+        "average": average.value,
+        "95% interval": [average.low, average.high],
+        f"worst of {draws}": float(right.all(1).mean()),
+    }

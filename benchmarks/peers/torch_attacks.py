@@ -20,13 +20,6 @@ from experiments.common import cli
 WAYS = ("pgd_eot", "pgd_eot_compiled", "autoattack")
 #: Draws whose gradients one step averages.
 EOT = 20
-flags.DEFINE_enum("way", "pgd_eot", WAYS, "Which attack.")
-flags.DEFINE_enum("model", "digits", sorted(DEFENSES), "Which defense.")
-flags.DEFINE_float("epsilon", None, "Radius of the Linf ball.", required=True)
-flags.DEFINE_integer("steps", 200, "Steps of PGD.", lower_bound=1)
-flags.DEFINE_integer("batch_size", 32, "Images side by side.", lower_bound=1)
-flags.DEFINE_string("images", None, "File with images [n, h, w, c] and labels.", required=True)
-flags.DEFINE_string("out", None, "File to write.", required=True)
 FLAGS = flags.FLAGS
 
 
@@ -59,12 +52,16 @@ def pgd_eot(defense: nn.Module, x: Tensor, y: Tensor, epsilon: float, steps: int
     return moved
 
 
-def _autoattack(defense: nn.Module, x: Tensor, y: Tensor, epsilon: float) -> Tensor:
+def autoattack(
+    defense: nn.Module, x: Tensor, y: Tensor, epsilon: float, batch_size: int, steps: int = 100
+) -> Tensor:
+    """The images of AutoAttack's suite ``rand``; the clean image where no draw was fooled. steps: 100 are its own."""
     from pyautoattack import AutoAttack
 
     attack = AutoAttack(defense, norm="Linf", eps=epsilon, version="rand", seed=0)
-    attack.verbose = False
-    return attack.run_standard_evaluation(x, y, batch_size=FLAGS.batch_size)
+    attack.verbose, attack.apgd.n_iter = False, steps
+    moved, _ = attack.run_standard_evaluation(x, y, batch_size=batch_size)
+    return moved
 
 
 def main(argv: list[str]) -> None:
@@ -74,10 +71,10 @@ def main(argv: list[str]) -> None:
     given = np.load(FLAGS.images)
     x = torch.from_numpy(given["images"].transpose(0, 3, 1, 2).copy())
     y = torch.from_numpy(given["labels"]).long()
-    defense = DEFENSES[FLAGS.model]().eval()
+    defense = DEFENSES[FLAGS.model]().eval().requires_grad_(False)  # nobody needs their gradient
     counted = Counted(torch.compile(defense) if FLAGS.way == "pgd_eot_compiled" else defense)
     if FLAGS.way == "autoattack":
-        moved = _autoattack(counted, x, y, FLAGS.epsilon)
+        moved = autoattack(counted, x, y, FLAGS.epsilon, FLAGS.batch_size)
     else:
         parts = zip(x.split(FLAGS.batch_size), y.split(FLAGS.batch_size), strict=True)
         moved = torch.cat([pgd_eot(counted, *part, FLAGS.epsilon, FLAGS.steps) for part in parts])
@@ -86,4 +83,11 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_enum("way", "pgd_eot", WAYS, "Which attack.")
+    flags.DEFINE_enum("model", "digits", sorted(DEFENSES), "Which defense.")
+    flags.DEFINE_float("epsilon", None, "Radius of the Linf ball.", required=True)
+    flags.DEFINE_integer("steps", 200, "Steps of PGD.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 32, "Images side by side.", lower_bound=1)
+    flags.DEFINE_string("images", None, "File with images [n, h, w, c] and labels.", required=True)
+    flags.DEFINE_string("out", None, "File to write.", required=True)
     cli.run(main)

@@ -93,8 +93,13 @@ def _strip(defense, keys, images, blind, exact, labels, class_names) -> Section:
         for i, label in enumerate(labels)
     ]
     right, left = (int((answer == labels).sum()) for answer in answers)
+    which = (
+        "images that the blind attack turned"
+        if of_class
+        else "images, none turned by the blind attack"
+    )
     text = (
-        f"{len(chosen)} images that the blind attack turned. The defense reads {right} of them right, and {left} "
+        f"{len(chosen)} {which}. The defense reads {right} of them right, and {left} "
         "where the attack goes through the purifier. Below each picture: the answer, ✗ where it is wrong; that of "
         "the defense below a purified picture, which is one of its copies, and of the classifier alone elsewhere."
     )

@@ -109,7 +109,7 @@ class _FromTorch(Pytree):
     traits: Traits | None = static(default=None)
 
     @property
-    def module(self) -> object:
+    def module(self) -> Any:
         """What was given."""
         return self.bridge.calls.module
 

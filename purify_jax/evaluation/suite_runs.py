@@ -22,7 +22,7 @@ from purify_jax.evaluation.protocol import Summary, own_draws, summary
 from purify_jax.evaluation.records import Record, accuracy, union_accuracy
 from purify_jax.evaluation.statistics import Interval
 from purify_jax.purifiers import identity
-from purify_jax.types import Array, Attack, PredictFn
+from purify_jax.types import Array, Attack, Json, PredictFn
 
 #: What ``Suite.skip`` calls the attack that knows the defense's keys.
 SHARED_KEYS = "shared keys"
@@ -44,7 +44,7 @@ class SuiteResult(NamedTuple):
     bare: str | None
     records: Mapping[str, list[Record]]
     shared_keys: Interval | None
-    probes: Mapping[str, object]
+    probes: Json
     red_flags: list[red_flags.RedFlag]
     curve: sweeps.Curve | sweeps.Grid | None
     left_out: Mapping[str, str] = MappingProxyType({})

@@ -37,7 +37,7 @@ class LadderPurifier(ClippedPurifier):
     """
 
     score: NoiseScore
-    sigmas: Sequence[float] | Array
+    sigmas: Sequence[float] | Sequence[Sequence[float]] | Array
     num_steps: int = static(init=False)
     rank = 1
 
@@ -173,7 +173,7 @@ class GradualNoise(LadderPurifier):
         return (x + size * direction,), step_info(x, size, direction)
 
 
-def _ladder(sigmas: Sequence[float] | Array, rank: int) -> Array:
+def _ladder(sigmas: Sequence[float] | Sequence[Sequence[float]] | Array, rank: int) -> Array:
     """Noise levels as float32; InputError unless each ladder's are positive, the largest first."""
     given = jax.tree.leaves(sigmas)
     if not is_traced(*given):

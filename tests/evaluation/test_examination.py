@@ -116,13 +116,20 @@ def test_a_wrong_input_range_is_named():
 
 
 def test_a_better_range_on_one_image_is_chance():
-    few = np.array([True] * 3 + [False] * 5)
-    more = np.array([True] * 4 + [False] * 4)
+    few = np.array([True] * 2 + [False] * 6)
+    more = np.array([True] * 3 + [False] * 5)
     assert expected_range({"x": few, "255 x": ~few & more, "2 x - 1": more}) == ""
-    # Five images gained and none lost: one in 32 by chance; with one lost seven in 64.
-    assert expected_range({"x": few, "2 x - 1": np.ones(8, bool)}) == "2 x - 1"
-    lost = np.array([False] + [True] * 7)
-    assert expected_range({"x": few, "2 x - 1": lost}) == ""
+    # Six images gained and none lost: one in 64 by chance, of two alternatives one in 32.
+    all_, none = np.ones(8, bool), np.zeros(8, bool)
+    assert expected_range({"x": few, "255 x": none, "2 x - 1": all_}) == "2 x - 1"
+    # With five gained it is one in 16.
+    assert expected_range({"x": more, "255 x": none, "2 x - 1": all_}) == ""
+    # The best alternative may be chance and the other one not: +12 - 6 and +8 - 0 of 64.
+    right = np.arange(64) < 30
+    noisy = (np.arange(64) >= 6) & (np.arange(64) < 42)
+    assert expected_range({"x": right, "255 x": noisy, "2 x - 1": np.arange(64) < 38}) == "2 x - 1"
+    # Beyond chance, and still too little to say that another range is meant.
+    assert expected_range({"x": np.arange(128) < 116, "255 x": np.arange(128) < 124}) == ""
 
 
 def test_costs_are_per_image():

@@ -8,6 +8,9 @@ import scipy
 
 from purify_jax.types import PredictFn
 
+#: Accuracy that another input range has to gain before it is suggested.
+GAIN = 0.1
+
 
 class Finding(NamedTuple):
     """name: what was looked at. measured: what was found. action: what to do about it, empty for nothing."""
@@ -84,23 +87,26 @@ class Examination(NamedTuple):
 
 
 def expected_range(right: Mapping[str, np.ndarray]) -> str:
-    """The input whose answers are right more often than those to "x", or "" for none.
+    """The input whose answers are right much more often than those to "x", or "" for none.
 
-    right: input → which images are right, ``[images]``. The gain counts if the sign test over the images whose
-    answers differ is significant at 5%: on few images one or two more mean nothing.
+    right: input → which images are right, ``[images]``. An input has to gain :data:`GAIN`, and to be better by a
+    sign test over the images whose answers differ, at 5% for all alternatives together: on few images one or two
+    more mean nothing.
 
     >>> few = np.array([True, True, False, False])
     >>> expected_range({"x": few, "255 x": ~few | few}), expected_range({"x": few.repeat(9), "255 x": few.repeat(9) | True})
     ('', '255 x')
     """
-    best, plain = max(right, key=lambda name: right[name].mean()), right["x"]
-    gained, lost = (int(np.sum(a & ~b)) for a, b in ((right[best], plain), (plain, right[best])))
-    if (
-        gained <= lost
-        or scipy.stats.binomtest(gained, gained + lost, alternative="greater").pvalue > 0.05
-    ):
-        return ""
-    return best
+    plain, found = right["x"], {"": GAIN}
+    others = {name: each for name, each in right.items() if name != "x"}
+    for name, other in others.items():
+        gained, lost = int(np.sum(other & ~plain)), int(np.sum(plain & ~other))
+        if gained <= lost:
+            continue
+        chance = scipy.stats.binomtest(gained, gained + lost, alternative="greater").pvalue
+        if chance <= 0.05 / len(others):
+            found[name] = (gained - lost) / len(plain)
+    return max(found, key=lambda name: found[name])
 
 
 def in_words(found: Examination) -> Iterator[Finding]:
