@@ -138,11 +138,16 @@ def test_boxes_stand_right_of_what_leads_to_them(extension):
     assert "Arrows: a to c; b to c; c to d; b to e" in drawn
 
 
-def test_notebooks_become_pages(extension):
-    page = extension("notebooks").page(ROOT / "colab" / "quickstart.ipynb")
+def test_notebooks_become_pages(extension, tmp_path):
+    page = extension("notebooks").page(ROOT / "colab" / "quickstart.ipynb", tmp_path)
     assert page.startswith("# Adversarial purification in fifteen cells")
     assert "```python\ntrain, test = (pj.load_split" in page
     assert page.count("```") % 2 == 0
+    # With what the cells printed and drew.
+    assert f"```text\npurify_jax {pj.__version__}, " in page
+    drawn = sorted(tmp_path.glob("*.png"))
+    assert [p.name for p in drawn] == [f"quickstart_{i}.png" for i in (1, 2, 3, 4)]
+    assert all(p.read_bytes().startswith(b"\x89PNG") and f"({p.name})" in page for p in drawn)
 
 
 class _Page(HTMLParser):
