@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
     given = np.load(FLAGS.images)
     x = torch.from_numpy(given["images"].transpose(0, 3, 1, 2).copy())
     y = torch.from_numpy(given["labels"]).long()
-    defense = DEFENSES[FLAGS.model]().eval().requires_grad_(False)  # nobody needs their gradient
+    defense = DEFENSES[FLAGS.model]().eval().requires_grad_(False)  # the weights need no gradient
     counted = Counted(torch.compile(defense) if FLAGS.way == "pgd_eot_compiled" else defense)
     if FLAGS.way == "autoattack":
         moved = autoattack(counted, x, y, FLAGS.epsilon, FLAGS.batch_size)
