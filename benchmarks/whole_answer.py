@@ -7,8 +7,7 @@ Every way is a process of its own, started with nothing compiled, so its seconds
 clean accuracy, ten scoring draws after each attack and a report. PyTorch's include the import of JAX, which reads the
 weights. Backward passes are those through the purifier. All ways are judged alike, by ten fresh draws of the defense:
 the average over the draws, and how many images all ten have right. AutoAttack hands back the clean image where it
-fooled no draw. The ways: ``honest``, ``honest:STEPS``, ``rand``, and
-those of ``benchmarks.peers.torch_attacks``.
+fooled no draw. The ways: ``honest``, ``honest:STEPS``, ``rand``, and those of ``benchmarks.peers.torch_attacks``.
 """
 
 import importlib.util
@@ -35,9 +34,9 @@ from purify_jax.models.versions import versions
 
 OURS = ("honest", "rand")
 PEERS = ("pgd_eot", "pgd_eot_compiled", "autoattack")
-#: Data set of each model that has a twin in PyTorch.
-MODELS = {"digits": "digits", "cifar10": "cifar10"}
-flags.DEFINE_enum("model", "digits", sorted(MODELS), "A defense that ships.")
+#: Models that have a twin in PyTorch.
+MODELS = ("cifar10", "digits")
+flags.DEFINE_enum("model", "digits", MODELS, "A defense that ships.")
 flags.DEFINE_float("epsilon", 0.15, "Radius of the Linf ball.")
 flags.DEFINE_integer("images", 128, "Images, from the start of the test split.", lower_bound=1)
 flags.DEFINE_integer("draws", 10, "Fresh draws that judge each image.", lower_bound=1)
@@ -54,7 +53,7 @@ def main(argv: list[str]) -> None:
     del argv
     _check()
     ready = pj.pretrained.load(FLAGS.model)
-    test = pj.load_split(MODELS[FLAGS.model], "test", FLAGS.data_dir).take(FLAGS.images)
+    test = pj.load_split(ready.card["data"], "test", FLAGS.data_dir).take(FLAGS.images)
     torch = torch_or_none()
     result: dict[str, Any] = {
         "command": provenance.shown(["benchmarks.whole_answer", *_shown_flags()], None),
@@ -65,12 +64,9 @@ def main(argv: list[str]) -> None:
     for way in FLAGS.ways:
         with tempfile.TemporaryDirectory() as folder:
             found, adversarial = (_peer if way in PEERS else _ours)(way, test, Path(folder))
-        judged = (
-            {}
-            if adversarial is None
-            else accuracy.judge(ready.defense, test, adversarial, FLAGS.epsilon, FLAGS.draws)
-        )
-        result["rows"].append({"way": way, **found, **judged})
+        if adversarial is not None:
+            found |= accuracy.judge(ready.defense, test, adversarial, FLAGS.epsilon, FLAGS.draws)
+        result["rows"].append({"way": way, **found})
         print(ratios.table(result["rows"]), flush=True)
         if FLAGS.out:
             write_atomically(FLAGS.out, json.dumps(result, indent=1) + "\n")
@@ -103,8 +99,7 @@ def _ours(way: str, test: pj.data.Dataset, folder: Path) -> tuple[dict[str, Any]
     """The command that a user types, without red flags, which no other way has: its cost, and the attacked images."""
     suite, _, steps = way.partition(":")
     chosen = [f"--steps={steps}"] if steps else []
-    data = [f"--dataset={MODELS[FLAGS.model]}"]
-    data += [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir else []
+    data = [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir else []
     command = [
         "experiments.evaluate", f"--suite={suite}", f"--model={FLAGS.model}", f"--images={len(test)}",
         f"--epsilon={FLAGS.epsilon}", f"--batch_size={FLAGS.batch_size}", "--noundefended", "--probe_images=0",
