@@ -40,7 +40,7 @@ class Examination(NamedTuple):
     training: layers in training mode, by class → how many.
     eval_changes: answers differ in evaluation mode.
     accuracy: on the images, by input: "x", "255 x", "2 x - 1", and "x, eval()" for layers in training mode.
-    expects: the input with more accuracy than "x", beyond chance (:func:`expected_range`); "" for none.
+    expects: the input with more accuracy than "x", beyond chance (``expected_range``); "" for none.
     saturated: share of images whose probability is 1 to rounding.
     gradient: "derivative", "missing", "zero", "not finite", "not the derivative" or "unknown" (of answers that
       are not repeatable).
