@@ -34,7 +34,7 @@ _HEAD = (
 )
 _PAPER, _HONEST = evaluation_name("paper", *LINF), evaluation_name("honest", *LINF)
 #: Steps of `honest` where none are given; fewer are named beside the result.
-_FULL_STEPS = 400
+_FULL_STEPS = 250
 _DEFENSE, _CONTROL = "cifar10_defense", "cifar10_control"
 Parts = Mapping[str, Result]
 

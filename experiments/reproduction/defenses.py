@@ -222,11 +222,11 @@ def _add_attacks(draft: Draft, recipe: Recipe) -> None:
     many_calls = recipe.score_model == "dsm"
     # `paper` attacks the bare classifier, too; under `honest` that would cost a third of the time.
     alone = () if recipe.score_model is None else ("--noundefended",)
-    # An answer of two hundred network calls: attacks look through one restart of the ten, in a quarter
-    # of the steps, and the shared keys' gradients are not paid for.
+    # An answer of two hundred network calls: attacks look through one restart of the ten, in fewer
+    # steps, and the shared keys' gradients are not paid for.
     cheap = ("--surrogate_restarts=1",) if many_calls else ()
     honest = (*cheap, "--skip=shared keys", *alone) if many_calls else alone
-    steps, probes = (100, 8) if many_calls else (400, 32)
+    steps, probes = (100, 8) if many_calls else (250, 32)
     limits = (draft.scaled(steps, 8), 1, f"--probe_images={draft.scaled(probes, 4)}")
     # SPSA asks for 5120 answers an image, more than all the rest; with ADP BPDA+EOT found more wherever
     # both ran.

@@ -157,6 +157,7 @@ def test_play_walks_from_the_noised_image_to_the_end(visit):
     for text in expected:
         assert words.inner_text() == text
         page.clock.run_for(1000)
+    assert page.locator("#played").inner_text().startswith("After step 2 of 2, classified ")
     assert page.get_by_label("Purification step").input_value() == "2"
 
 

@@ -146,13 +146,17 @@
     at("probabilities").replaceChildren(...listed.map((i) => probability(i, chances[i], i === label)));
   }
 
-  // From the noised image to the last step, in three seconds; the slider, or another image, stops it.
+  // From the noised image to the last step, in three seconds; the slider, or another image, stops it. A screen
+  // reader is told the end alone.
   function play() {
     stop();
+    at("played").textContent = "";
     show(0);
     state.timer = setInterval(() => {
       show(state.step + 1);
-      if (state.step === data.steps.length - 1) stop();
+      if (state.step < data.steps.length - 1) return;
+      stop();
+      at("played").textContent = at("step").getAttribute("aria-valuetext");
     }, Math.max(100, 3000 / data.steps.length));
   }
 
