@@ -1,7 +1,7 @@
 """Suites: the attacks that belong together, built for one defense.
 
 - clean: no attack at all, accuracy on many images
-- standard: AutoAttack's for deterministic models, APGD-CE, APGD-T, Square
+- standard: AutoAttack's for deterministic models without FAB-T, APGD-CE, APGD-T, Square
 - rand: AutoAttack's for randomised defenses, APGD-CE and APGD-DLR with EOT
 - paper: what the purification paper reports, blind, BPDA+EOT, joint (score), joint (full), SPSA
 - honest: what specialists ask for, transfer, exact momentum PGD with two losses, Square; each image's
