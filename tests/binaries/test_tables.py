@@ -65,7 +65,10 @@ def test_the_first_picture_is_told_as_it_was_measured(page):
     count = lambda name, label: round(rows[name][label] * rows[name]["images"])
     assert {row["images"] for row in rows.values()} == {32}
     bare, defended = (count("blind PGD", label) for label in ("undefended", "defended"))
-    assert f"the bare classifier gets {bare} right and the defense {defended}" in said
+    assert (
+        f"the bare classifier gets {bare} of 32 photographs right and the defense {defended}"
+        in said
+    )
     assert f"ten steps long, leaves {count('exact+EOT', 'defended')} of the 32" in said
     assert rows["exact+EOT"]["steps"] == 10
     honest = json.loads((ROOT / "results/cifar10_defense/honest_linf_0.0314.json").read_text())
@@ -78,7 +81,7 @@ def test_the_first_picture_is_told_as_it_was_measured(page):
     assert f"recovers {words[blind]} of six" in said
     assert f"the purifier: {words[exact]} of six are left" in said
     average, *_, images = honest["summary"]["defended"]["average"]
-    assert f"white-box suite leaves {100 * average:.1f}% of {images} images" in said
+    assert f"suite `honest` leaves {100 * average:.1f}% of {images} images" in said
 
 
 def test_the_headline_is_in_percent_and_says_where_it_is_a_bound():
@@ -102,7 +105,7 @@ def test_the_page_on_exact_gradients_tells_what_was_measured():
     worst = read("digits/honest_linf_0.15.json")["defended"]["all_draws"][0]
     average = read("digits/honest_linf_0.15.json")["defended"]["average"][0]
     assert (
-        f"ten tries: {100 * worst:.1f}% on `digits`, where the average is {100 * average:.1f}%"
+        f"all ten draws: {100 * worst:.1f}% on `digits`, where the average is {100 * average:.1f}%"
         in text
     )
     shares = [

@@ -155,7 +155,8 @@ def test_an_audit_reaches_a_rounded_classifier():
     bare = evaluate(KEY, pj.undefended(_logits), {"pgd": _pgd}, _data(), draws=1)
     assert found.gradient[0] == "smoothed"
     assert found.converged
-    assert abs(found.average.value - pj.evaluation.summary(bare).average.value) <= 1 / 12
+    change = found.average.value - pj.evaluation.summary(bare).average.value
+    assert abs(round(12 * change)) <= 1  # image
     # Had it still fallen with twice the steps, it would be an upper bound.
     falling = found._replace(change=Difference(-0.05, -0.1, 0.0, 12))
     level = found._replace(change=Difference(-0.01, -0.03, 0.01, 12))
