@@ -21,6 +21,7 @@ from experiments.reproduction.results import (
     spared,
     summary,
 )
+from purify_jax.attacks.suites import SUITES
 from purify_jax.evaluation import paired_difference
 
 _HEAD = (
@@ -33,8 +34,8 @@ _HEAD = (
     "certified, L2",
 )
 _PAPER, _HONEST = evaluation_name("paper", *LINF), evaluation_name("honest", *LINF)
-#: Steps of `honest` where none are given; fewer are named beside the result.
-_FULL_STEPS = 250
+#: Steps of `honest` where none are given; another number is named beside the result.
+_FULL_STEPS = SUITES["honest"].steps
 _DEFENSE, _CONTROL = "cifar10_defense", "cifar10_control"
 Parts = Mapping[str, Result]
 
