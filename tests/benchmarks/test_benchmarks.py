@@ -10,7 +10,7 @@ import pytest
 from conftest import keys_for
 
 import purify_jax as pj
-from benchmarks import ratios, timing
+from benchmarks import growth, ratios, timing
 from purify_jax import attacks, energy, networks, purifiers
 
 
@@ -192,3 +192,14 @@ def test_the_binary_measures_and_writes(tmp_path, run_binary):
     assert found["command"].startswith("python -m benchmarks.run --sections accuracy")
     assert found["commit"]
     assert "digits, blind PGD 0.15" in done.stdout
+
+
+def test_slopes_on_log_axes_are_those_of_powers():
+    rows = [{"images": n, "seconds": 0.1 * n**1.5, "compiling": 4.0} for n in (32, 64, 128)]
+    assert growth.slope("images", rows, "seconds") == pytest.approx(1.5)
+    assert growth.slope("images", rows, "compiling") == pytest.approx(0.0, abs=1e-9)
+    slopes = {"images": {name: growth.slope("images", rows, name) for name in rows[0]}}
+    rows = [row | {"megabytes": 1.0} for row in rows]
+    assert growth.draw(
+        {"images": rows}, {"images": slopes["images"] | {"megabytes": 0.0}}
+    ).startswith(b"\x89PNG")
