@@ -46,7 +46,9 @@ def init_state(
     image_shape: tuple[int, ...],
 ) -> TrainState:
     """The state before the first step, with random parameters."""
-    return start_state(network.init(key, jnp.zeros((1, *image_shape), jnp.float32)), optimizer)
+    # As one program: operation by operation, a large network takes seconds longer.
+    variables = jax.jit(network.init)(key, jnp.zeros((1, *image_shape), jnp.float32))
+    return start_state(variables, optimizer)
 
 
 def start_state(

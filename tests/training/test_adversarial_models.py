@@ -12,8 +12,6 @@ from purify_jax.checks import InputError
 from purify_jax.training import DefenseSettings, adversarial
 from purify_jax.training.adversarial import loss as losses
 
-pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
-
 ATTACK = adversarial.Attack(epsilon=0.15)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import apply, init
 
 from purify_jax import energy, networks, noise, training
 from purify_jax.data import load_split
@@ -50,10 +51,10 @@ def test_doing_nothing_costs_the_variance_of_the_noise():
 
 def test_a_new_network_is_the_best_denoiser_of_gaussian_data():
     images = jax.random.uniform(jax.random.key(0), (3, 16, 16, 3))
-    variables = jax.jit(SMALL.init)(jax.random.key(1), images)
+    variables = init(SMALL, jax.random.key(1), images)
     sigmas = jnp.asarray([0.05, 0.25, 0.7])
     expected = (sigmas**2 / (sigmas**2 + 0.25**2)).reshape(-1, 1, 1, 1) * (0.5 - images)
-    np.testing.assert_allclose(SMALL.apply(variables, images, sigmas), expected, atol=1e-6)
+    np.testing.assert_allclose(apply(SMALL, variables, images, sigmas), expected, atol=1e-6)
 
 
 def test_preconditioning_keeps_the_variances_at_one():
@@ -75,8 +76,9 @@ def test_levels_are_log_normal():
 
 def test_without_a_level_the_network_is_a_score_network_at_its_reference():
     images = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
-    params = jax.jit(SMALL.init)(jax.random.key(1), images)["params"]
-    score = energy.NetworkScore(SMALL, params)(images) * noise.per_variance(jnp.asarray(0.25))
+    params = init(SMALL, jax.random.key(1), images)["params"]
+    scale = noise.per_variance(jnp.asarray(0.25))
+    score = jax.jit(energy.NetworkScore(SMALL, params))(images) * scale
     # Of data N(½, 0.25²) with noise of 0.25: −(x − ½)/(2 · 0.25²).
     np.testing.assert_allclose(score, (0.5 - images) / (2 * 0.25**2), rtol=1e-4, atol=1e-5)
 
