@@ -38,7 +38,7 @@ class _State(NamedTuple):
 
 
 def _checkpoints(num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each step, whether the step size is reviewed after it, and the window's length."""
+    """For the start and each step, whether the step size is reviewed after it, and the window's length."""
     window = max(int(0.22 * num_steps), 1)
     shrink, shortest = max(int(0.03 * num_steps), 1), max(int(0.06 * num_steps), 1)
     review, length, count = np.zeros(num_steps, bool), np.ones(num_steps, np.float32), 0
@@ -48,7 +48,7 @@ def _checkpoints(num_steps: int) -> tuple[np.ndarray, np.ndarray]:
         if count == window:
             review[step], count = True, 0
             window = max(window - shrink, shortest)
-    return review, length
+    return np.append(False, review), np.append(np.float32(1), length)
 
 
 class APGD(Pytree):
@@ -103,28 +103,28 @@ class APGD(Pytree):
         norm, epsilon, num_steps = get(self.norm), self.epsilon, self.num_steps
         review, length = _checkpoints(num_steps)
         inside = _linf_inside if norm.name == "linf" else functools.partial(project_into, norm)
-        start_keys, first_keys = fold_keys(keys, num_steps + 1), fold_keys(keys, num_steps)
-        start = _start(norm, start_keys, images, epsilon)
-        grads, loss = self.gradient(first_keys, start, labels)
-        fooled = self._is_fooled(first_keys, start, labels)
+        start = _start(norm, fold_keys(keys, num_steps + 1), images, epsilon)
+        of_each = functools.partial(each, images, dtype=jnp.result_type(images, jnp.float32))
         state = _State(
             images=start,
             previous=start,
-            gradient=grads,
-            loss=jnp.zeros_like(loss),  # as published: the first step is compared with 0
+            gradient=jnp.zeros_like(start),
+            loss=of_each(0.0),
             best_images=start,
-            best_gradient=grads,
-            best_loss=loss,
+            best_gradient=jnp.zeros_like(start),
+            best_loss=of_each(-jnp.inf),
             fooled_images=start,
-            fooled=fooled,
+            fooled=each(images, False, bool),
             step_size=each(images, 2.0 * epsilon),
-            increases=jnp.zeros_like(loss),
-            reduced_last=jnp.ones_like(fooled),
-            loss_last_check=loss,
+            increases=of_each(0.0),
+            reduced_last=each(images, True, bool),
+            loss_last_check=of_each(0.0),
         )
 
         def step(state: _State, xs: tuple[Array, Array, Array]) -> tuple[_State, None]:
             index, reviewed, window = xs
+            # The start is looked at within the loop, too: the gradient is traced and compiled once, not twice.
+            is_start = index == num_steps
             grads = jnp.where(jnp.isfinite(state.gradient), state.gradient, 0.0)
             size = per_image(state.step_size, images)
             stepped = inside(images, climb(norm, state.images, grads, size), epsilon)
@@ -134,26 +134,32 @@ class APGD(Pytree):
                 + momentum * (stepped - state.images)
                 + (1 - momentum) * (state.images - state.previous)
             )
-            moved = inside(images, moved, epsilon)
+            moved = jnp.where(is_start, start, inside(images, moved, epsilon))
             step_keys = fold_keys(keys, index)
             grads, loss = self.gradient(step_keys, moved, labels)
+            grads, loss = grads.astype(images.dtype), loss.astype(state.loss.dtype)
             fooled = self._is_fooled(step_keys, moved, labels)
             better = loss > state.best_loss
+            improved = (loss > state.loss).astype(state.increases.dtype)
             state = state._replace(
                 images=moved,
                 previous=state.images,
                 gradient=grads,
-                loss=loss,
+                loss=jnp.where(
+                    is_start, 0.0, loss
+                ),  # as published: the first step is compared with 0
                 best_images=_where(better, moved, state.best_images),
                 best_gradient=_where(better, grads, state.best_gradient),
                 best_loss=jnp.where(better, loss, state.best_loss),
                 fooled_images=_where(fooled, moved, state.fooled_images),
                 fooled=state.fooled | fooled,
-                increases=state.increases + (loss > state.loss).astype(loss.dtype),
+                increases=jnp.where(is_start, 0.0, state.increases + improved),
+                loss_last_check=jnp.where(is_start, loss, state.loss_last_check),
             )
             return _review(state, reviewed, window, self.rho), None
 
-        xs = (jnp.arange(num_steps), jnp.asarray(review), jnp.asarray(length))
+        indices = np.concatenate([[num_steps], np.arange(num_steps)]).astype(np.int32)
+        xs = (jnp.asarray(indices), jnp.asarray(review), jnp.asarray(length))
         state, _ = jax.lax.scan(step, state, xs)
         result = _where(state.fooled, state.fooled_images, state.best_images)
         return result, state.best_loss, state.fooled

@@ -67,11 +67,11 @@ class PGD(Pytree):
             return (project_into(norm, images, moved, epsilon), best, best_loss), None
 
         carry = (start, start, each(images, -jnp.inf, jnp.float32))
-        (last, best, best_loss), _ = jax.lax.scan(step, carry, jnp.arange(self.num_steps))
-        if not self.best_iterate:
-            return last
-        _, loss = gradient(fold_keys(keys, self.num_steps), last, labels)
-        return _keep_better(best, best_loss, last, loss)[0]
+        # One more step for the loss of the last iterate; where that step leads is not used. A call after the loop
+        # would trace and compile the gradient a second time.
+        steps = jnp.arange(self.num_steps + self.best_iterate)
+        (last, best, _), _ = jax.lax.scan(step, carry, steps)
+        return best if self.best_iterate else last
 
 
 def default_step_size(epsilon: float, num_steps: int) -> float:

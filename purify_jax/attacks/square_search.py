@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify_jax import losses
-from purify_jax.arrays import per_image
+from purify_jax.arrays import each, per_image
 from purify_jax.attacks.averages import AT_ONCE, MeanPrediction, check_samples
 from purify_jax.attacks.norms import get, l1, l2, project_into
 from purify_jax.checks import check_count, check_epsilon, check_images, check_number
@@ -76,27 +76,29 @@ class Square(Pytree):
         )
         # A proposal and the defense that judges it draw from streams of their own.
         value = lambda k, x: self.loss_fn(mean(stream(k, "value"), x), labels)
-        start_keys = fold_keys(keys, self.num_queries)
-        draw = jax.vmap(start, in_axes=(0, 0, None))
-        first = draw(stream(start_keys, "proposal"), images, epsilon)
-        state = (first, value(start_keys, first))
+        start_keys = stream(fold_keys(keys, self.num_queries), "proposal")
+        first = jax.vmap(start, in_axes=(0, 0, None))(start_keys, images, epsilon)
+        state = (first, each(images, -jnp.inf, jnp.result_type(images, jnp.float32)))
         skip = int(self.published_windows)
 
         def query(state: tuple[Array, Array], xs: tuple) -> tuple[tuple[Array, Array], None]:
             best, best_loss = state
             index, side, row = xs
             query_keys = fold_keys(keys, index)
-            proposal = jax.vmap(propose, in_axes=(0, 0, 0, None, None, None, None))(
+            proposals = lambda: jax.vmap(propose, in_axes=(0, 0, 0, None, None, None, None))(
                 stream(query_keys, "proposal"), images, best, epsilon, side, tables[row], skip
             )
-            loss = value(query_keys, proposal)
+            # The start is judged within the loop, too: the defense is traced and compiled once, not twice.
+            proposal = jax.lax.cond(index == self.num_queries, lambda: first, proposals)
+            loss = value(query_keys, proposal).astype(best_loss.dtype)
             better = loss > best_loss
             best = jnp.where(per_image(better, best), proposal, best)
             return (best, jnp.where(better, loss, best_loss)), None
 
         _, rows = np.unique(sides, return_inverse=True)
         rows = np.zeros_like(rows) if self.norm == "linf" else rows
-        xs = (jnp.arange(self.num_queries), jnp.asarray(sides), jnp.asarray(rows))
+        indices = np.concatenate([[self.num_queries], np.arange(self.num_queries)]).astype(np.int32)
+        xs = (jnp.asarray(indices), *(jnp.asarray(np.append(x[:1], x)) for x in (sides, rows)))
         (best, _), _ = jax.lax.scan(query, state, xs)
         return best
 

@@ -41,7 +41,7 @@ def test_pgd_agrees_with_foolbox_step_for_step(golden_classifier, norm, epsilon)
             random_start=False,
             best_iterate=False,
         )
-        found = ours(keys_for(24), images, labels)
+        found = jax.jit(ours)(keys_for(24), images, labels)
         if norm == "linf":
             # Where a gradient is 0 up to rounding, its sign is arbitrary; elsewhere all is equal.
             assert jnp.mean(jnp.abs(found - expected) < 1e-5) > 0.999, steps
@@ -60,7 +60,7 @@ def stored(golden, golden_classifier):
 def _robust(attack, golden_classifier, seed=0):
     logits_fn, images, labels = golden_classifier
     adversarial = jax.jit(attack)(keys_for(len(images), seed), images, labels)
-    return np.asarray(logits_fn(adversarial).argmax(-1) == labels)
+    return np.asarray(jax.jit(logits_fn)(adversarial).argmax(-1) == labels)
 
 
 @pytest.mark.parametrize(("norm", "epsilon"), BALLS)
@@ -123,7 +123,7 @@ def test_pgd_finds_the_corner_of_a_linear_model():
     gradient = attacks.ExactGradient(model, losses.margin)
     attack = attacks.PGD(gradient, epsilon=0.1, step_size=0.2, num_steps=1, random_start=False)
     np.testing.assert_allclose(
-        attack(keys_for(2), images, labels),
+        jax.jit(attack)(keys_for(2), images, labels),
         0.5 - 0.1 * jnp.sign(weights)[None].repeat(2, 0),
         atol=1e-6,
     )

@@ -10,8 +10,6 @@ import purify_jax as pj
 from purify_jax import attacks, costs, losses
 from purify_jax.keys import fold_keys
 
-pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
-
 
 @pytest.fixture(scope="module")
 def batch(digits_test):
@@ -21,9 +19,10 @@ def batch(digits_test):
 
 def test_bpda_forward_is_the_defense_and_backward_the_identity(defense, batch):
     keys, images, labels = batch
-    gradient, loss = attacks.bpda(defense)(keys, images, labels)
-    np.testing.assert_allclose(loss, losses.cross_entropy(defense(keys, images), labels), rtol=1e-5)
-    purified, _ = defense.purifier(keys, images)
+    gradient, loss = jax.jit(attacks.bpda(defense))(keys, images, labels)
+    log_probs = jax.jit(defense)(keys, images)
+    np.testing.assert_allclose(loss, losses.cross_entropy(log_probs, labels), rtol=1e-5)
+    purified, _ = jax.jit(defense.purifier)(keys, images)
 
     def classify(points):
         logits = defense.logits_fn(points.reshape(-1, *images.shape[1:]))
@@ -31,19 +30,20 @@ def test_bpda_forward_is_the_defense_and_backward_the_identity(defense, batch):
         return losses.cross_entropy(log_probs, labels).sum()
 
     # The classifier's gradient at the purified images, summed over restarts.
-    np.testing.assert_allclose(gradient, jax.grad(classify)(purified).sum(0), rtol=1e-3, atol=1e-6)
+    expected = jax.jit(jax.grad(classify))(purified).sum(0)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_blind_is_the_bare_classifiers_gradient(defense, batch):
     keys, images, labels = batch
-    gradient, _ = attacks.blind(defense.logits_fn)(keys, images, labels)
+    gradient, _ = jax.jit(attacks.blind(defense.logits_fn))(keys, images, labels)
     loss = lambda x: losses.cross_entropy(jax.nn.log_softmax(defense.logits_fn(x)), labels).sum()
-    np.testing.assert_allclose(gradient, jax.grad(loss)(images), rtol=1e-3, atol=2e-6)
+    np.testing.assert_allclose(gradient, jax.jit(jax.grad(loss))(images), rtol=1e-3, atol=2e-6)
 
 
 def test_held_steps_share_the_loss_but_not_the_gradient(defense, batch):
-    exact, loss = attacks.ExactGradient(defense)(*batch)
-    held, held_loss = attacks.exact_held_steps(defense)(*batch)
+    exact, loss = jax.jit(attacks.ExactGradient(defense))(*batch)
+    held, held_loss = jax.jit(attacks.exact_held_steps(defense))(*batch)
     np.testing.assert_allclose(loss, held_loss, rtol=1e-4, atol=1e-6)
     assert jnp.abs(exact - held).max() > 1e-4 * jnp.abs(exact).max()
 
@@ -51,20 +51,21 @@ def test_held_steps_share_the_loss_but_not_the_gradient(defense, batch):
 def test_held_steps_equal_exact_for_a_constant_step(defense, batch):
     rule = pj.purifiers.Constant(0.1)
     fixed = defense.replace(purifier=defense.purifier.replace(step_rule=rule))
-    exact, _ = attacks.ExactGradient(fixed)(*batch)
-    held, _ = attacks.exact_held_steps(fixed)(*batch)
+    exact, _ = jax.jit(attacks.ExactGradient(fixed))(*batch)
+    held, _ = jax.jit(attacks.exact_held_steps(fixed))(*batch)
     np.testing.assert_allclose(exact, held, rtol=1e-4, atol=1e-7)
 
 
 def test_joint_gradients_are_means_of_signs(defense, batch):
     keys, images, labels = batch
     score_fn = defense.purifier.score_fn
-    blind, _ = attacks.blind(defense.logits_fn)(*batch)
-    joint, _ = attacks.JointScore(score_fn, defense.logits_fn)(*batch)
-    np.testing.assert_array_equal(joint, (jnp.sign(blind) + jnp.sign(score_fn(images))) / 2)
-    bpda, _ = attacks.bpda(defense)(*batch)
-    full, _ = attacks.JointFull(defense)(*batch)
-    purified, _ = defense.purifier(keys, images)
+    blind, _ = jax.jit(attacks.blind(defense.logits_fn))(*batch)
+    joint, _ = jax.jit(attacks.JointScore(score_fn, defense.logits_fn))(*batch)
+    score = jax.jit(score_fn)(images)
+    np.testing.assert_array_equal(joint, (jnp.sign(blind) + jnp.sign(score)) / 2)
+    bpda, _ = jax.jit(attacks.bpda(defense))(*batch)
+    full, _ = jax.jit(attacks.JointFull(defense))(*batch)
+    purified, _ = jax.jit(defense.purifier)(keys, images)
     expected = (jnp.sign(bpda) + jnp.sign(purified.mean(0) - images)) / 2
     assert jnp.mean(full == expected) > 0.999
 
@@ -99,7 +100,8 @@ def test_a_step_of_the_joint_attack_purifies_once(defense, batch):
 def test_eot_is_the_mean_over_folded_keys_in_any_chunking(defense, batch):
     keys, images, labels = batch
     gradient = attacks.ExactGradient(defense)
-    rows = [gradient(fold_keys(keys, i), images, labels) for i in range(6)]
+    one = jax.jit(gradient)
+    rows = [one(fold_keys(keys, i), images, labels) for i in range(6)]
     expected = jax.tree.map(lambda *a: sum(a) / 6, *rows)
     for chunk in (2, 4):  # 4 is no divisor of 6: 3 is used
         found = jax.jit(attacks.EOT(gradient, num_samples=6, samples_at_once=chunk))(
@@ -111,8 +113,9 @@ def test_eot_is_the_mean_over_folded_keys_in_any_chunking(defense, batch):
 
 def test_eot_changes_no_number_of_a_deterministic_defense(defense, batch):
     model = pj.undefended(defense.logits_fn)
-    single = attacks.ExactGradient(model)(*batch)
-    many = attacks.EOT(attacks.ExactGradient(model), num_samples=8, samples_at_once=4)(*batch)
+    gradient = attacks.ExactGradient(model)
+    single = jax.jit(gradient)(*batch)
+    many = jax.jit(attacks.EOT(gradient, num_samples=8, samples_at_once=4))(*batch)
     for a, b in zip(many, single, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
@@ -135,11 +138,12 @@ def test_averaged_gradients_converge_as_one_over_root_n(defense, batch):
 def test_average_draws_is_the_loss_of_the_mean(defense, batch):
     keys, images, labels = batch
     mean = attacks.MeanPrediction(defense, num_samples=4, samples_at_once=2)
-    rows = jnp.stack([defense(fold_keys(keys, i), images) for i in range(4)])
-    np.testing.assert_allclose(mean(keys, images), rows.mean(0), rtol=1e-3, atol=1e-3)
+    one = jax.jit(defense)
+    rows = jnp.stack([one(fold_keys(keys, i), images) for i in range(4)])
+    np.testing.assert_allclose(jax.jit(mean)(keys, images), rows.mean(0), rtol=1e-3, atol=1e-3)
     # Cross-entropy is linear in the log-probabilities, so both ways of averaging agree for it.
-    of_mean, _ = attacks.ExactGradient(mean)(keys, images, labels)
-    mean_of, _ = attacks.EOT(attacks.ExactGradient(defense), num_samples=4)(keys, images, labels)
+    of_mean, _ = jax.jit(attacks.ExactGradient(mean))(*batch)
+    mean_of, _ = jax.jit(attacks.EOT(attacks.ExactGradient(defense), num_samples=4))(*batch)
     np.testing.assert_allclose(of_mean, mean_of, rtol=5e-3, atol=1e-4)
 
 
