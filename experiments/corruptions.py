@@ -6,6 +6,8 @@ purify-jax corruptions --score_model=runs/quickstart/score_model.safetensors \
 --corruptions_dir=DIR reads ready-made CIFAR-10-C files instead. Resumes from --workdir.
 """
 
+from pathlib import Path
+
 import numpy as np
 from absl import flags
 
@@ -68,10 +70,18 @@ def _sheet(load, dataset, names) -> bytes:
     return pj.reporting.plots.image_grid(rows, ["clean", *map(str, SEVERITIES)], row_labels=labels)
 
 
-def _verdict(means: dict[str, float]) -> str:
-    bare, others = means["undefended"], {m: v for m, v in means.items() if m != "undefended"}
-    kept = ", ".join(f"{m} {v:.1%}" for m, v in others.items()) or "no defense was measured"
-    return f"Of corrupted images the bare classifier has {bare:.1%} right on average; {kept}."
+def _verdict(means: "dict[str, pj.evaluation.Interval]") -> str:
+    share = lambda m: f"{means[m].value:.1%}"
+    kept = ", ".join(f"{m} {share(m)}" for m in means if m != "undefended")
+    kept = kept or "no defense was measured"
+    return f"Of corrupted images the bare classifier has {share('undefended')} right on average; {kept}."
+
+
+def _right_answers(workdir: Path, model: str) -> np.ndarray:
+    """[images, corruptions × severities], of the benchmark's corruptions; of all where none of those was chosen."""
+    _, records = pj.evaluation.read_records(workdir / f"records_{model}.jsonl")
+    names = [name for name in FLAGS.corruptions if name not in EXTRA] or FLAGS.corruptions
+    return pj.evaluation.corruption.right_answers(records, names)
 
 
 def _write(workdir, found, sheet: bytes) -> None:
@@ -81,12 +91,13 @@ def _write(workdir, found, sheet: bytes) -> None:
         [name, *(f"{found[m][name][s].value:.3f}" for m in found for s in SEVERITIES)]
         for name in names
     ]
-    means = {m: pj.evaluation.corruption.mean_accuracy(table) for m, table in found.items()}
+    right = {m: _right_answers(Path(workdir), m) for m in found}
+    means = {m: pj.evaluation.worst_of.average(answers) for m, answers in right.items()}
     mce = {
         m: pj.evaluation.corruption.mean_corruption_error(table, found["undefended"])
         for m, table in found.items()
     }
-    summary_rows = [[m, f"{means[m]:.3f}", f"{mce[m]:.3f}"] for m in found]
+    summary_rows = [[m, str(means[m]), f"{mce[m]:.3f}"] for m in found]
     images = next(iter(found["undefended"][names[0]].values())).images
     half = max(
         (i.high - i.low) / 2 for t in found.values() for row in t.values() for i in row.values()
@@ -133,6 +144,10 @@ def _write(workdir, found, sheet: bytes) -> None:
             "mean_accuracy": means,
             "mce": mce,
             "accuracy": found,
+            "per_image": {
+                m: {"draws": answers.shape[1], "correct_draws": answers.sum(axis=1).tolist()}
+                for m, answers in right.items()
+            },
         },
         seed=FLAGS.seed,
         figures={"accuracy": heat, "contact_sheet": sheet},

@@ -169,6 +169,24 @@ def _predictions(
     ]
 
 
+def right_answers(records: Sequence[Record], names: Sequence[str] = BENCHMARK) -> np.ndarray:
+    """Which answers of :func:`evaluate_corrupted` were right, [images, corruptions × severities] bool.
+
+    :func:`purify_jax.evaluation.worst_of.average` makes of them the mean accuracy with its 95% interval, that of
+    a sample of images: an image's answers depend on one another. names: those that were evaluated count.
+    Raises InputError for records that do not have the same images under every corruption.
+    """
+    chosen = [record for record in records if record["attack"].rpartition(" ")[0] in names]
+    images, cells = ({record[field]: None for record in chosen} for field in ("index", "attack"))
+    right = {(record["index"], record["attack"]): bool(record["one_draw"]) for record in chosen}
+    if not chosen or len(right) < len(images) * len(cells):
+        raise InputError(
+            f"records: got {len(right)} answers of {len(images)} images under {len(cells)} corruptions, expected one "
+            "each"
+        )
+    return np.array([[right[image, cell] for cell in cells] for image in images])
+
+
 def mean_accuracy(accuracies: Accuracies, names: Sequence[str] = BENCHMARK) -> float:
     """The mean over corruptions (those of ``names`` that were evaluated) and severities."""
     chosen = [

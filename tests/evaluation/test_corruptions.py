@@ -14,6 +14,7 @@ from purify_jax.checks import InputError
 from purify_jax.corruptions import BENCHMARK, EXTRA, NAMES, blurs, corrupt, weather
 from purify_jax.evaluation import corruption
 from purify_jax.evaluation.statistics import wilson
+from purify_jax.evaluation.worst_of import average
 
 RNG = np.random.default_rng(0)
 # Smooth, coloured, away from 0 and 1, so that clipping does not hide the moments.
@@ -164,6 +165,21 @@ def test_mce_is_the_mean_of_ratios():
     model = table({"fog": (10, 10), "snow": (30, 30)})
     assert corruption.mean_corruption_error(model, baseline) == pytest.approx((0.5 + 1.5) / 2)
     assert corruption.mean_accuracy(model) == pytest.approx(0.8)
+
+
+def test_answers_under_the_benchmarks_corruptions_by_image():
+    answers = {"fog 1": (True, False), "fog 2": (True, True), "spatter 1": (False, False)}
+    records = [
+        {"attack": cell, "index": image, "one_draw": right[image]}
+        for cell, right in answers.items()
+        for image in (1, 0)
+    ]
+    found = corruption.right_answers(records)  # spatter is none of the benchmark's
+    np.testing.assert_array_equal(found, [[False, True], [True, True]])
+    assert average(found).value == 0.75
+    for bad, message in ((records[1:], "got 3 answers of 2 images under 2"), ([], "got 0 answers")):
+        with pytest.raises(InputError, match=f"^records: {message}"):
+            corruption.right_answers(bad)
 
 
 def test_published_folders_are_read(tmp_path):

@@ -15,8 +15,6 @@ from purify_jax import arrays
 from purify_jax.checks import InputError
 from purify_jax.evaluation import detection
 
-pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
-
 RNG = np.random.default_rng(0)
 
 
@@ -66,18 +64,18 @@ def test_score_norm_and_energy_drop_on_a_gaussian():
     energy_fn = pj.energy.gaussian_energy(mean, precision)
     score_fn = pj.energy.score_from_energy(energy_fn)
     images = jnp.asarray(RNG.random((5, 2, 2, 1)), jnp.float32)
-    norms = detection.score_norm(score_fn)(keys_for(5), images)
+    norms = jax.jit(detection.score_norm(score_fn))(keys_for(5), images)
     np.testing.assert_allclose(norms, 3 * arrays.l2_norm(images - mean), rtol=1e-5)
     halved = pj.purifiers.Filter(lambda x: mean + 0.5 * (x - mean))
     for energy_or_none in (energy_fn, None):  # the trapezoid rule is exact for a quadratic
-        drop = detection.EnergyDrop(score_fn, halved, energy_or_none)(keys_for(5), images)
+        drop = jax.jit(detection.EnergyDrop(score_fn, halved, energy_or_none))(keys_for(5), images)
         np.testing.assert_allclose(drop, 0.75 * energy_fn(images), rtol=1e-4)
 
 
 def test_the_rule_gives_each_image_its_noise(defense):
     images = jnp.asarray(RNG.random((6, 8, 8, 1)), jnp.float32)
     norm = detection.score_norm(defense.purifier.score_fn)
-    values = np.asarray(norm(keys_for(6), images))
+    values = np.asarray(jax.jit(norm)(keys_for(6), images))
     threshold = float(np.median(values))
     purifier = defense.purifier.replace(noise_scale=0.2)
     rule = detection.deciding_purifier(purifier, norm, threshold, 0.1)
@@ -97,7 +95,7 @@ def test_evading_goes_down_when_detected_and_sideways_when_not():
     norm = detection.score_norm(score_fn)
     weights = jnp.asarray(RNG.normal(size=(4, 2)), jnp.float32)
     logits = lambda keys, x: jax.nn.log_softmax(x.reshape(-1, 4) @ weights)
-    gradient = detection.Evading(logits, norm, threshold=0.3)
+    gradient = jax.jit(detection.Evading(logits, norm, threshold=0.3))
     far = jnp.full((1, 2, 2, 1), 0.9)
     near = jnp.asarray([0.6, 0.5, 0.45, 0.52]).reshape(1, 2, 2, 1)
     labels = jnp.zeros(1, jnp.int32)
@@ -115,7 +113,7 @@ def test_evasion_is_found_where_it_exists(models, digits_test):
     bare = pj.undefended(pj.models.logits_fn(classifier))
     norm = detection.score_norm(pj.models.score_fn(score_model))
     images, labels = digits_test.batch(np.arange(40))
-    clean = norm(keys_for(40), jnp.asarray(images))
+    clean = jax.jit(norm)(keys_for(40), images)
     threshold = detection.fit_threshold(clean, 0.05)
     judge = jax.jit(detection.Judge(bare, norm, threshold))
     evaded = {}

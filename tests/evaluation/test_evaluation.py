@@ -16,8 +16,6 @@ from purify_jax.checks import InputError
 from purify_jax.evaluation import records, red_flags, suite_runs
 from purify_jax.types import PurifyInfo
 
-pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
-
 
 def _pgd(defense, epsilon=0.15):
     gradient = attacks.EOT(attacks.ExactGradient(defense), num_samples=2)
@@ -172,9 +170,17 @@ def test_bad_input_is_named(defense, digits_test):
 # --- red flags --------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def short_defense(models):
+    """Probes take a thousand gradients an image: a purifier of two steps, alone."""
+    score_model, classifier = models
+    purifier = pj.models.adp_purifier(score_model, num_steps=2, num_restarts=1)
+    return pj.Defense(purifier, pj.models.logits_fn(classifier))
+
+
 def _flags(defense, digits_test):
     options = Options(epsilon=0.15)
-    probes = red_flags.probe(jax.random.key(0), defense, digits_test.take(24), options)
+    probes = red_flags.probe(jax.random.key(0), defense, digits_test.take(12), options)
     return [flag.cause for flag in red_flags.red_flags((), probes)]
 
 
@@ -186,27 +192,27 @@ def _masking_purifier(purifier, change):
     return masked
 
 
-def test_no_red_flag_on_an_honest_model(defense, digits_test):
-    assert _flags(defense, digits_test) == []
+def test_no_red_flag_on_an_honest_model(short_defense, digits_test):
+    assert _flags(short_defense, digits_test) == []
 
 
-def test_a_quantiser_is_caught(defense, digits_test):
-    quantised = _masking_purifier(defense.purifier, lambda x: jnp.round(x * 16) / 16)
-    causes = _flags(defense.replace(purifier=quantised), digits_test)
+def test_a_quantiser_is_caught(short_defense, digits_test):
+    quantised = _masking_purifier(short_defense.purifier, lambda x: jnp.round(x * 16) / 16)
+    causes = _flags(short_defense.replace(purifier=quantised), digits_test)
     assert "the purifier passes no gradient (quantised, or stopped on purpose)" in causes
     assert "transfer beats the exact gradient" in causes
     assert "BPDA beats the exact gradient" in causes
 
 
-def test_a_stopped_gradient_is_caught(defense, digits_test):
-    stopped = _masking_purifier(defense.purifier, jax.lax.stop_gradient)
-    causes = _flags(defense.replace(purifier=stopped), digits_test)
+def test_a_stopped_gradient_is_caught(short_defense, digits_test):
+    stopped = _masking_purifier(short_defense.purifier, jax.lax.stop_gradient)
+    causes = _flags(short_defense.replace(purifier=stopped), digits_test)
     assert "the purifier passes no gradient (quantised, or stopped on purpose)" in causes
     assert "accuracy does not fall to 0 as ε grows" in causes
 
 
-def test_an_extreme_temperature_is_caught(defense, digits_test):
-    hot = defense.replace(logits_fn=lambda x, f=defense.logits_fn: 1e4 * f(x))
+def test_an_extreme_temperature_is_caught(short_defense, digits_test):
+    hot = short_defense.replace(logits_fn=lambda x, f=short_defense.logits_fn: 1e4 * f(x))
     causes = _flags(hot, digits_test)
     assert "the softmax is saturated (extreme temperature or confidence)" in causes
 
