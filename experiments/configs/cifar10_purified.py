@@ -11,7 +11,7 @@ from experiments.configs import cifar10_airbench
 
 
 def get_config() -> ConfigDict:
-    """400 steps of batch 128 on images purified at σ = 0.1; each costs twenty calls of the score network."""
+    """400 steps of batch 128 on images purified at σ = 0.1; each image costs ten calls of the score network."""
     config = cifar10_airbench.get_config()
     config.classifier = ConfigDict(
         {

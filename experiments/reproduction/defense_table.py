@@ -5,8 +5,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from experiments.reproduction.defenses import DEFENSES, L2, LINF
+from experiments.reproduction.defenses import DEFENSES, L2, LINF, UNSEEN
 from experiments.reproduction.parts import evaluation_name
 from experiments.reproduction.results import (
     Result,
@@ -51,6 +52,7 @@ def table(results: Path) -> str:
     missing = [recipe.name for name, recipe in DEFENSES.items() if name not in found]
     if missing:
         lines += ["", f"Not evaluated yet: {'; '.join(missing)}."]
+    lines += _threats(found)
     if {_DEFENSE, _CONTROL} <= set(found):
         lines += _differences(found[_DEFENSE], found[_CONTROL])
     made = commits([part for parts in found.values() for part in parts.values()])
@@ -68,7 +70,7 @@ def headline(results: Path) -> str:
         "Robust [95%]",
         "Worst of 10",
         "Weak attacks¹",
-        "Images",
+        "Attacked images",
     )
     lines = [f"| {' | '.join(head)} |", "|---|---|---:|---:|---:|---:|---:|"]
     for name, recipe in DEFENSES.items():
@@ -131,12 +133,10 @@ def _conditions(parts: Parts) -> str:
         settings = part.get("settings", {})
         if name == "clean":
             said.append(f"clean: {_images(part)}")
-        elif name.startswith("clean_sigma_"):
-            rate = "" if settings.get("rate") is None else f", λ = {settings['rate']:g}"
-            noise = f"σ = {settings['noise_scale']:g}{rate}"
-            said.append(f"clean at {noise}: {_cell(part, 'average')} ({_images(part)})")
         elif name == "certification":
             said.append(f"certified: {settings['images']} images")
+        elif name == "corruptions":
+            said.append(f"15 corruptions × 5 severities: {settings['images']} images")
         elif "suite" in settings:
             passes = (
                 f", {backward_passes(part):.0f} backward passes"
@@ -144,13 +144,17 @@ def _conditions(parts: Parts) -> str:
                 else ""
             )
             flags = ", **red flags**" if part.get("red_flags") else ""
-            norm = f" {settings['norm']}" if settings["norm"] != LINF[0] else ""
+            threat = "" if settings["norm"] == LINF[0] else f" {_ball(settings)}"
             said.append(
-                f"`{settings['suite']}`{norm}: {_images(part)}"
+                f"`{settings['suite']}`{threat}: {_images(part)}"
                 f"{_effort(part)}{passes}{spared(part)}{flags}"
             )
     conditions = "; ".join(said)
     return f"{conditions[:1].upper()}{conditions[1:]}."
+
+
+def _ball(settings: Mapping[str, Any]) -> str:
+    return f"{settings['norm']} {fraction(settings['epsilon'])}"
 
 
 def _images(part: Result) -> str:
@@ -188,6 +192,29 @@ def _certified(part: Result | None) -> str:
     return span(shares[judged(shares)])
 
 
+def _threats(found: Mapping[str, Parts]) -> Iterator[str]:
+    """`honest` inside every ball, and common corruptions, of the defenses that met more than one of them."""
+    names = {f"{b[0]} {fraction(b[1])}": evaluation_name("honest", *b) for b in (LINF, *UNSEEN)}
+    names["corruptions"] = "corruptions"
+    met = {n: parts for n, parts in found.items() if len(set(names.values()) & set(parts)) > 1}
+    rows = [
+        [threat, *(_faced(parts.get(name)) for parts in met.values())]
+        for threat, name in names.items()
+        if any(name in parts for parts in met.values())
+    ]
+    if rows:
+        yield ""
+        yield "The same defenses under threats for which no network here was trained, but for the first:"
+        yield ""
+        yield from _grid([["threat", *(DEFENSES[name].name for name in met)], *rows])
+
+
+def _faced(part: Result | None) -> str:
+    if part is None or "mean_accuracy" not in part:
+        return _cell(part, "average")
+    return span(part["mean_accuracy"][judged(part["mean_accuracy"])])
+
+
 def _differences(defense: Parts, control: Parts) -> Iterator[str]:
     """What the purifier changes in every evaluation that both have, on the images that both have: the first of the split."""
     rows = []
@@ -197,8 +224,9 @@ def _differences(defense: Parts, control: Parts) -> Iterator[str]:
         if count < 2:
             continue
         settings = part["settings"]
-        threat = f", {settings['norm']} {fraction(settings['epsilon'])}"
-        what = f"`{settings['suite']}`{'' if settings['suite'] == 'clean' else threat}"
+        suite = settings.get("suite")
+        threat = "" if suite == "clean" else f", {_ball(settings)}"
+        what = f"`{suite}`{threat}" if suite else name
         own, other = own[:count], other[:count]
         d = paired_difference(own, other)
         means = (percent(sum(own) / count), percent(sum(other) / count))
@@ -217,5 +245,5 @@ def _shares(part: Result) -> list[float]:
     """Each image's share of right draws; empty for a result without them."""
     if "per_image" not in part:
         return []
-    found = part["per_image"][judged(part["rows"])]
+    found = part["per_image"][judged(part["per_image"])]
     return [right / found["draws"] for right in found["correct_draws"]]

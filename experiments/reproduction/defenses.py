@@ -97,10 +97,10 @@ class Recipe(NamedTuple):
     """A defense: its name, what it is, the networks that are evaluated, and how.
 
     score_model: the network; None for a classifier alone. images: of `paper` and `honest` at Linf;
-    0 for certification instead. minutes: on two CPU cores, an estimate. noise_scales: further (σ, λ) of clean
-    images. model: its name in pretrained/, and it is shown on photographs; "" for the suite's, and it is not.
-    limits: what its results do not cover. parts: its purifier and its classifier in README's table; None to
-    leave it out there.
+    0 for certification instead. minutes: on two CPU cores, an estimate. purification: flags, where not as the
+    networks say. model: its name in pretrained/, and it is shown on photographs; "" for the suite's, and it is
+    not. limits: what its results do not cover. parts: its purifier and its classifier in README's table; None
+    to leave it out there.
     """
 
     name: str
@@ -111,33 +111,43 @@ class Recipe(NamedTuple):
     images: int
     clean_images: int
     limits: str
-    noise_scales: tuple[tuple[float, float], ...] = ()
+    purification: tuple[str, ...] = ()
     model: str = ""
     parts: tuple[str, str] | None = None
+
+    def flags(self) -> list[str]:
+        """How the networks purify, as flags."""
+        return [*NETWORKS[self.classifier].purification(), *self.purification]
 
 
 _SMALL = "Photographs of 32×32 pixels in the ten classes of CIFAR-10; each network was trained once, from seed 0. "
 _FEW = (
     "The paper's method with networks far smaller than its own. It does not hold against an attacker who "
-    "differentiates through it: quote `honest`, not `paper`. Attacks met few images, and looked through one "
-    "restart of the ten at a time. An answer takes 200 calls of the purifier's network."
+    "differentiates through it: quote `honest`, not `paper`. Attacks looked through one restart of the ten at "
+    "a time. An answer takes 100 calls of the purifier's network."
 )
 
 DEFENSES: Mapping[str, Recipe] = MappingProxyType(
     {
         "cifar10_adp": Recipe(
-            "ADP", "σ = 0.25, the classifier is not retrained",
-            600, "classifier", "dsm", 64, 1000, _SMALL + _FEW, ((0.1, 0.25),), "cifar10_adp",
-            ("ADP, σ = 0.25", "standard"),
+            "ADP, σ = 0.25", "the classifier is not retrained",
+            600, "classifier", "dsm", 256, 1000, _SMALL + _FEW,
+            parts=("ADP, σ = 0.25", "standard"),
+        ),
+        "cifar10_adp_weak_noise": Recipe(
+            "ADP, σ = 0.1", "λ = 0.25, the classifier is not retrained",
+            300, "classifier", "dsm", 128, 1000, _SMALL + _FEW,
+            purification=("--noise_scale=0.1", "--rate=0.25"),
+            parts=("ADP, σ = 0.1", "standard"),
         ),
         "cifar10_purified": Recipe(
-            "ADP, fine-tuned classifier", "σ = 0.1, the classifier is fine-tuned on purified images",
-            600, "purified", "dsm", 64, 1000, _SMALL + _FEW,
+            "ADP, σ = 0.1, fine-tuned", "λ = 0.25, the classifier is fine-tuned on purified images",
+            300, "purified", "dsm", 128, 1000, _SMALL + _FEW,
             parts=("ADP, σ = 0.1", "fine-tuned"),
         ),
         "cifar10_defense": Recipe(
-            "adversarially trained, one denoising step",
-            "network and classifier train together on attacks through both",
+            "adversarially trained, one step",
+            "one denoising step; network and classifier train together on attacks through both",
             600, "defense", "defense", 512, 10_000,
             _SMALL
             + "Trained against attacks of Linf 8/255 alone. Under exact gradients the same training of the classifier "
@@ -169,6 +179,8 @@ def shipped_as(suite: str) -> str:
 #: The folder of results/ with the records of the networks.
 RECORDS = "cifar10_networks"
 LINF, L2 = ("linf", 8 / 255), ("l2", 0.5)
+#: Threats that no defense here was trained for.
+UNSEEN = (L2, ("l2", 1.0), ("l1", 12.0))
 
 
 def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -> Plan:
@@ -196,14 +208,11 @@ def plan(name: str, budget: float | None, workdir: Path, data_dir: str | None) -
         score_model = path(recipe.score_model)
         if recipe.score_model == recipe.classifier:  # one training made both
             score_model = score_model.with_name(_SCORE_MODEL)
-        purification = NETWORKS[recipe.classifier].purification()
-        draft.models = [f"--score_model={score_model}", *draft.models, *purification]
-        images = draft.images(512)
-        draft.add("denoising", "denoise", f"--score_model={score_model}", *draft.data, images)
+        draft.models = [f"--score_model={score_model}", *draft.models, *recipe.flags()]
+        if name == next(n for n, r in DEFENSES.items() if r.score_model == recipe.score_model):
+            images = draft.images(512)
+            draft.add("denoising", "denoise", f"--score_model={score_model}", *draft.data, images)
     draft.clean("clean", recipe.clean_images)
-    for scale, rate in recipe.noise_scales:
-        noise = (f"--noise_scale={scale}", f"--rate={rate}")
-        draft.clean(f"clean_sigma_{scale}", recipe.clean_images, *noise)
     if recipe.images:
         _add_attacks(draft, recipe)
     else:
@@ -222,7 +231,7 @@ def _add_attacks(draft: Draft, recipe: Recipe) -> None:
     many_calls = recipe.score_model == "dsm"
     # `paper` attacks the bare classifier, too; under `honest` that would cost a third of the time.
     alone = () if recipe.score_model is None else ("--noundefended",)
-    # An answer of two hundred network calls: attacks look through one restart of the ten, in fewer
+    # An answer of a hundred network calls: attacks look through one restart of the ten, in fewer
     # steps, and the shared keys' gradients are not paid for.
     cheap = ("--surrogate_restarts=1",) if many_calls else ()
     honest = (*cheap, "--skip=shared keys", *alone) if many_calls else alone
@@ -233,9 +242,15 @@ def _add_attacks(draft: Draft, recipe: Recipe) -> None:
     short = ("--skip=SPSA", "--probe_images=0", *cheap)
     draft.attack("paper", *LINF, recipe.images, draft.scaled(40, 2), draft.scaled(4, 1), *short)
     draft.attack("honest", *LINF, recipe.images, *limits, *honest)
-    draft.attack("honest", *L2, recipe.images // 2, *limits, *honest)
-    if recipe.score_model is not None and not many_calls:
-        # 4410 gradients an image: hours for each image of a purifier of two hundred calls.
-        threat = (f"--norm={LINF[0]}", f"--epsilon={LINF[1]:.6g}", draft.images(64))
-        grid = ("--suite=clean", *threat, "--sweep=steps_eot", "--probe_images=0", *alone)
-        draft.add("convergence", "evaluate", *draft.models, *grid)
+    unseen = 64 if many_calls else 128
+    for threat in UNSEEN:
+        draft.attack("honest", *threat, unseen, *limits, *honest)
+    draft.add("corruptions", "corruptions", *draft.models, draft.images(unseen))
+    if recipe.score_model is not None:
+        # The grid takes 4410 gradients an image: too many for a purifier of a hundred calls, whose attacks take
+        # 185 over steps alone.
+        sweep, images = ("steps", 32) if many_calls else ("steps_eot", 64)
+        threat = (f"--norm={LINF[0]}", f"--epsilon={LINF[1]:.6g}", draft.images(images))
+        effort = (f"--sweep={sweep}", *(("--eot=1", *cheap) if many_calls else ()))
+        fixed = ("--suite=clean", *threat, *effort, "--probe_images=0", *alone)
+        draft.add("convergence", "evaluate", *draft.models, *fixed)

@@ -61,7 +61,7 @@ def _percent(share: Sequence[float]) -> str:
 
 
 def _said(part: Result) -> str:
-    asks = [f"{f['measured']} → {f['action']}" for f in part["findings"] if f["action"]]
+    asks = [f"{f['measured']}. What to do: {f['action']}" for f in part["findings"] if f["action"]]
     gradient, reason = part["gradient"]
     plan = part["plan"]
     said = [

@@ -12,8 +12,8 @@ _HEAD = """\
 
 `pj.pretrained.load(NAME)` loads a pair, a purifier's network and a classifier, from its card `NAME.json`: data, every command
 and commit, hours of training, results with intervals, limits. `--model=NAME` in every command. Single networks: `pj.load_model(FILE)`,
-or `--score_model=FILE` and `--classifier=FILE`. All were trained on training images alone. `stages/` holds a
-network whose training goes on (docs/experiments.md). Made by `make tables`.
+or `--score_model=FILE` and `--classifier=FILE`. All were trained on training images alone.
+Made by `make tables`.
 
 | name | data | what |
 |---|---|---|"""
@@ -78,7 +78,7 @@ def _defense(name: str, parts: Mapping[str, Result]) -> Iterator[str]:
     classifier = f"`{shipped[plan.classifier]}`"
     used = f"The classifier alone: {classifier}."
     if plan.score_model is not None:
-        how = " ".join(defenses.NETWORKS[recipe.classifier].purification())
+        how = " ".join(recipe.flags())
         flags = f", with `{how}`" if how else ""
         used = f"Purifier `{shipped[plan.score_model]}`, classifier {classifier}{flags}."
     yield ""

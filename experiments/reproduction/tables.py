@@ -231,8 +231,8 @@ def _others(parts: Mapping[str, Result]) -> list[str]:
     if "corruptions" in parts:
         mean = parts["corruptions"]["mean_accuracy"]
         lines.append(
-            f"- 15 corruptions × 5 severities: mean accuracy {percent(mean['undefended'])} undefended, "
-            f"{percent(mean['defended'])} purified (mCE {parts['corruptions']['mce']['defended']:.2f})."
+            f"- 15 corruptions × 5 severities: mean accuracy {span(mean['undefended'])} undefended, "
+            f"{span(mean['defended'])} purified (mCE {parts['corruptions']['mce']['defended']:.2f})."
         )
     if "certification" in parts:
         part = parts["certification"]
