@@ -23,11 +23,12 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 AXE = Path(os.environ.get("PURIFY_AXE") or ROOT / "node_modules" / "axe-core" / "axe.min.js")
 
 # With less of LLVM's optimisation, and with the older code generator for fusions (where jaxlib still has it), a
-# program of a test's size compiles in 40% of the time. XLA's own passes stay, so the arithmetic is the same
-# up to rounding; PURIFY_TEST_QUICK=off in the environment tests what users run.
+# program of a test's size compiles in 40% of the time, and in the tests' own process in half of that without most of
+# XLA's passes. The arithmetic is the same up to rounding; PURIFY_TEST_QUICK=off in the environment tests what users run.
 QUICK = os.environ.get("PURIFY_TEST_QUICK") != "off"
 if QUICK:
     xla.add([xla.LEVEL, "--xla_cpu_use_fusion_emitters=false"])
+    jax.config.update("jax_disable_most_optimizations", True)
 #: For processes that need other flags besides.
 XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
 
@@ -43,15 +44,18 @@ hypothesis.settings.register_profile("fixed", derandomize=True)
 hypothesis.settings.load_profile("fixed")
 
 
-@pytest.fixture
-def compiled_without_optimisations():
-    """For modules whose time is nearly all XLA's: they compile in half the time again, and run slower.
+#: A network's parameters, and its output, each as one program. Operation by operation they are a hundred programs.
+init = jax.jit(lambda network, key, *inputs: network.init(key, *inputs), static_argnums=0)
+apply = jax.jit(
+    lambda network, variables, *inputs: network.apply(variables, *inputs), static_argnums=0
+)
 
-    PURIFY_TEST_QUICK=off in the environment turns this off too.
-    """
+
+@pytest.fixture
+def compiled_with_optimisations():
+    """For modules whose programs run for longer than they compile."""
     before = jax.config.read("jax_disable_most_optimizations")
-    if QUICK:
-        jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
 
@@ -161,8 +165,14 @@ def refusal(run_binary):
 
 
 def environment():
-    """The environment of a binary: CPU only, compiled programs shared with the other tests."""
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
+    """The environment of a binary: CPU only, compiled as the tests are, programs shared with the other tests."""
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(QUICK)),
+    }
 
 
 def keys_for(count, seed=0):

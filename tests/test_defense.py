@@ -27,9 +27,9 @@ def test_one_restart_is_the_first_of_more(models, digits_test):
     purifier = pj.models.adp_purifier(models[0], num_steps=2, num_restarts=3)
     logits_fn = pj.models.logits_fn(models[1])
     whole = defense.Defense(purifier, logits_fn)
-    purified, _ = purifier(keys_for(5), images)
-    expected = jax.nn.log_softmax(logits_fn(purified[0]))
-    found = whole.with_restarts(1)(keys_for(5), images)
+    purified, _ = jax.jit(purifier)(keys_for(5), images)
+    expected = jax.nn.log_softmax(jax.jit(logits_fn)(purified[0]))
+    found = jax.jit(whole.with_restarts(1))(keys_for(5), images)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
     bare = defense.undefended(logits_fn)
     assert bare.with_restarts(1) is bare
@@ -53,8 +53,9 @@ def test_a_purifier_without_a_restart_axis_is_named():
 def test_undefended_is_the_classifier_itself(models, digits_test):
     logits_fn = pj.models.logits_fn(models[1])
     images, _ = digits_test.batch(np.arange(9))
-    found = defense.undefended(logits_fn)(keys_for(9), images)
-    np.testing.assert_allclose(found, jax.nn.log_softmax(logits_fn(images)), rtol=1e-6)
+    found = jax.jit(defense.undefended(logits_fn))(keys_for(9), images)
+    expected = jax.nn.log_softmax(jax.jit(logits_fn)(images))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_exact_gradient_against_central_differences_in_float64(models, digits_test):

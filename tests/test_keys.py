@@ -21,8 +21,6 @@ from purify_jax.evaluation.probes import health
 from purify_jax.evaluation.probes.sweeps import AttackedAndScored
 from tests.modes.everything import IMAGES, LABELS, all_attacks, all_purifiers, logits, score
 
-pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
-
 #: By its folder: a checkout, with the environment inside it, may well be called purify_jax too.
 PACKAGE = str(Path(pj.__file__).parent) + os.sep
 DRAWS = ("normal", "truncated_normal", "uniform", "bernoulli", "randint", "rademacher", "laplace")
@@ -66,6 +64,11 @@ class Recorder:
             frame = frame.f_back
         return f"{frame.f_code.co_filename.removeprefix(PACKAGE)}:{frame.f_lineno}"
 
+    @staticmethod
+    def run(function, *arguments):
+        """As one program, of a function of its own: a program of an earlier test would call that test's recorder."""
+        jax.jit(lambda *given: function(*given))(*arguments)
+
     def check(self, draws=True):
         jax.effects_barrier()
         assert bool(self.drawn) == draws
@@ -87,7 +90,7 @@ DETERMINISTIC = ("denoise", "blur")
 
 @pytest.mark.parametrize("name", sorted(all_purifiers()))
 def test_a_purifier_never_uses_a_key_twice(recorder, name):
-    all_purifiers()[name](keys_for(2), IMAGES)
+    recorder.run(all_purifiers()[name], keys_for(2), IMAGES)
     recorder.check(draws=name not in DETERMINISTIC)
 
 
@@ -112,7 +115,7 @@ def test_every_purifier_of_the_library_is_recorded():
 
 @pytest.mark.parametrize("name", sorted(all_attacks()))
 def test_an_attack_and_the_defense_inside_it_share_no_key(recorder, name):
-    all_attacks()[name](keys_for(2), IMAGES, LABELS)
+    recorder.run(all_attacks()[name], keys_for(2), IMAGES, LABELS)
     recorder.check()
 
 
@@ -120,30 +123,32 @@ def test_scoring_shares_no_key_with_the_attack(recorder):
     defense = Defense(all_purifiers()["adp"], logits)
     attack = attacks.PGD(attacks.ExactGradient(defense), epsilon=0.1, num_steps=12)
     run = AttackedAndScored(attack=attack, scorer=Draws(defense, draws=5))
-    run(keys_for(2), IMAGES, LABELS)
+    recorder.run(run, keys_for(2), IMAGES, LABELS)
     recorder.check()
 
 
 def test_the_probes_of_red_flags(recorder):
     defense = Defense(all_purifiers()["adp"], logits)
-    health.Health(defense=defense)(keys_for(2), IMAGES, LABELS)
+    recorder.run(health.Health(defense=defense), keys_for(2), IMAGES, LABELS)
     recorder.check()
 
 
 def test_a_health_probe_does_not_depend_on_the_batch():
     """As it was, the random cotangent and signs were one draw of the whole batch's shape."""
     defense = Defense(all_purifiers()["adp"], lambda x: jnp.round(8 * logits(x)) + logits(x))
-    together = health.Health(defense=defense)(keys_for(2), IMAGES, LABELS)
-    alone = health.Health(defense=defense)(keys_for(2)[1:], IMAGES[1:], LABELS[1:])
+    probe = jax.jit(health.Health(defense=defense))
+    together = probe(keys_for(2), IMAGES, LABELS)
+    alone = probe(keys_for(2)[1:], IMAGES[1:], LABELS[1:])
     chex.assert_trees_all_equal(jax.tree.map(lambda a: a[1:], together), alone)
 
 
 def test_detection_and_certification(recorder):
     defense = Defense(all_purifiers()["adp"].replace(num_restarts=9), logits)
     statistic = detection.EnergyDrop(score, defense.purifier)
-    detection.Judge(defense, statistic, 0.1)(keys_for(2), IMAGES, LABELS)
+    judge = detection.Judge(defense, statistic, 0.1)
+    recorder.run(judge, keys_for(2), IMAGES, LABELS)
     counts = certification.ClassCounts(defense, 0.2, num_samples=6, samples_at_once=3)
-    counts(keys_for(2, seed=1), IMAGES, jnp.zeros(2, jnp.int32))
+    recorder.run(counts, keys_for(2, seed=1), IMAGES, jnp.zeros(2, jnp.int32))
     recorder.check()
 
 
@@ -189,7 +194,7 @@ def test_networks_that_are_trained_with_neighbouring_seeds_share_no_key(recorder
 
 def test_augmentation(recorder):
     augment = training.CropAndPurify(all_purifiers()["adp"], share=0.5, crop_padding=1)
-    augment(keys_for(2), IMAGES)
+    recorder.run(augment, keys_for(2), IMAGES)
     recorder.check()
 
 

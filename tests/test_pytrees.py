@@ -7,11 +7,12 @@ from contextlib import contextmanager
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from conftest import ROOT, environment, keys_for
+from conftest import ROOT, environment, init, keys_for
 
 import purify_jax as pj
-from purify_jax import attacks, purifiers
+from purify_jax import attacks, purifiers, training
 from purify_jax.networks import MLP, ConvNet
 
 IMAGES = np.linspace(0.1, 0.9, 4 * 64).reshape(4, 8, 8, 1).astype(np.float32)
@@ -39,11 +40,11 @@ def compilations():
 def _defense(seed, **changes):
     score, classifier = MLP(features=(8,)), ConvNet(features=(2,), hidden=4)
     images = jnp.zeros((1, 8, 8, 1))
-    params = score.init(jax.random.key(seed), images)["params"]
+    params = init(score, jax.random.key(seed), images)["params"]
     settings = {"num_steps": 2, "num_restarts": 2, "noise_scale": 0.2, "rate": 0.1, **changes}
     rate = settings.pop("rate")
     purifier = pj.ADP(pj.energy.NetworkScore(score, params), pj.Adaptive(rate=rate), **settings)
-    variables = classifier.init(jax.random.key(seed + 1), images)
+    variables = init(classifier, jax.random.key(seed + 1), images)
     return pj.Defense(purifier, pj.models.NetworkLogits(classifier, variables))
 
 
@@ -76,6 +77,14 @@ def test_evaluating_twice_gives_the_same_records_and_compiles_once():
     with compilations() as counted:
         assert _evaluate(defense) == first
     assert counted == []
+
+
+def test_the_parameters_of_a_network_are_made_by_one_program():
+    """Layers of nine sizes: each operation of each size would be a program of its own."""
+    network = MLP(features=tuple(range(30, 39)))
+    with compilations() as counted:
+        training.init_state(network, optax.sgd(0.1), jax.random.key(0), (4, 4, 1))
+    assert 0 < len(counted) < 30
 
 
 def test_the_cache_on_disk_serves_another_checkpoint(tmp_path):
@@ -131,11 +140,11 @@ def test_parameters_are_leaves(make):
 def test_a_defense_is_an_argument_of_jit_like_any_other():
     defense = _defense(0)
     call = jax.jit(lambda d, keys, images: d(keys, images))
-    expected = defense(keys_for(4), jnp.asarray(IMAGES))
+    expected = jax.jit(lambda *given: defense(*given))(keys_for(4), IMAGES)
     np.testing.assert_allclose(call(defense, keys_for(4), IMAGES), expected, atol=1e-5)
     np.testing.assert_allclose(jax.jit(defense)(keys_for(4), IMAGES), expected, atol=1e-5)
     np.testing.assert_allclose(pj.jit(defense)(keys_for(4), IMAGES), expected, atol=1e-5)
-    slope = jax.grad(lambda d: d(keys_for(4), jnp.asarray(IMAGES)).sum())(defense)
+    slope = jax.jit(jax.grad(lambda d: d(keys_for(4), jnp.asarray(IMAGES)).sum()))(defense)
     assert float(jnp.abs(jax.tree.leaves(slope.logits_fn)[0]).max()) > 0
 
 

@@ -140,7 +140,7 @@ def test_a_fine_tuned_defense_is_evaluated_as_it_was_trained():
     trained = config.classifier.purification.to_dict()
     plan = plans.plan("cifar10_purified", None, tables.ROOT / "runs", "DIR")
     evaluated = [part for part in plan.parts if part.command[0] == "experiments.evaluate"]
-    assert len(evaluated) == 4
+    assert len(evaluated) == 7
     for part in evaluated:
         assert [x for x in part.command if x.startswith(("--noise_scale", "--rate"))] == [
             f"--{name}={value}" for name, value in trained.items()
@@ -250,9 +250,9 @@ def test_fewer_images_change_nothing_else():
     full = plans.plan("cifar10_defense", None, tables.ROOT / "runs", None)
     fewer = plans.with_fewer_images(full, 300)
     images = lambda plan: [x for p in plan.parts for x in p.command if x.startswith("--images=")]
-    # denoising, clean, paper and honest at Linf, honest at L2, convergence, in the order of the plan
-    assert images(full) == [f"--images={n}" for n in (512, 10_000, 512, 512, 256, 64)]
-    assert images(fewer) == [f"--images={n}" for n in (300, 300, 300, 300, 256, 64)]
+    # denoising, clean, paper and honest at Linf, honest in three other balls, corruptions, convergence
+    assert images(full) == [f"--images={n}" for n in (512, 10_000, 512, 512, *[128] * 4, 64)]
+    assert images(fewer) == [f"--images={n}" for n in (300, 300, 300, 300, *[128] * 4, 64)]
     rest = lambda plan: [
         [x for x in p.command if not x.startswith("--images=")] for p in plan.parts
     ]

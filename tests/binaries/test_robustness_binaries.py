@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import purify_jax as pj
 from purify_jax.evaluation import transfer
@@ -52,13 +53,15 @@ def test_certify_and_continue(run):
     assert again == {"defended": found["certified_accuracy"]["defended"]}
 
 
-def test_evaluate_the_defense_alone(run):
+def test_evaluate_the_defense_alone(run_binary, place, tmp_path):
     ball = ("--norm=linf", "--epsilon=0.1", "--suite=honest", "--steps=4", "--eot=1")
-    args = (*ball, "--images=4", "--draws=2", "--probe_images=2")
-    _, folder = run("evaluate", *args)
+    args = (*place.models, *ball, "--images=4", "--draws=2", "--probe_images=2", "--noprogress")
+    folder = tmp_path
+    run = lambda *more: run_binary("evaluate", *args, *more, f"--workdir={folder}")
+    run()
     both = json.loads((folder / "results.json").read_text())
     (folder / "records_defended.jsonl").unlink()
-    run("evaluate", *args, "--noundefended")
+    run("--noundefended")
     alone = json.loads((folder / "results.json").read_text())
     for name in ("rows", "summary", "per_image", "union_accuracy"):
         assert set(both[name]) == {"undefended", "defended"}
@@ -130,7 +133,14 @@ def test_corruptions_with_a_contact_sheet(run):
     cells = [
         i[0] for n in ("fog", "gaussian_noise") for i in found["accuracy"]["defended"][n].values()
     ]
-    assert found["mean_accuracy"]["defended"] == pytest.approx(np.mean(cells))
+    value, low, high, images = found["mean_accuracy"]["defended"]
+    assert value == pytest.approx(np.mean(cells))
+    assert images == 24
+    each = found["per_image"]["defended"]
+    assert each["draws"] == len(cells) == 10
+    shares = np.array(each["correct_draws"]) / each["draws"]
+    half = stats.t.ppf(0.975, 23) * shares.std(ddof=1) / np.sqrt(24)
+    assert (low, high) == pytest.approx((value - half, min(value + half, 1.0)))
     assert (folder / "figures" / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "report.html").read_text().count("data:image/png;base64,") == 2
     assert "mCE" in done.stdout

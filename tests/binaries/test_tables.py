@@ -31,8 +31,8 @@ def test_the_page_of_models_names_every_file_that_ships():
         assert f"`{path.name}`" in text
     clean = json.loads((ROOT / "results/cifar10_purified/clean.json").read_text())
     share = results.span(clean["summary"]["defended"]["average"])
-    row = text.split("\n**ADP, fine-tuned classifier: ")[1].split("\n**adversarially")[0]
-    assert f"- Results in percent: clean {share}, " in row
+    row = text.split("\n**ADP, σ = 0.1, fine-tuned: ")[1].split("\n**adversarially")[0]
+    assert f"- Results in percent: clean {share}" in row
     assert "`cifar10_classifier_purified.safetensors`, with `--noise_scale=0.1 --rate=0.25`." in row
     assert (
         "| control | `cifar10_classifier_adversarial.safetensors` | `cifar10_defense` | classifier | 1.3 |"
@@ -187,7 +187,7 @@ def test_defenses_are_one_table_with_their_paired_difference(tmp_path):
     assert "`honest`: 4 images, 400 backward passes, **red flags**.\n" in page
     assert "| 55.0 [45.0, 64.0] |" in page
     assert "Certified: 100 images." in page
-    assert "Not evaluated yet: ADP; ADP, fine-tuned classifier.\n" in page
+    assert "Not evaluated yet: ADP, σ = 0.25; ADP, σ = 0.1; ADP, σ = 0.1, fine-tuned.\n" in page
     d = np.array([0.5, 0.0, 0.5, 0.0])
     half = 3.182446 * d.std(ddof=1) / 2
     shown = f"+25.0 [{25 - 100 * half:+.1f}, {25 + 100 * half:+.1f}]"
@@ -201,7 +201,6 @@ def test_a_defense_says_what_papers_report_beside_the_exact_gradient(tmp_path):
     blind = {"attack": "blind", "one_draw": [0.9, 0.8, 1.0, 4], "mean": [0.7, 0.6, 0.8, 4]}
     parts = {
         "clean": ({"suite": "clean"}, 0.75),
-        "clean_sigma_0.1": ({"suite": "clean", "noise_scale": 0.1, "rate": 0.25}, 0.875),
         "paper_linf_0.0314": (ball | {"suite": "paper", "steps": 40, "eot": 4}, 0.5),
         "honest_linf_0.0314": (ball | {"suite": "honest", "steps": 100}, 0.25),
     }
@@ -212,13 +211,38 @@ def test_a_defense_says_what_papers_report_beside_the_exact_gradient(tmp_path):
         (tmp_path / "cifar10_adp" / f"{name}.json").write_text(json.dumps(part))
     page = tables.rewrite("<!-- defenses: cifar10 --><!-- end -->", tmp_path)
     assert "| 75.0 [65.0, 85.0] | 50.0 [40.0, 60.0] | **25.0 [15.0, 35.0]** |" in page
-    assert "clean at σ = 0.1, λ = 0.25: 87.5 [77.5, 97.5] (4 images)" in page
     assert "`paper`: 4 images, 40 steps × 4 draws." in page
     assert "`honest`: 4 images, 100 steps, 900 backward passes" in page
     assert "`honest`, L2" not in page  # no defense has it: no column
     assert "`paper` by attack, the mean prediction of 2 draws: blind 70.0 [60.0, 80.0]." in page
     (tmp_path / "cifar10_adp" / "paper_linf_0.0314.json").unlink()
     assert "by attack" not in tables.rewrite("<!-- defenses: cifar10 --><!-- end -->", tmp_path)
+
+
+def test_every_threat_that_a_defense_met_is_a_row(tmp_path):
+    for defense, label, balls in (
+        ("cifar10_adp", "defended", {("linf", 8 / 255): 0.25, ("l1", 12.0): 0.375}),
+        ("cifar10_control", "undefended", {("linf", 8 / 255): 0.5, ("l2", 1.0): 0.75}),
+        ("cifar10_purified", "defended", {("linf", 8 / 255): 0.5}),  # no other ball: no column
+    ):
+        (tmp_path / defense).mkdir()
+        for (norm, epsilon), share in balls.items():
+            settings = {"suite": "honest", "norm": norm, "epsilon": epsilon}
+            part = _part(label, settings, [share, share - 0.125, share + 0.125, 4], [1, 1, 1, 1])
+            file = tmp_path / defense / f"honest_{norm}_{epsilon:.3g}.json"
+            file.write_text(json.dumps(part))
+    corrupted = {"settings": {"images": 4}, "commit": "abc"}
+    corrupted["mean_accuracy"] = {"undefended": [0.9] * 3, "defended": [0.625, 0.5, 0.75, 4]}
+    (tmp_path / "cifar10_adp" / "corruptions.json").write_text(json.dumps(corrupted))
+    page = tables.rewrite("<!-- defenses: cifar10 --><!-- end -->", tmp_path)
+    assert (
+        "| threat | ADP, σ = 0.25 | adversarially trained, no purifier |\n|---|---:|---:|\n"
+        "| linf 8/255 | 25.0 [12.5, 37.5] | 50.0 [37.5, 62.5] |\n"
+        "| l2 1 | – | 75.0 [62.5, 87.5] |\n"
+        "| l1 12 | 37.5 [25.0, 50.0] | – |\n"
+        "| corruptions | 62.5 [50.0, 75.0] | – |\n"
+    ) in page
+    assert "`honest` l1 12: 4 images" in page
 
 
 def test_a_classifier_alone_has_a_table_and_a_place_in_the_leaderboard(tmp_path):

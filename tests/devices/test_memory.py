@@ -17,6 +17,7 @@ from purify_jax.devices.memory import Chunk
 from purify_jax.evaluation.certification import ClassCounts
 from purify_jax.pytrees import Partial
 
+pytestmark = pytest.mark.usefixtures("compiled_with_optimisations")
 COUNT, WIDTH = 32, 64
 
 
@@ -294,7 +295,6 @@ def test_what_needs_more_than_there_is_finishes_within_it(made, chosen, monkeypa
     # The loss is of the whole batch: attacks follow the gradient.
     found = run(_keys(), images, labels)[0]
     (chunk,) = chosen.values()
-    n = chunk.images
-    assert n < COUNT
+    assert (n := chunk.images) < COUNT
     assert taken(run.limited(chunk), _keys()[:n], images[:n], labels[:n]) <= 200e6
     np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-6 * np.abs(whole).max())

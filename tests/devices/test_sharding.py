@@ -39,14 +39,14 @@ train, test = (pj.data.load_split("digits", s) for s in ("train", "test"))
 placement = json.loads(os.environ.get("PLACEMENT", "{}"))
 run = {"stream": placement.pop("stream", None)}
 score_model, _ = from_config.train_ebm(config, train, pj.Execution(workdir=folder, **placement), **run)
-classifier, _ = from_config.train_classifier(config, train, pj.Execution())
 mesh = sharding.default_mesh()
-purifier = pj.models.model_purifier(score_model, num_steps=2, num_restarts=2)
-defense = pj.Defense(purifier, pj.models.logits_fn(classifier))
-attack = attacks.PGD(attacks.ExactGradient(defense), epsilon=0.1, step_size=0.05, num_steps=2)
 found = {"devices": jax.device_count(), "norm": float(sum(
     np.sum(np.abs(np.asarray(x, np.float64))) for x in jax.tree.leaves(score_model.variables)))}
 if images:
+    classifier, _ = from_config.train_classifier(config, train, pj.Execution())
+    purifier = pj.models.model_purifier(score_model, num_steps=2, num_restarts=2)
+    defense = pj.Defense(purifier, pj.models.logits_fn(classifier))
+    attack = attacks.PGD(attacks.ExactGradient(defense), epsilon=0.1, step_size=0.05, num_steps=2)
     found["records"] = evaluation.evaluate(
         jax.random.key(0), defense, {"pgd": attack}, test.take(images), draws=2,
         execution=pj.Execution(batch_size=images))

@@ -21,8 +21,6 @@ from purify_jax.purifiers import (
     diffpure,
 )
 
-pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
-
 SHORT = [
     (DiffPureSDE, {"t_star": 0.05, "num_steps": 3}, 3),
     (DiffPureODE, {"t_star": 0.05, "num_steps": 3}, 3),

@@ -13,8 +13,6 @@ from purify_jax.networks.diffusion import ADM, DDPMpp, SongUNet, edm_ncsnpp
 from purify_jax.networks.diffusion.blocks import Attention
 from purify_jax.networks.diffusion.resampling import BINOMIAL, BOX, double, halve
 
-pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
-
 PUBLISHED = [
     ("edm_ddpmpp", SongUNet(), 32, 55_733_891),
     ("edm_ncsnpp", edm_ncsnpp(), 32, 56_397_827),

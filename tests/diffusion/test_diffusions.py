@@ -11,8 +11,6 @@ from purify_jax import diffusions
 from purify_jax.diffusions import EDM, VE, VP, BoundNetwork, DiscreteVP, LinearSchedule
 from purify_jax.models import torch_weights
 
-pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
-
 
 def compiled(function, *arguments):
     """The function compiled for such arguments, and its values at them."""

@@ -173,7 +173,7 @@ def _configure(variables: dict[str, str], keeps: bool) -> None:
     from experiments.common import cli
 
     # XLA's time is most of a test's: its programs are small.
-    quick = variables.get("PURIFY_TEST_QUICK") != "off"
+    quick = os.environ.get("PURIFY_TEST_QUICK") != "off"
     jax.config.update("jax_disable_most_optimizations", quick)
     jax.config.update("jax_platforms", variables["JAX_PLATFORMS"])
     jax.config.update("jax_compilation_cache_dir", variables["JAX_COMPILATION_CACHE_DIR"])

@@ -16,8 +16,6 @@ from purify_jax.models import torch_weights
 from purify_jax.networks.diffusion import SongUNet
 from purify_jax.purifiers import guidance
 
-pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
-
 GOLDEN = ROOT / "tests" / "golden"
 
 

@@ -12,8 +12,6 @@ from conftest import ROOT, keys_for
 
 import purify_jax as pj
 
-pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
-
 #: A text of every block of the pages, each in one block alone.
 BLOCKS = (
     'purifier = pj.pretrained.load("digits")', "logits_fn = lambda images", "def logits_of(weights", "NetworkLogits(module",

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import ROOT
+from conftest import ROOT, apply, init
 
 from purify_jax import models, networks
 from purify_jax.checks import InputError
@@ -36,14 +36,15 @@ def test_published_outputs_and_exact_round_trip(golden, name, kind, shape, tmp_p
     ):
         np.testing.assert_array_equal(a, b)
     data = golden(name)
-    found = again.network.apply(again.variables, data["x"].transpose(0, 2, 3, 1))
+    found = apply(again.network, again.variables, data["x"].transpose(0, 2, 3, 1))
     expected = data["y"].transpose(0, 2, 3, 1) if data["y"].ndim == 4 else data["y"]
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 def test_digits_convnet_logits(golden, golden_classifier):
     logits_fn, images, _ = golden_classifier
-    np.testing.assert_allclose(logits_fn(images), golden("autoattack_digits")["logits"], atol=1e-4)
+    expected = golden("autoattack_digits")["logits"]
+    np.testing.assert_allclose(jax.jit(logits_fn)(images), expected, atol=1e-4)
 
 
 def test_ncsnv2_parameter_count():
@@ -71,19 +72,20 @@ def test_deeper_ncsnv2_runs_at_64_pixels_and_in_bfloat16():
 )
 def test_preact_resnet_round_trip_and_batch_statistics(network, tmp_path):
     images = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3))
-    variables = network.init(jax.random.key(1), images)
+    variables = init(network, jax.random.key(1), images)
     model = models.Model("classifier", network, variables, (16, 16, 3))
     models.save_model(tmp_path / "m.safetensors", model)
     again = models.load_model(tmp_path / "m.safetensors")
     assert again.network == network
     np.testing.assert_array_equal(
-        network.apply(variables, images), again.network.apply(again.variables, images)
+        apply(network, variables, images), apply(again.network, again.variables, images)
     )
-    _, updated = network.apply(variables, images, train=True, mutable=["batch_stats"])
+    trained = jax.jit(lambda v: network.apply(v, images, train=True, mutable=["batch_stats"]))
+    _, updated = trained(variables)
     before, after = (v["batch_stats"]["layer1_0"]["bn1"]["mean"] for v in (variables, updated))
-    conv = network.apply(variables, images, mutable=["intermediates"], capture_intermediates=True)[
-        1
-    ]["intermediates"]["conv1"]["__call__"][0]
+    captured = {"mutable": ["intermediates"], "capture_intermediates": True}
+    _, seen = jax.jit(lambda v: network.apply(v, images, **captured))(variables)
+    conv = seen["intermediates"]["conv1"]["__call__"][0]
     # Running mean: 0.9 × old + 0.1 × the batch's.
     np.testing.assert_allclose(
         after, 0.9 * before + 0.1 * conv.mean((0, 1, 2)), rtol=1e-4, atol=1e-6

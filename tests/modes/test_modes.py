@@ -13,8 +13,6 @@ from purify_jax.devices import sharding
 from tests.modes.everything import IMAGES, LABELS, everything
 from tests.modes.test_prng import equations
 
-pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
-
 TABLE = everything()
 #: Networks take seconds to trace each, so they are traced in the modes that they can fail in.
 FUNCTIONS = [name for name in TABLE if not name.startswith("network ")]

@@ -12,8 +12,6 @@ from purify_jax.costs import programs
 from purify_jax.evaluation.records import open_records
 from tests.modes.everything import IMAGES, LABELS, everything
 
-pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
-
 TABLE = everything()
 IMPLEMENTATIONS = ("rbg", "unsafe_rbg")
 

@@ -13,8 +13,6 @@ from purify_jax.checks import InputError
 from purify_jax.keys import image_keys
 from purify_jax.purifiers import adp
 
-pytestmark = pytest.mark.usefixtures("compiled_without_optimisations")
-
 
 @pytest.mark.parametrize(("name", "threshold"), [("nostop", 0.0), ("stop", 0.01)])
 def test_the_published_update_rule(golden, name, threshold, monkeypatch):
