@@ -1,5 +1,6 @@
 # make demo   trains, attacks and purifies digits, and writes runs/quickstart/report.html
-# make test   the tests        make lint   ruff and mypy        make slow   the long tests
+# make test   the tests        make lint   ruff and mypy
+# make test TESTS="not slow"   what CI runs: with whole evaluations and trainings        make slow   the longest tests
 # make notebooks   runs colab/ and stores what the cells print and draw
 # make docs   these pages as a site, with an API reference: build/docs/index.html
 PYTHON ?= python3
@@ -7,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A file stays in one process, which so traces and trains what its tests share once.
 PYTEST_FLAGS ?= -n 2 --dist loadfile
+TESTS ?= not slow and not ci
 # Which versions to install: .ci/oldest.txt and .ci/newest.txt are the others that are tested.
 CONSTRAINTS ?= constraints.txt
 
@@ -16,7 +18,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m experiments.quickstart --workdir=runs/quickstart
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "$(TESTS)" $(PYTEST_FLAGS)
 
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)

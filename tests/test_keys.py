@@ -133,6 +133,7 @@ def test_the_probes_of_red_flags(recorder):
     recorder.check()
 
 
+@pytest.mark.ci
 def test_a_health_probe_does_not_depend_on_the_batch():
     """As it was, the random cotangent and signs were one draw of the whole batch's shape."""
     defense = Defense(all_purifiers()["adp"], lambda x: jnp.round(8 * logits(x)) + logits(x))
@@ -158,6 +159,7 @@ def test_training(recorder):
     recorder.check()
 
 
+@pytest.mark.ci
 def test_networks_that_are_trained_with_neighbouring_seeds_share_no_key(recorder):
     """As it was, seed 0's classifier and seed 1's score model had one key, drawn from and folded."""
     images = np.linspace(0, 1, 4 * 16).reshape(4, 4, 4, 1).astype(np.float32)
@@ -204,6 +206,7 @@ def test_named_streams_are_apart_from_each_other_and_from_counters():
     assert min(numbers) >= keys.COUNTERS
 
 
+@pytest.mark.ci
 def test_the_recorder_sees_what_was_wrong_with_spsa(recorder):
     """As it was: directions and restarts folded the same integers into the same keys."""
     defense = Defense(all_purifiers()["adp"], logits)

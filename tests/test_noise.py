@@ -39,6 +39,7 @@ def test_bad_levels_are_named(arguments):
         noise.geometric(*arguments)
 
 
+@pytest.mark.ci
 def test_patterns_are_plus_or_minus_one_size_per_image():
     images = jnp.zeros((400, 12, 12, 1))
     found = np.asarray(noise.patterns(0.4)(keys_for(400), images))

@@ -59,6 +59,7 @@ def _evaluate(defense, epsilon=0.1):
     return pj.evaluate(jax.random.key(0), defense, {"pgd": attack}, data, draws=2)
 
 
+@pytest.mark.ci
 def test_a_second_checkpoint_compiles_nothing():
     first = _evaluate(_defense(0))
     with compilations() as counted:
@@ -79,6 +80,7 @@ def test_evaluating_twice_gives_the_same_records_and_compiles_once():
     assert counted == []
 
 
+@pytest.mark.ci
 def test_the_parameters_of_a_network_are_made_by_one_program():
     """Layers of nine sizes: each operation of each size would be a program of its own."""
     network = MLP(features=tuple(range(30, 39)))
@@ -87,6 +89,7 @@ def test_the_parameters_of_a_network_are_made_by_one_program():
     assert 0 < len(counted) < 30
 
 
+@pytest.mark.ci
 def test_the_cache_on_disk_serves_another_checkpoint(tmp_path):
     code = (
         "import sys; sys.path[:0] = [{tests!r}]\n"
@@ -137,6 +140,7 @@ def test_parameters_are_leaves(make):
     assert jax.tree.structure(make(defense)) == jax.tree.structure(make(_defense(3)))
 
 
+@pytest.mark.ci
 def test_a_defense_is_an_argument_of_jit_like_any_other():
     defense = _defense(0)
     call = jax.jit(lambda d, keys, images: d(keys, images))

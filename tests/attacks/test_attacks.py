@@ -20,6 +20,7 @@ BALLS = [
 ]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.1), ("l2", 0.7)])
 def test_pgd_agrees_with_foolbox_step_for_step(golden_classifier, norm, epsilon):
     foolbox = pytest.importorskip("foolbox")
@@ -63,6 +64,7 @@ def _robust(attack, golden_classifier, seed=0):
     return np.asarray(jax.jit(logits_fn)(adversarial).argmax(-1) == labels)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("norm", "epsilon"), BALLS)
 def test_standard_suite_against_stored_autoattack(golden_classifier, stored, norm, epsilon):
     """The whole within 0.005 of the official flags; APGD-CE and APGD-T no weaker than theirs."""

@@ -70,6 +70,7 @@ def test_joint_gradients_are_means_of_signs(defense, batch):
     assert jnp.mean(full == expected) > 0.999
 
 
+@pytest.mark.ci
 def test_spsa_is_unbiased_on_a_linear_loss():
     """For L = ⟨w, x⟩, each direction gives ⟨w, v⟩v, whose mean is w; error ~ ‖w‖/√n."""
     weights = jax.random.normal(jax.random.key(0), (4, 4, 1))
@@ -97,6 +98,7 @@ def test_a_step_of_the_joint_attack_purifies_once(defense, batch):
     assert costs.count(attacks.JointFull, defense, batch[1]) == (1, 0, restarts, restarts)
 
 
+@pytest.mark.ci
 def test_eot_is_the_mean_over_folded_keys_in_any_chunking(defense, batch):
     keys, images, labels = batch
     gradient = attacks.ExactGradient(defense)
@@ -120,6 +122,7 @@ def test_eot_changes_no_number_of_a_deterministic_defense(defense, batch):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.ci
 def test_averaged_gradients_converge_as_one_over_root_n(defense, batch):
     """The spread of n-sample means over independent keys falls as n^(−1/2), within 0.09 of the exponent."""
     _, images, labels = batch
@@ -135,6 +138,7 @@ def test_averaged_gradients_converge_as_one_over_root_n(defense, batch):
     assert abs(slope + 0.5) < 0.09, (slope, spread)
 
 
+@pytest.mark.ci
 def test_average_draws_is_the_loss_of_the_mean(defense, batch):
     keys, images, labels = batch
     mean = attacks.MeanPrediction(defense, num_samples=4, samples_at_once=2)
@@ -147,6 +151,7 @@ def test_average_draws_is_the_loss_of_the_mean(defense, batch):
     np.testing.assert_allclose(of_mean, mean_of, rtol=5e-3, atol=1e-4)
 
 
+@pytest.mark.ci
 def test_memory_grows_with_the_chunk_not_with_samples_or_steps(defense, batch):
     keys, images, labels = batch
 

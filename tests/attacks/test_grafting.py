@@ -44,6 +44,7 @@ def _fold(keys, index):
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
 
 
+@pytest.mark.ci
 def test_grafting_is_exact_where_the_jacobian_does_not_depend_on_the_draw():
     defense = Defense(_noise_alone(restarts=3), _square_of_norm)
     found, loss = jit(attacks.Grafted(defense, num_samples=5))(keys_for(3), IMAGES, LABELS)
@@ -53,6 +54,7 @@ def test_grafting_is_exact_where_the_jacobian_does_not_depend_on_the_draw():
     np.testing.assert_allclose(loss, expected_loss, atol=1e-6)
 
 
+@pytest.mark.ci
 def test_grafting_pulls_back_through_one_draw():
     """With one draw and one restart it is the exact gradient; with more it costs one backward pass."""
     defense = _curved()
@@ -83,6 +85,7 @@ def _two_kinds():
     return jnp.array([[-0.1], [-20.0], [-0.1], [0.3]]), grads, u
 
 
+@pytest.mark.ci
 def test_weights_leave_out_the_draws_that_cannot_be_won():
     loss, grads, u = _two_kinds()
     weights, best = vulnerability(loss, grads, 0.5, rounds=2)

@@ -75,6 +75,7 @@ def _check(make, defense, images, labels, draws=1, chains=CHAINS):
             assert outer <= min(found[i:]) + 0.02, (chain, found)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "name", ["pgd", *(pytest.param(n, marks=pytest.mark.slow) for n in LOOPS if n != "pgd")]
 )

@@ -153,6 +153,7 @@ def test_l1_attacks_reach_the_optimum_of_a_linear_model(linear, make, share):
     assert (gain >= best * share).all(), gain / best
 
 
+@pytest.mark.ci
 def test_targeted_l1_leaves_what_no_attack_can_turn(digits_test):
     """Ten linear classes: an image withstands ε exactly if no other class wins after its best perturbation.
 

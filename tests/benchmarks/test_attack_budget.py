@@ -26,6 +26,7 @@ def _defense():
     return Defense(purifier, lambda x: x.reshape(len(x), -1)[:, :3])
 
 
+@pytest.mark.ci
 def test_every_row_takes_the_budgets_backward_passes():
     defense, image = _defense(), jnp.zeros((1, 2, 2, 1))
     table = rows.table(0.15, "linf", 400)

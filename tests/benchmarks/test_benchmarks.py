@@ -95,6 +95,7 @@ def test_pytorch_network_purification_and_gradients_are_the_librarys(twins):
         )
 
 
+@pytest.mark.ci
 def test_pytorchs_graph_grows_with_the_steps(twins):
     torch, module, _, images = twins
     from benchmarks.peers import torch_published
@@ -179,6 +180,7 @@ def test_rounds_alternate_after_a_warm_up():
     assert [len(t) for t in times.values()] == [2, 2]
 
 
+@pytest.mark.ci
 def test_the_binary_measures_and_writes(tmp_path, run_binary):
     out = tmp_path / "found.json"
     done = run_binary(

@@ -63,6 +63,7 @@ def whitened(images):
     return module, network, variables
 
 
+@pytest.mark.ci
 def test_the_whitened_classifier_is_the_librarys(whitened, images):
     module, network, variables = whitened
     module.eval()
@@ -123,6 +124,7 @@ def _unet_variables(module, features):
     return {"params": {"body": body}}
 
 
+@pytest.mark.ci
 def test_the_shuffled_unet_is_the_librarys(images):
     features = (4, 8, 12)
     module = randomised(ShuffledUNet(features, blocks=1))
@@ -135,6 +137,7 @@ def test_the_shuffled_unet_is_the_librarys(images):
     check_close(input_gradient(module, small), gradient(small))
 
 
+@pytest.mark.ci
 def test_every_subjects_peer_has_the_networks_parameters():
     tiny = sizes.Settings(
         features=8, depth=10, width=1, convnet_features=(4, 4, 4), unet_features=(4, 4, 4)

@@ -16,6 +16,7 @@ from purify_jax.keys import fold_keys, image_keys, normal_like, stream
 torch = pytest.importorskip("torch")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("name", "data"), [("digits", "digits"), ("cifar10", "cifar10_photos")])
 def test_a_twin_has_the_defenses_answers_and_gradients(name, data):
     from benchmarks.peers.torch_defenses import DEFENSES

@@ -30,6 +30,7 @@ def digit_images(tmp_path_factory):
     return folder
 
 
+@pytest.mark.ci
 def test_quickstart_writes_results_and_report(run_binary, tmp_path):
     done = run_binary("quickstart", f"--workdir={tmp_path}", *QUICK)
     results = json.loads((tmp_path / "results.json").read_text())
@@ -81,6 +82,7 @@ def test_purify_with_settings_of_its_own(run_binary, model_files, digit_images, 
     assert np.abs(purified - found[0.3]).max() > 4 / 255
 
 
+@pytest.mark.ci
 def test_evaluate_paper_suite_and_resume(run_binary, model_files, tmp_path):
     command = (
         "evaluate", f"--score_model={model_files[0]}", f"--classifier={model_files[1]}", "--suite=paper",

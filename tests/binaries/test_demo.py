@@ -13,6 +13,7 @@ import purify_jax as pj
 from experiments.story import accuracy, budget, illustrations
 
 
+@pytest.mark.ci
 def test_demo_needs_no_data_and_no_training(run_binary, tmp_path):
     done = run_binary(
         "demo", "--model=digits", "--images=10", "--steps=2", "--eot=2", f"--workdir={tmp_path}"
@@ -70,6 +71,7 @@ def test_demo_on_photographs(run_binary, tmp_path):
     assert '"airplane","automobile"' in page
 
 
+@pytest.mark.ci
 def test_any_purifier_is_shown(digits_test):
     """One step to the posterior mean, where the demo's models take several: the same sections."""
     ready = pj.pretrained.load("digits")

@@ -9,6 +9,7 @@ import pytest
 import purify_jax as pj
 
 
+@pytest.mark.ci
 def test_the_table_is_the_librarys_and_has_a_sheet(run_binary, model_files, tmp_path):
     done = run_binary(
         "denoise", f"--score_model={model_files[0]}", "--images=20", "--batch_size=8", "--sigmas=0.1,0.3",

@@ -14,6 +14,7 @@ from experiments.reproduction.parts import SHIPPED
 from purify_jax.checks import InputError
 
 
+@pytest.mark.ci
 def test_a_part_is_marked_and_not_repeated(run_binary, tmp_path):
     # The part "demo" was done elsewhere: its networks are those that ship.
     (tmp_path / "results").mkdir()

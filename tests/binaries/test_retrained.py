@@ -32,6 +32,7 @@ def files(models, tmp_path):
     return *paths, lambda: pj.models.save_model(paths[1], zeros)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_classifier_that_was_trained_again_is_not_the_first_one(
     run_binary, refusal, files, tmp_path, name

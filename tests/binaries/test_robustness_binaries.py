@@ -22,6 +22,7 @@ def run(run_binary, model_files, tmp_path):
     return call
 
 
+@pytest.mark.ci
 def test_detect(run):
     done, folder = run(
         "detect", "--epsilon=0.15", "--images=20", "--calibration_images=20", "--batch_size=20",
@@ -37,6 +38,7 @@ def test_detect(run):
     assert "AUROC" in done.stdout
 
 
+@pytest.mark.ci
 def test_certify_and_continue(run):
     args = ("--images=6", "--n0=10", "--n=50", "--batch_size=3", "--samples_at_once=25")
     _, folder = run("certify", *args)
@@ -53,6 +55,7 @@ def test_certify_and_continue(run):
     assert again == {"defended": found["certified_accuracy"]["defended"]}
 
 
+@pytest.mark.ci
 def test_evaluate_the_defense_alone(run_binary, place, tmp_path):
     ball = ("--norm=linf", "--epsilon=0.1", "--suite=honest", "--steps=4", "--eot=1")
     args = (*place.models, *ball, "--images=4", "--draws=2", "--probe_images=2", "--noprogress")
@@ -100,6 +103,7 @@ def test_somebodys_own_code(run_binary, refusal, tmp_path):
     assert "differs" in line
 
 
+@pytest.mark.ci
 def test_fewer_attacks_through_one_of_two_restarts(run):
     """A backward pass through the purifier is then one through the classifier, and not two."""
     ball = ("--norm=linf", "--epsilon=0.05", "--suite=honest", "--steps=4", "--eot=1")
@@ -176,6 +180,7 @@ def test_transfer_finds_whose_images_are_strongest():
     assert transfer.red_flags(even) == []
 
 
+@pytest.mark.ci
 def test_compare_names_every_purifier_and_continues(run):
     args = (
         "--epsilon=0.15", "--images=8", "--batch_size=8", "--steps=2", "--eot=2", "--draws=1",

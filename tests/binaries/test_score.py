@@ -13,6 +13,7 @@ from purify_jax.evaluation import AdversarialFiles, wilson
 PURIFIER = ("--model=digits", "--num_steps=1", "--num_restarts=1")
 
 
+@pytest.mark.ci
 def test_saved_by_evaluate_and_scored_by_score(run_binary, tmp_path):
     evaluate = (
         "evaluate", *PURIFIER, "--suite=rand", "--steps=3", "--eot=1", "--draws=4", "--images=10",

@@ -41,6 +41,7 @@ def _summary(folder):
     return json.loads((folder / "results.json").read_text())["summary"]
 
 
+@pytest.mark.ci
 def test_three_shards_of_which_one_is_killed(run_binary, refusal, single, tmp_path):
     done = run_binary(*COMMAND, f"--workdir={tmp_path}", "--shard=0/3")
     assert "shard 0/3: written to" in done.stdout

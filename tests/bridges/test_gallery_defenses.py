@@ -32,6 +32,7 @@ def _shipped(name, role):
     return pj.load_model(ROOT / "pretrained" / f"{name}.safetensors", (role,))
 
 
+@pytest.mark.ci
 def test_the_classifier_is_the_one_that_ships(photographs):
     images, x, _ = photographs
     expected = pj.models.logits_fn(_shipped("cifar10_classifier", "classifier"))(images)

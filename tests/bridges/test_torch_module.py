@@ -62,6 +62,7 @@ def test_forward_is_the_defense(shipped, batch):
         np.testing.assert_array_equal(fresh(nchw(batch[0])).numpy(), expected)
 
 
+@pytest.mark.ci
 def test_backward_is_the_gradient_in_jax(shipped, batch):
     """The cross-entropy's gradient through purifier and classifier, at the forward pass's keys."""
     images, labels = batch
@@ -122,6 +123,7 @@ def test_equal_shapes_compile_once_for_all_parameters():
     assert len(traces) == 2 * once
 
 
+@pytest.mark.ci
 def test_a_deterministic_defense_in_closed_form():
     weights = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
     logits_fn = lambda images: images.reshape(len(images), -1) @ weights
@@ -137,6 +139,7 @@ def test_a_deterministic_defense_in_closed_form():
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.ci
 def test_pgd_in_pytorch_lowers_accuracy(shipped, digits_test):
     images, labels = nchw(digits_test.images[:48]), torch.from_numpy(digits_test.labels[:48]).long()
     module = as_torch_module(shipped)
@@ -153,6 +156,7 @@ def test_pgd_in_pytorch_lowers_accuracy(shipped, digits_test):
     assert accuracy(x) < accuracy(noise) - 0.2  # the same ball without a gradient
 
 
+@pytest.mark.ci
 def test_foolbox_attacks_it(shipped, digits_test):
     foolbox = pytest.importorskip("foolbox", reason="foolbox is not installed (the test extra)")
     images, labels = nchw(digits_test.images[:16]), torch.from_numpy(digits_test.labels[:16]).long()

@@ -1,13 +1,9 @@
-"""Work within a budget, after running out of memory, on two devices: the numbers are the same."""
-
-import subprocess
-import sys
+"""Work within a budget and after running out of memory: the numbers are the same."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, XLA_FLAGS, environment
 
 import purify_jax as pj
 from purify_jax import attacks
@@ -151,6 +147,7 @@ def test_what_obviously_fits_is_neither_compiled_to_be_measured_nor_mentioned(
     assert list(chosen.values()) == [Chunk(COUNT, 1, 4)]
 
 
+@pytest.mark.ci
 def test_a_small_budget_divides_the_work_and_changes_no_numbers(made, chosen, monkeypatch, capfd):
     defense, images, _ = made
     mean = attacks.MeanPrediction(defense, num_samples=4)
@@ -167,6 +164,7 @@ def test_a_small_budget_divides_the_work_and_changes_no_numbers(made, chosen, mo
         assert capfd.readouterr().err == ""
 
 
+@pytest.mark.ci
 def test_a_number_that_was_given_is_kept_whatever_was_chosen_for_the_default(
     made, chosen, monkeypatch
 ):
@@ -196,6 +194,7 @@ def _over_images(monkeypatch, answer):
     monkeypatch.setattr(sharding, "over_images", over_images)
 
 
+@pytest.mark.ci
 def test_a_device_that_runs_out_of_memory_gets_half(made, monkeypatch, capfd):
     defense, images, _ = made
     whole, sizes = np.asarray(defense(_keys(), images)), []
@@ -227,6 +226,7 @@ def test_other_errors_of_the_device_come_out(made, monkeypatch):
         memory.divided(defense, None)(_keys(), images)
 
 
+@pytest.mark.ci
 def test_records_do_not_know_of_it(made, chosen, monkeypatch, tmp_path):
     """Their header is the same, the numbers too, and a file is continued with another budget."""
     defense, images, labels = made
@@ -253,36 +253,7 @@ def test_records_do_not_know_of_it(made, chosen, monkeypatch, tmp_path):
     assert len(path.read_bytes().splitlines()) == len(content.splitlines())
 
 
-TWO_DEVICES = """
-import jax, jax.numpy as jnp, numpy as np, purify_jax as pj
-from purify_jax.devices import memory, sharding
-
-weights = jax.random.normal(jax.random.key(0), (3, 64))
-score = lambda weights, x: jnp.tanh(x @ weights) @ weights.T - x
-logits = lambda weights, x: jnp.mean(x, axis=(1, 2)) @ weights[:, :10]  # of all restarts, in little memory
-purifier = pj.ADP(pj.Partial(score, weights), pj.purifiers.Constant(0.1), num_restarts=16)
-defense = pj.Defense(purifier, pj.Partial(logits, weights))
-images, keys = np.full((6, 32, 32, 3), 0.5, np.float32), pj.image_keys(jax.random.key(1), np.arange(6))
-found = memory.divided(defense, sharding.data_mesh())(keys, images)
-(chunk,) = memory._chosen.values()
-print(*chunk, np.abs(found - defense(keys, images)).max())
-"""
-
-
-def test_a_batch_on_two_devices_is_divided_for_both():
-    """A chunk is a multiple of the devices, and each of them has its share of the memory."""
-    flags = f"--xla_force_host_platform_device_count=2 {XLA_FLAGS}"
-    done = subprocess.run(
-        [sys.executable, "-c", TWO_DEVICES],
-        env=environment() | {"XLA_FLAGS": flags, memory.VARIABLE: "2MB", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    *chunk, difference = map(float, done.stdout.split())
-    assert chunk == [2, 1, 4]
-    assert difference < 1e-5
-
-
+@pytest.mark.ci
 def test_what_needs_more_than_there_is_finishes_within_it(made, chosen, monkeypatch):
     """As compiled: more than 500 MB as one piece, at most 200 MB in the programs that ran, results equal."""
     defense, images, labels = made

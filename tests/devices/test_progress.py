@@ -52,6 +52,7 @@ def test_switched_off_says_nothing(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.ci
 def test_a_training_leaves_no_control_characters(run_binary, tmp_path):
     done = run_binary(
         "train_ebm", "--config=digits", "--config.ebm.steps=30", f"--workdir={tmp_path}"

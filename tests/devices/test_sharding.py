@@ -15,7 +15,7 @@ from conftest import ROOT, XLA_FLAGS, environment
 
 import purify_jax as pj
 from purify_jax.checks import InputError
-from purify_jax.devices import sharding
+from purify_jax.devices import memory, sharding
 
 WORK = """
 import json, os, sys
@@ -106,6 +106,7 @@ def assert_same(one, other):
         assert abs(a["votes"] - b["votes"]) <= 1
 
 
+@pytest.mark.ci
 def test_four_devices_give_the_numbers_of_one(tmp_path):
     # Six images: the last batch is padded to eight.
     one, four = (run(tmp_path / str(n), n, 40, 6) for n in (1, 4))
@@ -252,3 +253,34 @@ def test_bad_input_gets_one_line():
         sharding.data_mesh([])
     assert os.environ.get("PURIFY_TEST_CACHE")
     assert pj.sharding is sharding
+
+
+TWO_DEVICES = """
+import jax, jax.numpy as jnp, numpy as np, purify_jax as pj
+from purify_jax.devices import memory, sharding
+
+weights = jax.random.normal(jax.random.key(0), (3, 64))
+score = lambda weights, x: jnp.tanh(x @ weights) @ weights.T - x
+logits = lambda weights, x: jnp.mean(x, axis=(1, 2)) @ weights[:, :10]  # of all restarts, in little memory
+purifier = pj.ADP(pj.Partial(score, weights), pj.purifiers.Constant(0.1), num_restarts=16)
+defense = pj.Defense(purifier, pj.Partial(logits, weights))
+images, keys = np.full((6, 32, 32, 3), 0.5, np.float32), pj.image_keys(jax.random.key(1), np.arange(6))
+found = memory.divided(defense, sharding.data_mesh())(keys, images)
+(chunk,) = memory._chosen.values()
+print(*chunk, np.abs(found - defense(keys, images)).max())
+"""
+
+
+@pytest.mark.ci
+def test_a_batch_on_two_devices_is_divided_for_both():
+    """A chunk is a multiple of the devices, and each of them has its share of the memory."""
+    flags = f"--xla_force_host_platform_device_count=2 {XLA_FLAGS}"
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES],
+        env=environment() | {"XLA_FLAGS": flags, memory.VARIABLE: "2MB", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *chunk, difference = map(float, done.stdout.split())
+    assert chunk == [2, 1, 4]
+    assert difference < 1e-5

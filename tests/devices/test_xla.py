@@ -21,6 +21,7 @@ def nothing_known(monkeypatch, tmp_path):
     monkeypatch.setenv("XLA_FLAGS", "")
 
 
+@pytest.mark.ci
 def test_a_flag_that_jaxlib_does_not_know_is_left_out_and_each_is_asked_for_once(monkeypatch):
     xla.add([xla.LEVEL, UNKNOWN])
     assert os.environ["XLA_FLAGS"] == xla.LEVEL
@@ -88,6 +89,7 @@ def test_an_accelerators_plugin_is_seen_and_jax_platforms_asked_first(plugin, mo
     assert xla._cpu_only()
 
 
+@pytest.mark.ci
 def test_a_process_compiles_what_the_variable_says(tmp_path):
     """A convolution is Eigen's where the flag was set."""
     program = """

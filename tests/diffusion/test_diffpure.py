@@ -36,6 +36,7 @@ def purified(purifier, keys, images):
     return purifier.replace(bounds=None)._one_restart(keys, images)[0]
 
 
+@pytest.mark.ci
 def test_diffpure_golden_with_its_stored_noise(golden, monkeypatch):
     data = golden("diffpure_vp")
     images, keys = nhwc(data["images01"]), keys_for(2)
@@ -180,6 +181,7 @@ def test_gradients_are_exact(method, settings, steps):
     assert float(jnp.sum(gradient * direction)) == pytest.approx(float(numeric), rel=2e-2, abs=1e-2)
 
 
+@pytest.mark.ci
 def test_exact_gradients_store_one_image_a_step():
     network = DDPMpp(features=8, multipliers=(1,), num_blocks=1)
     diffusion = VP(network=BoundNetwork(network=network, variables=shapes(network, 8)))

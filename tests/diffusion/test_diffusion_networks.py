@@ -88,6 +88,7 @@ def test_attention_layouts_are_permutations_of_one_another():
     np.testing.assert_allclose(outputs[2], outputs[0], atol=1e-5)
 
 
+@pytest.mark.ci
 def test_adm_with_classes_and_bfloat16():
     network = ADM(
         features=8,

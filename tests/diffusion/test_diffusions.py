@@ -46,6 +46,7 @@ def output_and_gradient(network, use, images, weights):
     return output, raw, gradient
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["edm_ddpmpp", "edm_ncsnpp"])
 def test_edm_golden(golden, name):
     data = golden(name)
@@ -62,6 +63,7 @@ def test_edm_golden(golden, name):
     assert close(gradient, data["input_gradient"])
 
 
+@pytest.mark.ci
 def test_edm_golden_with_and_without_classes(golden):
     data = golden("edm_ddpmpp_cond")
     network = bound("edm_ddpmpp_cond", "edm")
@@ -76,6 +78,7 @@ def test_edm_golden_with_and_without_classes(golden):
     assert close(found[2:], data["denoised_no_label"])
 
 
+@pytest.mark.ci
 def test_score_sde_golden(golden):
     data = golden("score_sde_ddpmpp")
     t = jnp.asarray(data["condition"])
@@ -89,6 +92,7 @@ def test_score_sde_golden(golden):
     assert close(gradient, data["input_gradient"])
 
 
+@pytest.mark.ci
 def test_guided_diffusion_golden(golden):
     data = golden("guided_diffusion")
     steps = jnp.asarray(data["condition"], jnp.float32)

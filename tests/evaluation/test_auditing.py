@@ -51,6 +51,7 @@ def _purifier(change):
     return purify
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("suite", sorted(suites.SUITES))
 def test_every_suite_takes_a_plain_function(suite):
     """What needs the parts is left out by name, and nothing else."""
@@ -131,6 +132,7 @@ def _gradient(defense):
     return auditing._gradient(seen, model, _data(), Options(epsilon=0.1), pj.Execution())
 
 
+@pytest.mark.ci
 def test_a_gradient_that_is_zero_is_replaced():
     """By one from values for a whole function, by BPDA's where the purifier stands apart."""
     options, (name, why) = _gradient(_rounded)
@@ -148,6 +150,7 @@ def test_a_saturated_softmax_is_attacked_by_the_margin():
     assert "saturated on 100%" in why
 
 
+@pytest.mark.ci
 def test_an_audit_reaches_a_rounded_classifier():
     """A linear classifier behind a little rounding: what fells it fells the rounded one."""
     settings = {"epsilon": 0.1, "suite": "honest", "steps": 32}
@@ -232,6 +235,7 @@ def test_own_code(tmp_path):
         bridges.defense_of(bridges.built(f"{file}:text"), data.images)
 
 
+@pytest.mark.ci
 def test_an_audit_says_what_a_module_is():
     """As it was given, not as the suites take it."""
     torch = pytest.importorskip("torch")

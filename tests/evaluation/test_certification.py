@@ -56,6 +56,7 @@ def test_linear_radius_is_the_distance_to_the_plane(tmp_path):
             assert distance[record["index"]] < 0.35 * sigma
 
 
+@pytest.mark.ci
 def test_counts_add_up_and_do_not_depend_on_chunks():
     images = jnp.asarray(dataset(3).images)
     count = lambda at_once, total: np.asarray(
@@ -107,6 +108,7 @@ def test_certificate_abstains_at_one_half():
     assert sure.radius == pytest.approx(0.5 * stats.norm.ppf(0.001 ** (1 / 1000)))
 
 
+@pytest.mark.ci
 def test_curve_never_rises_and_a_torn_file_is_continued(defense, digits_test, tmp_path):
     path = tmp_path / "records.jsonl"
     run = lambda: certification.certify(

@@ -57,6 +57,7 @@ def test_severity_five_changes_more_than_one(name):
     assert distance(5) > distance(1)
 
 
+@pytest.mark.ci
 def test_noises_have_the_moments_of_their_definitions():
     flat = np.full((60, 32, 32, 3), 0.5, np.float32)
     added = {name: corrupt(flat, name, 3) - flat for name in NAMES}

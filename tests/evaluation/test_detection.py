@@ -72,6 +72,7 @@ def test_score_norm_and_energy_drop_on_a_gaussian():
         np.testing.assert_allclose(drop, 0.75 * energy_fn(images), rtol=1e-4)
 
 
+@pytest.mark.ci
 def test_the_rule_gives_each_image_its_noise(defense):
     images = jnp.asarray(RNG.random((6, 8, 8, 1)), jnp.float32)
     norm = detection.score_norm(defense.purifier.score_fn)

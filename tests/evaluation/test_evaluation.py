@@ -55,6 +55,7 @@ def test_scorings_of_a_known_random_defense():
     assert abs(drawn - 0.7) < 0.03
 
 
+@pytest.mark.ci
 def test_results_do_not_depend_on_the_batch_size(defense, digits_test):
     data = digits_test.take(20)
     run = lambda size: evaluation.evaluate(
@@ -96,6 +97,7 @@ def test_killed_five_times_and_resumed_gives_identical_bytes(digits_test, tmp_pa
     assert path.read_bytes() == content
 
 
+@pytest.mark.ci
 def test_a_suite_does_not_go_on_from_attacks_of_another_length(digits_test, tmp_path):
     """The attacks' names are the same whatever their steps: their records must not be mixed."""
     weights = jax.random.normal(jax.random.key(0), (64, 10))
@@ -114,6 +116,7 @@ def test_a_suite_does_not_go_on_from_attacks_of_another_length(digits_test, tmp_
         again()
 
 
+@pytest.mark.ci
 def test_fallen_images_are_dropped_and_counted(defense, digits_test):
     data = digits_test.take(24)
     table = {"strong": _pgd(defense, 0.4), "weak": _pgd(defense, 0.01)}
@@ -192,10 +195,12 @@ def _masking_purifier(purifier, change):
     return masked
 
 
+@pytest.mark.ci
 def test_no_red_flag_on_an_honest_model(short_defense, digits_test):
     assert _flags(short_defense, digits_test) == []
 
 
+@pytest.mark.ci
 def test_a_quantiser_is_caught(short_defense, digits_test):
     quantised = _masking_purifier(short_defense.purifier, lambda x: jnp.round(x * 16) / 16)
     causes = _flags(short_defense.replace(purifier=quantised), digits_test)
@@ -204,6 +209,7 @@ def test_a_quantiser_is_caught(short_defense, digits_test):
     assert "BPDA beats the exact gradient" in causes
 
 
+@pytest.mark.ci
 def test_a_stopped_gradient_is_caught(short_defense, digits_test):
     stopped = _masking_purifier(short_defense.purifier, jax.lax.stop_gradient)
     causes = _flags(short_defense.replace(purifier=stopped), digits_test)
@@ -211,6 +217,7 @@ def test_a_stopped_gradient_is_caught(short_defense, digits_test):
     assert "accuracy does not fall to 0 as ε grows" in causes
 
 
+@pytest.mark.ci
 def test_an_extreme_temperature_is_caught(short_defense, digits_test):
     hot = short_defense.replace(logits_fn=lambda x, f=short_defense.logits_fn: 1e4 * f(x))
     causes = _flags(hot, digits_test)
@@ -245,6 +252,7 @@ def test_flags_from_records_and_curves():
     ]
 
 
+@pytest.mark.ci
 def test_purify_info_is_what_the_types_say(defense, digits_test):
     images, _ = digits_test.batch(np.arange(3))
     _, info = defense.purifier(pj.image_keys(jax.random.key(0), np.arange(3)), images)
@@ -252,6 +260,7 @@ def test_purify_info_is_what_the_types_say(defense, digits_test):
     assert json.dumps(np.asarray(info.active_steps).tolist()) == "[[3, 3, 3], [3, 3, 3]]"
 
 
+@pytest.mark.ci
 def test_the_white_box_is_no_weaker_than_fresh_keys(defense, digits_test):
     """Sharing the defender's keys helps the attacker: fewer images stay right."""
     from purify_jax.attacks import suites

@@ -158,6 +158,7 @@ def test_data_are_their_images_and_labels():
     assert identity(data=data.take(5)) != identity(data=data)
 
 
+@pytest.mark.ci
 def test_a_label_decides_nothing(defense, digits_test):
     """Whether there is a purifier says how many draws score a model, whatever its name."""
     run = suite_runs.SuiteRun("clean", draws=3, probe_images=0)

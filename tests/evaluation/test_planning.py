@@ -65,6 +65,7 @@ def test_no_block_is_begun_that_would_end_too_late():
     assert len({record["index"] for record in found.records["defended"]}) == 12
 
 
+@pytest.mark.ci
 def test_time_that_is_left_is_spent_on_more_images(monkeypatch):
     """A plan of four images for a defense whose images take far less time than was foreseen."""
     plan = planning.Plan(4, 1, 2, 0, 2, 100.0, 60.0, 20.0, ("8 of 12 images",))

@@ -42,6 +42,7 @@ def _shift(amount, chance=None):
     return attack
 
 
+@pytest.mark.ci
 def test_attacks_that_do_nothing_change_nothing():
     """Twelve attacks that only reroll the draws: the union falls to a third, the average stays."""
     table = {f"reroll {i}": _shift(0.01 * (i + 1)) for i in range(12)}
@@ -56,6 +57,7 @@ def test_attacks_that_do_nothing_change_nothing():
     assert sum(summary.by.values()) == 600
 
 
+@pytest.mark.ci
 def test_the_attacker_finds_the_stronger_candidate_by_its_own_draws():
     table = {"weak": _shift(0.1, 0.7), "strong": _shift(0.2, 0.1), "harmless": _shift(0.3, 1.0)}
     found = evaluation.evaluate(
@@ -123,6 +125,7 @@ def _closed_forms(restarts):
     }
 
 
+@pytest.mark.ci
 def test_passes_in_closed_form(defense):
     images = jnp.zeros((1, 8, 8, 1))
     options = suites.Options(epsilon=0.15, steps=8, eot=3)
@@ -140,6 +143,7 @@ def test_passes_in_closed_form(defense):
     assert costs.count_prediction(defense, images) == (1, 0, restarts, 0)
 
 
+@pytest.mark.ci
 def test_attacks_look_through_as_many_restarts_as_asked_for(defense):
     images = jnp.zeros((1, 8, 8, 1))
     restarts = defense.purifier.num_restarts

@@ -46,6 +46,7 @@ def _grid(defense, dataset, steps, samples):
     return sweeps.grid(jax.random.key(0), defense, dataset, options, steps, samples)
 
 
+@pytest.mark.ci
 def test_steps_and_samples_both_find_the_gradient(brighter):
     """A tenth of the pixels moves in one step of one sample, to -ε: a mean of 0.03 - 0.01 stays above.
     All of them move where 64 samples are averaged, or in 200 steps: 0.03 - 0.1 is below."""

@@ -40,6 +40,7 @@ def files(out):
     return {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "fault", [{"file_size": 0}, {"unprivileged": True}], ids=["full", "read-only"]
 )
@@ -112,6 +113,7 @@ def test_a_clock_that_jumps_changes_nothing(place, tmp_path, clock):
             assert not re.search(r'"(milli)?seconds": -', path.read_text()), path
 
 
+@pytest.mark.ci
 def test_a_run_continues_under_a_clock_that_went_back(place, tmp_path):
     """The newest checkpoint is the one of the most steps, not of the latest hour."""
     command = workplace.commands(place, tmp_path / "w")["train_ebm"]
@@ -140,6 +142,7 @@ def test_a_run_does_not_write_into_git(monkeypatch):
     assert given[0][:2] == ["git", "--no-optional-locks"]
 
 
+@pytest.mark.ci
 def test_a_reader_who_leaves_gets_one_line():
     """As ``| head`` does: no page about a broken pipe, at the print or at Python's end."""
     reading, writing = os.pipe()

@@ -85,6 +85,7 @@ def test_a_file_is_written_again_where_a_process_died_writing_it(tmp_path):
     assert sorted(tmp_path.iterdir()) == [left[1], tmp_path / "x.json"]  # its writer is alive
 
 
+@pytest.mark.ci
 def test_every_binary_that_writes_a_folder_asks_for_it(place, tmp_path):
     commands = workplace.commands(place, tmp_path)
     names = [name for name in commands if name not in ("export", "import_weights")]  # one file each

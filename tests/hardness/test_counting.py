@@ -85,6 +85,7 @@ def test_the_librarys_own_attacks_stay_inside_as_checked(norm):
         assert len(evaluate(attack=pgd)) == 10
 
 
+@pytest.mark.ci
 def test_predictions_that_are_no_numbers_are_not_counted():
     with pytest.raises(InputError, match="attack 'clean': .* predictions are not finite"):
         evaluate(lost)

@@ -203,6 +203,7 @@ def test_the_quickstart_needs_a_whole_config():
 # --- inputs and outputs -----------------------------------------------------------------------
 
 
+@pytest.mark.ci
 def test_two_inputs_of_one_name_are_refused(refusal, tmp_path):
     for name in ("a.png", "a.jpg"):
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / name)

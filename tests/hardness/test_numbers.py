@@ -40,6 +40,7 @@ def test_what_is_no_count(value):
         checks.check_count("x", value)
 
 
+@pytest.mark.ci
 @given(st.one_of(st.integers(), st.floats(), st.text(), st.none(), st.booleans(), st.binary()))
 def test_checks_pass_or_say_one_line(value):
     def passes(check, *more):

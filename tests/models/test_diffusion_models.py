@@ -30,6 +30,7 @@ def shipped():
     return pj.pretrained.load("digits")
 
 
+@pytest.mark.ci
 def test_a_published_network_comes_back_from_its_file(edm, tmp_path):
     pj.models.save_model(tmp_path / "model.safetensors", edm)
     model = pj.load_model(tmp_path / "model.safetensors", ("diffusion",))
@@ -145,6 +146,7 @@ def test_an_unknown_form_is_named(edm, shipped):
         pj.models.score_fn(shipped.classifier)
 
 
+@pytest.mark.ci
 def test_a_network_that_needs_classes_says_so():
     network = pj.networks.ADM(
         features=8,
@@ -201,6 +203,7 @@ def test_faults_of_a_published_file_are_one_line(fault, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.ci
 def test_the_binary_imports_and_refuses(run_binary, tmp_path):
     out = tmp_path / "edm.safetensors"
     source = GOLDEN / "edm_ddpmpp.npz"
@@ -221,6 +224,7 @@ def test_the_binary_imports_and_refuses(run_binary, tmp_path):
     assert not other.exists()
 
 
+@pytest.mark.ci
 def test_the_document_runs_and_its_units_are_right(model_files, digits_test, monkeypatch):
     text = (ROOT / "docs" / "diffusion.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

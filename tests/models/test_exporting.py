@@ -21,6 +21,7 @@ def exported(defense, tmp_path_factory):
     return path
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("batch", [1, 5])
 def test_same_numbers_at_any_batch_size(exported, defense, digits_test, batch):
     images = jnp.asarray(digits_test.batch(np.arange(batch))[0])
@@ -49,6 +50,7 @@ def test_keys_of_every_implementation(implementation, tmp_path):
     assert exporting.load_exported(path).implementation == other
 
 
+@pytest.mark.ci
 def test_same_gradient(exported, defense, digits_test):
     images, labels = digits_test.batch(np.arange(3))
     images = jnp.asarray(images)
@@ -58,6 +60,7 @@ def test_same_gradient(exported, defense, digits_test):
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.ci
 def test_runs_without_the_model_code(exported, defense, digits_test, tmp_path):
     images = digits_test.batch(np.arange(2))[0]
     np.savez(tmp_path / "in.npz", images=images, keys=jax.random.key_data(keys_for(2)))
@@ -83,6 +86,7 @@ def test_runs_without_the_model_code(exported, defense, digits_test, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=2e-5)
 
 
+@pytest.mark.ci
 def test_a_convolutional_score_network_exports(models, tmp_path):
     network = pj.networks.UNet(features=(4, 8))
     params = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]

@@ -204,6 +204,7 @@ def test_no_package_no_network_no_model(monkeypatch, tmp_path):
         pj.pretrained.load("hf:a/b")
 
 
+@pytest.mark.ci
 def test_a_binary_takes_a_folder(folder, run_binary, tmp_path):
     done = run_binary("export", f"--model={folder}", f"--output={tmp_path / 'defense.jax'}")
     assert (tmp_path / "defense.jax").stat().st_size > 1000

@@ -60,6 +60,7 @@ def both(golden, golden_classifier):
     return block["logits_fn"], golden_classifier[0]
 
 
+@pytest.mark.ci
 def test_values_and_gradients_agree(both, defense, golden_classifier):
     called, converted = both
     _, images, labels = golden_classifier
@@ -115,6 +116,7 @@ def test_what_is_no_classifier_is_refused():
         jax.block_until_ready(pj.bridges.logits_from_torch(flat, 10)(jnp.zeros((1, 2, 2, 3))))
 
 
+@pytest.mark.ci
 def test_a_called_back_classifier_is_evaluated(both, defense, golden_classifier):
     called, converted = both
     _, images, labels = golden_classifier

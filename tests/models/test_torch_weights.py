@@ -66,6 +66,7 @@ def test_deeper_ncsnv2_runs_at_64_pixels_and_in_bfloat16():
     assert jnp.abs(narrow - output).mean() < 0.05 * jnp.abs(output).std()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "network",
     [networks.PreActResNet18(features=4), networks.PreActResNet18(features=4, final_norm=True)],

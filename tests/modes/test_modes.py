@@ -165,6 +165,7 @@ def test_weights_in_float64_are_attacked_under_x64():
             assert (found.shape, found.dtype) == (IMAGES.shape, np.float32)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("options", [STRICT, {"jax_enable_x64": True}, {"jax_disable_jit": True}])
 def test_an_evaluation_is_the_same_in_every_mode(digits_test, options):
     """Attack, scoring, costs and certification, end to end."""

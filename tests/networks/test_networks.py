@@ -31,6 +31,7 @@ def test_description_builds_an_equal_network(network):
     assert networks.build(networks.describe(network)) == network
 
 
+@pytest.mark.ci
 def test_images_do_not_see_each_other():
     """No network mixes the batch: an image's output is the same in any company."""
     images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1))

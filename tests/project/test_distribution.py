@@ -76,6 +76,7 @@ def test_the_command_lists_what_there_is():
     assert len(wrong.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.ci
 def test_a_config_that_does_not_exist_is_not_replaced_by_one_that_ships(tmp_path):
     run = lambda config: _command(
         "train_ebm", config, "--config.ebm.steps=0", f"--workdir={tmp_path / 'w'}", cwd=tmp_path,
@@ -90,6 +91,7 @@ def test_a_config_that_does_not_exist_is_not_replaced_by_one_that_ships(tmp_path
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.ci
 def test_a_shipped_model_by_name_needs_no_file(tmp_path):
     done = _command(
         "export",

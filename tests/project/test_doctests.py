@@ -39,6 +39,7 @@ def found():
     return tests
 
 
+@pytest.mark.ci
 def test_examples_in_docstrings_are_true(found):
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     wrong = []

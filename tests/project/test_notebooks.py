@@ -68,6 +68,7 @@ def test_stored_outputs_are_of_a_whole_run_of_this_version(name, drawn):
     )
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", NAMES)
 def test_the_first_cells_run(name, monkeypatch):
     notebook = read(name)

@@ -83,6 +83,7 @@ def test_the_readme_prints_accuracies_with_intervals(run, capsys):
     check_shown("README.md", printed)
 
 
+@pytest.mark.ci
 def test_start(run, model_files, tmp_path, capsys):
     folder = tmp_path / "runs" / "quickstart"
     folder.mkdir(parents=True)
@@ -94,6 +95,7 @@ def test_start(run, model_files, tmp_path, capsys):
     assert 0 <= float(printed.splitlines()[2].split()[0]) <= 1
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("page", ["docs/certify.md", "docs/detect.md"])
 def test_pages_that_show_their_output(run, page, capsys):
     run(page)
@@ -108,6 +110,7 @@ def test_examples_of_the_reference(run, page, capsys):
     check_shown(page, capsys.readouterr().out)
 
 
+@pytest.mark.ci
 def test_share_model(run, tmp_path):
     names = run("docs/share_model.md")
     assert (names["answers"] == names["labels"]).mean() > 0.9
@@ -115,6 +118,7 @@ def test_share_model(run, tmp_path):
     assert sorted(p.name for p in (tmp_path / "my_digits").iterdir()) == files
 
 
+@pytest.mark.ci
 def test_train(run):
     names = run("docs/train.md")
     assert names["trained"].finished
@@ -123,12 +127,14 @@ def test_train(run):
     assert names["purifier"].num_steps == 5
 
 
+@pytest.mark.ci
 def test_own_data(run):
     names = run("docs/own_data.md")
     assert names["trained"].finished
     assert len(names["own"]) == len(names["digits"])
 
 
+@pytest.mark.ci
 def test_suites_and_protocol(run):
     names = run("docs/evaluation.md")
     found = names["found"]

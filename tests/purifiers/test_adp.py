@@ -102,6 +102,7 @@ def test_negative_and_zero_curvature_follow_the_published_clamp():
         np.testing.assert_allclose(alpha, expected, rtol=1e-6)
 
 
+@pytest.mark.ci
 def test_results_do_not_depend_on_batch_size_or_padding(models, digits_test):
     purifier = jax.jit(pj.models.adp_purifier(models[0], num_restarts=3))
     images, _ = digits_test.batch(np.arange(20))
@@ -143,6 +144,7 @@ def test_one_compilation_per_shape(models, digits_test):
     assert purifier._cache_size() == 2
 
 
+@pytest.mark.ci
 def test_memory_of_the_exact_gradient_is_flat_in_the_number_of_steps(models, digits_test):
     """Compiled temporary memory: 100 steps ≤ 1.5 × 10 steps + the images of 100 steps."""
     images, labels = digits_test.batch(np.arange(32))

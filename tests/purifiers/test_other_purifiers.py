@@ -25,6 +25,7 @@ def gaussian_score(spread):
     return lambda images, sigma: (0.5 - images) / (spread**2 + sigma**2)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("sampler", "step_size", "tolerance"),
     [
@@ -43,6 +44,7 @@ def test_chains_reach_the_mean_and_covariance_of_a_gaussian(sampler, step_size, 
     np.testing.assert_allclose(np.cov(flat.T), COVARIANCE, atol=tolerance)
 
 
+@pytest.mark.ci
 def test_mala_corrects_the_bias_of_large_steps():
     variance = 0.2
     score = lambda x: -x / variance
@@ -58,6 +60,7 @@ def test_mala_corrects_the_bias_of_large_steps():
     assert run(purifiers.MALA) == pytest.approx(variance, rel=0.04)
 
 
+@pytest.mark.ci
 def test_temperature_scales_the_variance():
     start = jnp.zeros((20_000, 1, 1, 1))
     chain = purifiers.Langevin(
@@ -108,6 +111,7 @@ def test_denoising_adds_no_noise_and_takes_away_its_level():
     np.testing.assert_array_equal(found, np.asarray(made(keys_for(7, seed=1), images)[0])[0])
 
 
+@pytest.mark.ci
 def test_annealed_descends_and_langevin_keeps_the_spread():
     score, images = gaussian_score(0.1), jnp.full((5000, 1, 1, 1), 0.5)
     ladder = np.geomspace(0.3, 0.02, 10).tolist()
@@ -170,6 +174,7 @@ def all_baselines(score):
     }
 
 
+@pytest.mark.ci
 def test_every_purifier_is_attacked_by_the_same_code(models, digits_test):
     score_model, classifier = models
     score, logits_fn = pj.models.noise_score(score_model), pj.models.logits_fn(classifier)

@@ -73,6 +73,7 @@ def names(page):
     return page.locator(".scroll table").first.locator("tbody th").all_text_contents()
 
 
+@pytest.mark.ci
 def test_a_click_sorts_by_number_and_another_turns_it_round(visit):
     page = visit()
     table = page.locator(".scroll table").first

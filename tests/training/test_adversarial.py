@@ -49,6 +49,7 @@ def _loss(shipped, trainable=("classifier", "purifier"), **changes):
     return made.replace(**changes), {k: everything[k] for k in trainable}
 
 
+@pytest.mark.ci
 def test_the_loss_is_that_of_an_attack_through_everything(shipped, train):
     loss, params = _loss(shipped)
     images, labels = (jnp.asarray(a) for a in train.batch(np.arange(32)))
@@ -105,6 +106,7 @@ def _attacked_accuracy(classifier, score_model, dataset, count=128):
     return float((predicted == labels).mean())
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("control", [False, True])
 def test_it_makes_a_defense_robust(control, shipped, train, digits_test):
     config = digits_defense.get_config()
@@ -125,6 +127,7 @@ def test_it_makes_a_defense_robust(control, shipped, train, digits_test):
         assert made.classifier.metadata["defense"]["purifier"]["noise_scale"] == 0.25
 
 
+@pytest.mark.ci
 def test_only_what_is_trainable_trains_and_a_resumed_run_ends_with_the_same_bits(
     shipped, train, tmp_path
 ):
@@ -147,6 +150,7 @@ def test_only_what_is_trainable_trains_and_a_resumed_run_ends_with_the_same_bits
     assert all(0 <= json.loads(line)["probe_accuracy"] <= 1 for line in lines)
 
 
+@pytest.mark.ci
 def test_a_collapse_ends_the_run_and_keeps_what_was_saved(shipped, train, tmp_path):
     """The accuracy of the probe is that of the state: with a ruined classifier it falls."""
     loss, params = _loss(shipped, ("classifier",))
@@ -177,6 +181,7 @@ def test_a_collapse_ends_the_run_and_keeps_what_was_saved(shipped, train, tmp_pa
     assert saved == ["20"]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("method", pj.models.METHODS)
 def test_a_defense_trains_with_every_method(method, train):
     """The purifier is built from traced parameters in each step: its structure may not depend on them."""
@@ -268,6 +273,7 @@ def test_one_step_from_a_noisy_start_in_closed_form():
     assert 0.25 < np.abs(attacked - images).max() <= 0.3 + 1e-6  # further than the ball of epsilon
 
 
+@pytest.mark.ci
 def test_the_binary(run_binary, model_files, tmp_path):
     score_model, classifier = model_files
     args = (

@@ -30,6 +30,7 @@ def _few_steps(num_steps, **changes):
                     checkpoint_every=2, **changes)  # fmt: skip
 
 
+@pytest.mark.ci
 def test_a_run_that_continues_knows_the_best_accuracy_of_before(shipped, train, tmp_path):
     def run(num_steps, learning_rate, classifier=shipped.classifier):
         settings = _few_steps(
@@ -57,6 +58,7 @@ def _with_metadata(score_model, without=(), **changes):
     return dataclasses.replace(score_model, metadata={**kept, **changes})
 
 
+@pytest.mark.ci
 def test_an_energy_model_without_settings_trains_at_the_published_noise(shipped, train):
     """What ``train_score_model`` writes by default has no purification settings."""
     score_model = _with_metadata(shipped.score_model, ("purification",))

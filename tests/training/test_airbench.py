@@ -191,6 +191,7 @@ def trained():
     return network, dataset, filters, end
 
 
+@pytest.mark.ci
 def test_training_learns_and_leaves_the_whitening_alone(trained):
     network, dataset, filters, end = trained
     np.testing.assert_array_equal(end.batch_stats["whitening"], filters)
@@ -211,6 +212,7 @@ def test_a_saved_model_gives_the_same_logits(trained, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.ci
 def test_parts_of_a_batch_add_up_to_the_gradient_of_their_sum():
     """With one image twice, halves have the statistics of the whole, and so its gradient."""
     dataset = _data(8)

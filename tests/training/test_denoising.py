@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from purify_jax.training import denoising
 
@@ -18,6 +19,7 @@ def test_values_outside_the_range_are_blurred_before_anything_is_clipped():
     np.testing.assert_allclose(smooth[:, :, 8:16], 0.7, atol=1e-3)
 
 
+@pytest.mark.ci
 def test_the_table_states_noise_blur_and_denoiser():
     images = np.full((40, 16, 16, 3), 0.5, np.float32)
     towards_grey = lambda x, sigmas: x + 0.9 * (0.5 - x)

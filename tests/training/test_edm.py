@@ -49,6 +49,7 @@ def test_doing_nothing_costs_the_variance_of_the_noise():
     np.testing.assert_allclose(losses.mean(), (0.5**2 + 0.25**2) / 0.25**2, rtol=0.02)
 
 
+@pytest.mark.ci
 def test_a_new_network_is_the_best_denoiser_of_gaussian_data():
     images = jax.random.uniform(jax.random.key(0), (3, 16, 16, 3))
     variables = init(SMALL, jax.random.key(1), images)
@@ -91,6 +92,7 @@ def test_a_description_builds_the_same_network(network):
     assert jax.eval_shape(network.apply, shapes, images).shape == images.shape
 
 
+@pytest.mark.ci
 def test_a_step_of_training_moves_the_network():
     images = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3))
     state = training.init_state(SMALL, optax.adam(1e-3), jax.random.key(0), (16, 16, 3))

@@ -55,6 +55,7 @@ def assert_same(a, b):
     chex.assert_trees_all_equal(a.params, b.params)
 
 
+@pytest.mark.ci
 def test_an_iterator_trains_what_its_data_set_does(digits):
     own = score_model(digits)
     assert_same(score_model(same_batches(digits)), own)
@@ -140,6 +141,7 @@ def test_a_run_that_continues_sees_what_it_would_have_seen(digits, tmp_path, kin
     assert counting.read == {"generator": 8}.get(kind, 5)
 
 
+@pytest.mark.ci
 def test_grain_continues_where_it_was(digits, tmp_path):
     grain = pytest.importorskip("grain.python", reason="grain is not installed")
 
@@ -176,6 +178,7 @@ def test_what_can_be_read_again_is(digits):
         score_model(iter(epoch))
 
 
+@pytest.mark.ci
 def test_a_classifier_has_the_classes_of_its_network(digits):
     settings = ClassifierSettings(8, **SETTINGS)
     train = lambda data, outputs: pj.train_classifier(network(outputs), data, settings).model

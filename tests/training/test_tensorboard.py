@@ -50,6 +50,7 @@ def train(workdir, steps=8, tensorboard=True):
     )
 
 
+@pytest.mark.ci
 def test_events_are_the_metrics_and_a_restart_doubles_none(tmp_path, monkeypatch):
     died = []
 

@@ -49,6 +49,7 @@ def _interrupted(workdir):
     return running.wait(120)
 
 
+@pytest.mark.ci
 def test_killed_and_resumed_ends_with_the_same_parameters(tmp_path):
     whole = _start(tmp_path / "whole").wait(300)
     assert whole.code == 0, whole.err
@@ -71,6 +72,7 @@ def test_killed_and_resumed_ends_with_the_same_parameters(tmp_path):
     )
 
 
+@pytest.mark.ci
 def test_sigterm_saves_and_exits_cleanly(tmp_path):
     done = _interrupted(tmp_path)
     assert done.code == 0, done.err
@@ -81,6 +83,7 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
     assert not (tmp_path / "model.safetensors").exists()
 
 
+@pytest.mark.ci
 def test_a_disk_that_fills_up_leaves_the_previous_checkpoint(tmp_path):
     """The file size limit of the process stands in for a full disk."""
     _interrupted(tmp_path)
@@ -161,6 +164,7 @@ def test_zero_steps_are_named(digits_test):
         training.Settings(num_steps=5, warmup_steps=5)
 
 
+@pytest.mark.ci
 def test_streamed_data_give_the_same_parameters_as_resident_ones():
     dataset = pj.data.load_split("digits", "train[:100]")
     network, optimizer = networks.MLP((16,)), training.Settings(50).optimizer()
@@ -228,6 +232,7 @@ def test_a_classifier_goes_on_from_another_one():
         pj.train_classifier(other, dataset, settings, start=ready)
 
 
+@pytest.mark.ci
 def test_a_score_network_goes_on_from_another_one(tmp_path):
     dataset = pj.data.load_split("digits", "train").take(64)
     ready = pj.pretrained.load("digits").score_model
